@@ -1,0 +1,212 @@
+"""FineTune: the only training loop. A method is a subclass that overrides the hooks below, and nothing of Lightning's.
+
+The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two methods compares nothing but them:
+
+    prepare(batches)        once per fit, before the optimizer exists: surgery, masks, gates, scores that need data
+    param_groups()          parameters with lr, weight_decay, and optionally maximize, clip, schedule
+    losses(batch, outputs)  named terms that are added to the task's loss
+    after_step()            after each optimizer step: schedules, masks
+    finish(batches)         once, after fit, on the best weights: harden, merge, cut
+    kept()                  what was asked for, what was achieved, and of what
+
+State of a method that is neither parameter nor buffer goes through `get_extra_state` and `set_extra_state` of nn.Module.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from src.errors import UserError
+from src.resume import random_state, restore_random_state
+from src.tasks.base import Task
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Settings of the loop that every method shares.
+
+    Args:
+        lr: peak learning rate of AdamW, > 0.
+        weight_decay: of all but biases and normalisation weights, >= 0.
+        warmup: share of the steps in which the rate rises linearly, in [0, 1).
+        clip: largest norm of the gradient; None: no clipping.
+        total_steps: optimizer steps of the whole fit.
+    """
+
+    lr: float
+    weight_decay: float
+    warmup: float
+    clip: float | None
+    total_steps: int
+
+
+def warmup_then_linear(progress: float, warmup: float) -> float:
+    """Returns the factor of the peak rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
+    return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
+
+
+class FineTune(pl.LightningModule):
+    """Dense fine-tuning, and the loop of all methods.
+
+    Args:
+        net: a Hugging Face model; its inputs are those of `task`.
+        task: the data, the loss and the metrics.
+        loop: the settings shared by all methods.
+        name: the method's name in results and logs.
+        keep_frac: 1.0: everything is kept.
+    """
+
+    settled_at = 0.0
+    """Progress from which the model has its final size; the best checkpoint is chosen from there on."""
+
+    def __init__(self, net: nn.Module, task: Task, loop: Loop, name: str, keep_frac: float):
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.keep_frac = keep_frac
+        self.loop = loop
+        self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
+        self.val_metrics, self.val_loss = task.metrics(), MeanMetric()
+        self._pending_random_state: dict | None = None
+
+    # hooks of a method ----------------------------------------------------------------------------------------------
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Changes the model before training; `batches` is a lazy iterable over training data."""
+
+    def param_groups(self) -> list[dict]:
+        """Returns the parameter groups of AdamW; biases and one-dimensional weights are not decayed."""
+        named = [(name, p) for name, p in self.net.named_parameters() if p.requires_grad]
+        decayed = [p for _, p in named if p.ndim > 1]
+        plain = [p for _, p in named if p.ndim <= 1]
+        shared = {"lr": self.loop.lr, "clip": self.loop.clip}
+        return [
+            {"params": decayed, "weight_decay": self.loop.weight_decay, **shared},
+            {"params": plain, "weight_decay": 0.0, **shared},
+        ]
+
+    def losses(self, batch: Batch, outputs) -> dict[str, Tensor]:
+        """Returns named scalar terms that are added to the task's loss."""
+        return {}
+
+    def after_step(self) -> None:
+        """Runs after each optimizer step."""
+
+    def finish(self, batches: Iterable[Batch]) -> None:
+        """Brings the best weights into the form that is delivered."""
+
+    def kept(self) -> dict:
+        """Returns asked, achieved (fractions in [0, 1]), unit and `of`; unit None: nothing was left out."""
+        return {"asked": self.keep_frac, "achieved": 1.0, "unit": None, "of": "everything"}
+
+    # the loop -------------------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        return self._task[0]
+
+    @property
+    def progress(self) -> float:
+        """The share of training that is done, in [0, 1]."""
+        return min(1.0, self.global_step / max(1, self.loop.total_steps))
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.net.train()  # from_pretrained leaves eval mode, in which dropout is silently off
+            self.prepare(self.task.training_batches())
+
+    def configure_optimizers(self):
+        groups = [{"clip": None, **group} for group in self.param_groups() if group["params"]]
+        schedules = [group.pop("schedule", self.schedule) for group in groups]
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        factors: list[Callable[[int], float]] = [
+            lambda step, schedule=schedule: schedule(min(1.0, step / max(1, self.loop.total_steps)))
+            for schedule in schedules
+        ]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def schedule(self, progress: float) -> float:
+        """Returns the factor of the learning rate at `progress`."""
+        return warmup_then_linear(progress, self.loop.warmup)
+
+    def loss_terms(self, batch: Batch) -> tuple[dict[str, Tensor], object]:
+        """Returns the named terms of the loss of one batch, the task's first, and the model's outputs."""
+        outputs = self.net(**self.task.inputs(batch))
+        return {"task": self.task.loss(outputs, batch), **self.losses(batch, outputs)}, outputs
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        terms, _ = self.loss_terms(batch)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        if not torch.isfinite(total):
+            raise UserError(
+                f"the loss is {total.item()} at step {self.global_step}"
+                f" (lr={self.loop.lr}): lower lr, or set hardware.precision=32-true"
+            )
+        if len(terms) > 1:
+            self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, batch_size=1)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
+        return total
+
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        by_norm: dict[float, list] = {}
+        for group in optimizer.param_groups:
+            if group["clip"] is not None:
+                by_norm.setdefault(group["clip"], []).extend(group["params"])
+        for norm, parameters in by_norm.items():
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+    def on_train_epoch_start(self) -> None:
+        self.task.set_epoch(self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()
+        self.val_loss.reset()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        outputs = self.net(**self.task.inputs(batch))
+        predictions, targets = self.task.predict(outputs, batch)
+        self.val_metrics.update(predictions, targets)
+        self.val_loss.update(self.task.loss(outputs, batch).float(), weight=len(targets))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        scores = {name: value.float() for name, value in self.val_metrics.compute().items()}
+        self.log_dict({f"{split}/{name}": value for name, value in (scores | {"loss": self.val_loss.compute()}).items()})
+        if split == "val" and self.trainer.state.fn == "fit":
+            kept = self.kept()
+            self.log_dict({f"kept/{key}": float(kept[key]) for key in ("asked", "achieved") if kept[key] is not None})
+
+    # resume ---------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        checkpoint["position"] = {"epoch": self.current_epoch, "batch": batches}
+        checkpoint["random_state"] = random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.task.start_at(**checkpoint["position"])
+        self._pending_random_state = checkpoint["random_state"]
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        if self._pending_random_state is not None:  # here: nothing draws between this point and the forward pass
+            restore_random_state(self._pending_random_state)
+            self._pending_random_state = None

@@ -1,0 +1,1 @@
+"""Factorised linears: decomposition, rank arithmetic, merging. Knows torch alone."""

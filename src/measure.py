@@ -1,0 +1,202 @@
+"""The one ruler: every method's size and cost are measured here, none reports its own.
+
+`python -m src.measure FOLDER` measures the delivered model of a run, or any Hugging Face folder.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+_ATEN = torch.ops.aten
+# The counter does not know the CPU's fused attention and would count none of its work.
+FLOPS_OF_CPU_ATTENTION = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: (
+        sdpa_flop_count(q, k, v)
+    ),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, out_shape=None, **kwargs: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+# Through these, a tensor that autograd saves is still a parameter, cast or transposed.
+_VIEWS = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "PermuteBackward0")
+
+
+def _is_of_parameter(tensor: Tensor) -> bool:
+    node = tensor.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+        if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+            return True
+    return False
+
+
+@contextmanager
+def saved_storages(net: nn.Module) -> Iterator[dict[int, int]]:
+    """Collects bytes by storage of what autograd saves inside the block.
+
+    Each storage counts once, however many operations save it. Parameters and buffers of `net`, and the casts of
+    parameters that autocast makes, are not activations and do not count.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and not _is_of_parameter(tensor):
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages
+
+
+def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> int:
+    """Returns the bytes that autograd holds between the forward and the backward pass of `step()`, a scalar loss."""
+    with saved_storages(net) as storages:
+        loss = step()
+    loss.backward()
+    net.zero_grad(set_to_none=True)
+    return sum(storages.values())
+
+
+def step_seconds(steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]) -> dict[str, float]:
+    """Returns the median seconds of forward and backward of each step, interleaved, after one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(times + 1):
+        for name, step in steps.items():
+            sync()
+            begin = time.perf_counter()
+            step().backward()
+            sync()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def autocast(device: torch.device, precision: str):
+    """Returns the context in which the Trainer runs a step at this precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+
+
+def cost(
+    net: nn.Module, dense: nn.Module, loss: Callable[[], Tensor], dense_loss: Callable[[], Tensor], *, times: int, precision: str
+) -> dict:
+    """Measures one training step of a method against the same step of the dense model, both in train mode.
+
+    Args:
+        net: the method's model, and `loss` its step without the backward pass; `dense`, `dense_loss` likewise.
+        times: interleaved repetitions per side, >= 1.
+        precision: that of the run.
+
+    Returns:
+        saved_bytes and step_seconds of both, and the peak bytes on a GPU (None elsewhere).
+    """
+    device = next(net.parameters()).device
+
+    def within(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with autocast(device, precision):
+                return step()
+
+        return run
+
+    on_gpu = device.type == "cuda"
+    net.train(), dense.train()
+    saved = {"": saved_bytes(net, within(loss)), "_dense": saved_bytes(dense, within(dense_loss))}
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        saved_bytes(net, within(loss))
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    sync = torch.cuda.synchronize if on_gpu else lambda: None
+    seconds = step_seconds({"_dense": within(dense_loss), "": within(loss)}, times, sync)
+    for model in (net, dense):
+        model.zero_grad(set_to_none=True)
+    return {
+        "saved_bytes": saved[""],
+        "saved_bytes_dense": saved["_dense"],
+        "peak_bytes": peak,
+        "step_seconds": seconds[""],
+        "step_seconds_dense": seconds["_dense"],
+    }
+
+
+def parameters(net: nn.Module) -> int:
+    """Returns the number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def nonzeros(net: nn.Module) -> int:
+    """Returns the number of parameters that are not zero."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in net.parameters())
+
+
+@torch.no_grad()
+def macs(net: nn.Module, length: int = 128) -> int:
+    """Returns the multiply-accumulates of one forward pass of a single sentence of `length` tokens, attention included."""
+    was_training = net.training
+    net.eval()
+    inputs = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
+    with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
+        net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    net.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Returns the bytes of the weight files in a model's folder."""
+    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern))
+
+
+def size(net: nn.Module, folder: Path) -> dict:
+    """Returns params, nonzeros, bytes_on_disk and macs (one sentence of 128 tokens) of a delivered model."""
+    return {"params": parameters(net), "nonzeros": nonzeros(net), "bytes_on_disk": bytes_on_disk(folder), "macs": macs(net)}
+
+
+def model_folder(folder: Path) -> Path:
+    """Returns the model's folder of a run, or the folder itself.
+
+    Raises:
+        UserError: neither holds a model.
+    """
+    from src.errors import UserError
+
+    for candidate in (folder / "model", folder):
+        if (candidate / "config.json").exists():
+            return candidate
+    raise UserError(f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)")
+
+
+def main(arguments: list[str]) -> int:
+    """Measures a model and prints the figures."""
+    parser = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    from src.errors import UserError
+
+    try:
+        folder = model_folder(chosen.folder)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    from src.models.load import load_body
+
+    figures = size(load_body(folder), folder)
+    if chosen.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+    else:
+        sys.stdout.writelines(f"{name:14s} {value:>16,}\n" for name, value in figures.items())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""One LightningModule per method family; leaves of the import tree, none imports another."""

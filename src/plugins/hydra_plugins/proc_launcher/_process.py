@@ -1,0 +1,61 @@
+"""What the launcher asks of the operating system: locks, signals, and that no child outlives it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process runs this cell; asked before a process is started, which takes seconds."""
+    lock = folder / LOCK
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def signal_group(process: subprocess.Popen, number: int) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+
+def die_with_parent(parent: int) -> Callable[[], None]:
+    """Returns what a child does before its program starts: it asks Linux to kill it when the parent dies."""
+
+    def ask() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return ask
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Yields a list that grows by each signal to stop; those ignored before (nohup) stay ignored."""
+    caught: list[int] = []
+    names = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    before = {name: signal.getsignal(name) for name in names if signal.getsignal(name) != signal.SIG_IGN}
+    for name in before:
+        signal.signal(name, lambda number, frame: caught.append(number))
+    try:
+        yield caught
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,189 @@
+"""Gates on a live model, by hooks: no model file is copied, no parameter is renamed.
+
+Where a gate acts, for a layer whose two sub-layers are attention and feed-forward:
+
+    head        the input of the attention output projection, (batch, length, heads * head_dim)
+    neuron      the input of the second feed-forward linear, (batch, length, neurons)
+    sub-layer   the output of the same linears, bias included, before dropout and residual: z = 0 is removal
+    rank        the input of the second factor of a low-rank linear, (batch, length, rank)
+
+The layer norm of a removed sub-layer stays and sees the residual alone: LN(x + 0).
+Hooks sit on modules: convert modules (sparse backward, low rank) before attaching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from src.errors import UserError
+from src.prune.structure import ROLES, LayerCounts, LayerParts
+
+
+class GateValues(Protocol):
+    """Who knows the gates of this forward; None = no gate there (open)."""
+
+    def units(self, layer: int, family: str) -> Tensor | None:
+        """The gates of a layer's "heads" (heads,) or "neurons" (neurons,)."""
+
+    def sub_layer(self, layer: int, part: str) -> Tensor | None:
+        """The scalar gate of "attention" or "ffn"."""
+
+    def rank(self, layer: int, role: str) -> Tensor | None:
+        """The gates of a low-rank linear's directions (rank,)."""
+
+    def dropped(self, layer: int) -> bool:
+        """Whether the layer is the identity, layer norms included."""
+
+
+def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> list[RemovableHandle]:
+    """Puts the gates onto the model.
+
+    Args:
+        net: the model.
+        layers: the parts of its layers (`anatomy(net).layers`).
+        gates: asked at every forward, so that a new sample needs no new hooks.
+
+    Returns:
+        The hooks' handles.
+    """
+    handles: list[RemovableHandle] = []
+    for i, layer in enumerate(layers):
+        if layer.attention_output is not None:
+            output = net.get_submodule(layer.attention_output)
+            handles.append(output.register_forward_pre_hook(_scale_input(gates, i, "heads", layer.head_dim)))
+            handles.append(output.register_forward_hook(_scale_output(gates, i, "attention")))
+        if layer.ffn_out is not None:
+            output = net.get_submodule(layer.ffn_out)
+            handles.append(output.register_forward_pre_hook(_scale_input(gates, i, "neurons", 1)))
+            handles.append(output.register_forward_hook(_scale_output(gates, i, "ffn")))
+        handles += [net.get_submodule(path).register_forward_hook(_bypass(gates, i)) for path in layer.layer_norms]
+        handles += _attach_ranks(net, layer, gates, i)
+    return handles
+
+
+def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCounts]:
+    """The heads, neurons and ranks that the model has now, read from its modules."""
+    found = []
+    for layer in layers:
+        heads = neurons = 0
+        if layer.attention_output is not None:
+            heads = net.get_submodule(layer.attention_output).in_features // layer.head_dim
+        if layer.ffn_out is not None:
+            neurons = net.get_submodule(layer.ffn_out).in_features
+        paths = {role: getattr(layer, role) for role in ROLES if getattr(layer, role) is not None}
+        ranks = {role: r for role, path in paths.items() if (r := rank_of(net.get_submodule(path))) is not None}
+        found.append(LayerCounts(heads, neurons, ranks))
+    return found
+
+
+def rank_of(linear: nn.Module) -> int | None:
+    """The rank of a linear held as two factors `p` and `q`, None of a whole one."""
+    factor = getattr(linear, "p", None)
+    return factor.out_features if isinstance(factor, nn.Linear) else None
+
+
+def _attach_ranks(net: nn.Module, layer: LayerParts, gates: GateValues, index: int) -> list[RemovableHandle]:
+    handles = []
+    for role in ROLES:
+        path = getattr(layer, role)
+        if path is not None and rank_of(net.get_submodule(path)) is not None:
+            factor = net.get_submodule(f"{path}.q")
+            handles.append(factor.register_forward_pre_hook(_scale_rank(gates, index, role)))
+    return handles
+
+
+def _scale_input(gates: GateValues, layer: int, family: str, width: int) -> Callable:
+    def hook(module: nn.Module, args: tuple) -> tuple | None:
+        z = gates.units(layer, family)
+        if z is None:
+            return None
+        if len(z) * width != args[0].shape[-1]:
+            raise UserError(f"layer {layer}: {len(z)} gates of {family} for an input of width {args[0].shape[-1]}")
+        return (args[0] * z.repeat_interleave(width).to(args[0].dtype), *args[1:])
+
+    return hook
+
+
+def _scale_rank(gates: GateValues, layer: int, role: str) -> Callable:
+    def hook(module: nn.Module, args: tuple) -> tuple | None:
+        z = gates.rank(layer, role)
+        return None if z is None else (args[0] * z.to(args[0].dtype), *args[1:])
+
+    return hook
+
+
+def _scale_output(gates: GateValues, layer: int, part: str) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        z = gates.sub_layer(layer, part)
+        return None if z is None else output * z.to(output.dtype)
+
+    return hook
+
+
+def _bypass(gates: GateValues, layer: int) -> Callable:
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        return args[0] if gates.dropped(layer) else None
+
+    return hook
+
+
+class FixedGates:
+    """Gates with given values, for masking a model exactly as a structure would cut it, and for gate gradients.
+
+    Args:
+        heads, neurons: per layer (units,) or None.
+        attention, ffn: (layers,) or None.
+        ranks: per layer, role -> (rank,).
+        dropped: layers that are the identity.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Tensor] | None = None,
+        neurons: Sequence[Tensor] | None = None,
+        attention: Tensor | None = None,
+        ffn: Tensor | None = None,
+        ranks: Sequence[dict[str, Tensor]] | None = None,
+        dropped: frozenset[int] = frozenset(),
+    ) -> None:
+        self._units = {"heads": heads, "neurons": neurons}
+        self._sub_layers = {"attention": attention, "ffn": ffn}
+        self._ranks, self._dropped = ranks, dropped
+
+    def units(self, layer: int, family: str) -> Tensor | None:
+        values = self._units[family]
+        return None if values is None else values[layer]
+
+    def sub_layer(self, layer: int, part: str) -> Tensor | None:
+        values = self._sub_layers[part]
+        return None if values is None else values[layer]
+
+    def rank(self, layer: int, role: str) -> Tensor | None:
+        return None if self._ranks is None else self._ranks[layer].get(role)
+
+    def dropped(self, layer: int) -> bool:
+        return layer in self._dropped
+
+
+def gates_of(structure, counts: Sequence[LayerCounts], device: torch.device | None = None) -> FixedGates:
+    """The 0/1 gates of a `Structure` on a model with these counts: what cutting by it must equal."""
+
+    def indicator(units: tuple[int, ...], size: float) -> Tensor:
+        z = torch.zeros(int(size), device=device)
+        z[list(units)] = 1.0
+        return z
+
+    pairs = list(zip(structure.layers, counts, strict=True))
+    return FixedGates(
+        [indicator(s.heads, c.heads) for s, c in pairs],
+        [indicator(s.neurons, c.neurons) for s, c in pairs],
+        torch.tensor([float(bool(s.heads)) for s, _ in pairs], device=device),
+        torch.tensor([float(bool(s.neurons)) for s, _ in pairs], device=device),
+        [{role: indicator(kept, c.ranks[role]) for role, kept in s.ranks.items()} for s, c in pairs],
+        frozenset(i for i, (s, _) in enumerate(pairs) if s.dropped),
+    )

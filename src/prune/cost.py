@@ -1,0 +1,138 @@
+"""What a structure costs, always as a share of the original dense model.
+
+One arithmetic serves both uses: counts that are tensors give an expected cost that a gradient reaches, counts that
+are numbers give the exact one. For `params` and `macs` the cost is linear in each unit, so the cost of the expected
+counts of independent gates *is* the expected cost. For `latency` it is the cost at the expected width.
+
+What is counted is the encoder's linears (84,934,656 weights for BERT-base), without biases, norms, embeddings,
+pooler and head: those are reported apart (`prune.accounting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from src.errors import UserError
+from src.prune.latency import LatencyTable
+from src.prune.structure import LayerCounts, ModelShape, Number
+
+ATTENTION_ROLES = ("query", "key", "value", "attention_output")
+FFN_ROLES = ("ffn_in", "ffn_out")
+
+
+class Cost(Protocol):
+    """A cost that is a sum over sub-layers."""
+
+    unit: str
+
+    def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number: ...
+
+    def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number: ...
+
+    @property
+    def dense(self) -> float: ...
+
+
+def total(cost: Cost, counts: Sequence[LayerCounts]) -> Number:
+    """The cost of all layers, in the cost's unit."""
+    return sum(cost.attention(c.heads, c.ranks) + cost.ffn(c.neurons, c.ranks) for c in counts)
+
+
+def fraction(cost: Cost, counts: Sequence[LayerCounts]) -> Number:
+    """The share of the original dense model's cost: a number, or a scalar tensor for expected counts."""
+    return total(cost, counts) / cost.dense
+
+
+class ParamsCost:
+    """Weights of the encoder's linears; a low-rank linear of rank r counts r (m + n).
+
+    An exact rank counts min(r (m + n), m n), because a linear at or above break-even is merged back. An expected
+    rank does not take the minimum: its gradient would vanish exactly where ranks must begin to fall.
+    """
+
+    unit = "weights of the encoder's linears"
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+
+    def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number:
+        return sum(self._linear(role, heads, 0, ranks) for role in ATTENTION_ROLES)
+
+    def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number:
+        return sum(self._linear(role, 0, neurons, ranks) for role in FFN_ROLES)
+
+    @property
+    def dense(self) -> float:
+        return float(total(self, self.shape.counts()))
+
+    def _linear(self, role: str, heads: Number, neurons: Number, ranks: Mapping[str, Number]) -> Number:
+        inputs, outputs = self.shape.linear(role, heads, neurons)
+        if role not in ranks:
+            return inputs * outputs
+        rank, whole = ranks[role], inputs * outputs
+        if isinstance(whole, Tensor) or isinstance(rank, Tensor):
+            removed = not isinstance(whole, Tensor) and whole == 0
+            return 0.0 if removed else rank * (inputs + outputs)
+        return min(rank * (inputs + outputs), whole)
+
+
+class MacsCost(ParamsCost):
+    """Multiply-accumulates of one sequence through the encoder: its linears, and Q K^T and A V.
+
+    Softmax, norms, activations, embeddings and the head are left out.
+
+    Args:
+        length: tokens of the sequence, >= 1.
+    """
+
+    def __init__(self, shape: ModelShape, length: int) -> None:
+        super().__init__(shape)
+        if length < 1:
+            raise UserError(f"MACs are counted at length {length}: it must be at least 1 token")
+        self.length = length
+        self.unit = f"MACs of the encoder at {length} tokens"
+
+    def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number:
+        products = 2 * self.length**2 * self.shape.head_dim * heads
+        return self.length * super().attention(heads, ranks) + products
+
+    def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number:
+        return self.length * super().ffn(neurons, ranks)
+
+
+class LatencyCost:
+    """Milliseconds of the encoder's sub-layers by a measured table, piecewise linear in heads and in neurons.
+
+    Args:
+        shape: the original dense encoder.
+        table: measured on the device that the model is for; its largest counts are the dense ones.
+    """
+
+    def __init__(self, shape: ModelShape, table: LatencyTable) -> None:
+        if (table.heads[-1][0], table.neurons[-1][0]) != (shape.num_heads, shape.num_neurons):
+            raise UserError(
+                f"the latency table ends at {table.heads[-1][0]} heads and {table.neurons[-1][0]} neurons; "
+                f"the dense model has {shape.num_heads} and {shape.num_neurons}: measure it for this model"
+            )
+        self.shape, self.table = shape, table
+        self.unit = f"ms of the encoder ({table.conditions})"
+
+    def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number:
+        self._refuse(ranks)
+        return self.table.attention(heads)
+
+    def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number:
+        self._refuse(ranks)
+        return self.table.ffn(neurons)
+
+    @property
+    def dense(self) -> float:
+        return float(total(self, self.shape.counts()))
+
+    @staticmethod
+    def _refuse(ranks: Mapping[str, Number]) -> None:
+        if ranks:
+            raise UserError("cost=latency knows heads and neurons only: use params or macs with low-rank linears")

@@ -1,0 +1,80 @@
+"""How much a head, a neuron or a rank matters, from the weights alone; and scores to compare against.
+
+Scores that need data (first-order ones are gradients of gates that stand at 1: `prune.attach.FixedGates`) belong
+to the methods that make them; they end in the same `UnitScores`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import UserError
+from src.prune.attach import read_counts
+from src.prune.select import UnitScores
+from src.prune.structure import LayerParts
+
+
+@torch.no_grad()
+def magnitude(net: nn.Module, layers: Sequence[LayerParts]) -> UnitScores:
+    """The l2 norm of all weights that a head (its slices of Q, K, V, O) or a neuron (row and column) owns.
+
+    Heads and neurons own different numbers of weights: compare them within their family only.
+    """
+    heads, neurons = [], []
+    for layer in layers:
+        heads.append(_head_norms(net, layer))
+        neurons.append(_neuron_norms(net, layer))
+    return UnitScores(read_counts(net, layers), heads, neurons)
+
+
+def random(net: nn.Module, layers: Sequence[LayerParts], seed: int) -> UnitScores:
+    """Uniform scores from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = read_counts(net, layers)
+    return UnitScores(
+        counts,
+        [torch.rand(int(c.heads), generator=generator) for c in counts],
+        [torch.rand(int(c.neurons), generator=generator) for c in counts],
+    )
+
+
+def layers_to_keep(num_layers: int, kept: int, order: str) -> list[int]:
+    """Which layers layer dropping keeps (Sajjad et al. 2023, section 3.1), for `structure.keep_layers`.
+
+    Args:
+        num_layers: of the model.
+        kept: 1 to num_layers.
+        order: `top` drops the last ones, `alternate` spreads the dropped ones evenly and keeps the first.
+    """
+    if not 1 <= kept <= num_layers:
+        raise UserError(f"{kept} of {num_layers} layers to keep: it must be 1 to {num_layers}")
+    if order == "top":
+        return list(range(kept))
+    if order == "alternate":
+        return [i * num_layers // kept for i in range(kept)]
+    raise UserError(f"layers are dropped in the order {order!r}: it must be top or alternate")
+
+
+def _weight(net: nn.Module, path: str) -> Tensor:
+    linear = net.get_submodule(path)
+    factored = isinstance(getattr(linear, "p", None), nn.Linear)
+    return (linear.q.weight @ linear.p.weight if factored else linear.weight).float()
+
+
+def _head_norms(net: nn.Module, layer: LayerParts) -> Tensor:
+    if layer.attention_output is None:
+        return torch.zeros(0)
+    squares = _weight(net, layer.attention_output).square().sum(0)
+    for path in (layer.query, layer.key, layer.value):
+        squares = squares + _weight(net, path).square().sum(1)
+    return squares.view(-1, layer.head_dim).sum(1).sqrt()
+
+
+def _neuron_norms(net: nn.Module, layer: LayerParts) -> Tensor:
+    if layer.ffn_out is None:
+        return torch.zeros(0)
+    squares = _weight(net, layer.ffn_in).square().sum(1) + _weight(net, layer.ffn_out).square().sum(0)
+    return squares.sqrt()

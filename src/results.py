@@ -1,0 +1,66 @@
+"""results.json: what a run leaves. Written last and atomically, so that a file with status `done` is a finished run.
+
+Schema (version 1): status, error, identity, config, provenance, best_metric, direction, scores, kept, size, cost.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+FILE = "results.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or nothing: a reader, or a crash, never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write(folder: Path, results: dict) -> None:
+    """Writes `folder`/results.json."""
+    results = {"schema_version": SCHEMA_VERSION, **results}
+    write_atomically(Path(folder) / FILE, json.dumps(results, indent=2, allow_nan=True) + "\n")
+
+
+def read(folder: Path) -> dict | None:
+    """Returns the results of a run folder; None where there are none, or where the file is not ours."""
+    try:
+        results = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION else None
+
+
+def is_done(folder: Path, identity: str) -> bool:
+    """Whether this folder holds the finished run of exactly this cell."""
+    results = read(folder)
+    return results is not None and results.get("status") == "done" and results.get("identity") == identity
+
+
+def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:
+    """Yields (folder, results) of each run directly in a sweep folder, sorted by name; the folder itself if it is a run."""
+    sweep = Path(sweep)
+    if (own := read(sweep)) is not None:
+        yield sweep, own
+        return
+    for folder in sorted(path for path in sweep.iterdir() if path.is_dir()) if sweep.is_dir() else ():
+        if (results := read(folder)) is not None:
+            yield folder, results
+
+
+def finished(sweep: Path) -> list[tuple[Path, dict]]:
+    """Returns (folder, results) of each finished run in a sweep folder."""
+    return [(folder, results) for folder, results in cells(sweep) if results["status"] == "done"]

@@ -1,0 +1,135 @@
+"""What the sites need to know about the current batch: which tokens are real, and which draw is due.
+
+Padding is never selected and never counts: a kept row of padding would buy nothing, and a budget counted over padding
+would keep more than it says. The attention mask reaches the sites by a forward pre-hook on the network.
+
+Random draws are counter-based. Each draw seeds a fresh generator from (seed, number of the forward pass, site), so
+the selection has its own randomness (dropout's stream is the same with and without it), a resumed run needs but one
+integer, and a forward pass repeated by activation checkpointing selects the same again, in whatever order.
+Limit: with activation checkpointing, one backward pass must belong to one forward pass of the network.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_WORD = (1 << 64) - 1
+
+
+def mixed(*numbers: int) -> int:
+    """Return a 32-bit seed that depends on all `numbers` (splitmix64 of Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + 0x9E3779B97F4A7C15 + number) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state >> 32
+
+
+@dataclass(frozen=True)
+class Padding:
+    """The real tokens of a padded batch.
+
+    Attributes:
+        mask: (batch, length) booleans, True = real.
+        counts: real tokens of each sample.
+        rows: int64 positions of the real tokens in the flattened (batch * length).
+    """
+
+    mask: Tensor
+    counts: tuple[int, ...]
+    rows: Tensor
+
+    @staticmethod
+    def of(attention_mask: Tensor | None) -> "Padding | None":
+        """Return the padding of a (batch, length) mask of ones and zeros; None where nothing is padded."""
+        if attention_mask is None or attention_mask.dim() != 2:
+            return None
+        mask = attention_mask.bool()
+        counts = tuple(mask.sum(1).tolist())
+        if sum(counts) == mask.numel():
+            return None
+        return Padding(mask, counts, mask.reshape(-1).nonzero().reshape(-1))
+
+    def repeat(self, times: int) -> "Padding":
+        """Return the padding of (batch * times, length): each sample `times` times in a row, as heads are."""
+        return Padding(self.mask.repeat_interleave(times, 0), tuple(c for c in self.counts for _ in range(times)),
+                       self.mask.repeat_interleave(times, 0).reshape(-1).nonzero().reshape(-1))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one site in one forward pass.
+
+    Attributes:
+        seed: of the run.
+        site: number of the site.
+        step: number of the forward pass.
+    """
+
+    seed: int
+    site: int
+    step: int
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return a generator for this draw; each call returns the same sequence anew."""
+        return torch.Generator(device=device).manual_seed(mixed(self.seed, self.site, self.step))
+
+    def rotation(self, n: int, count: int, device: torch.device) -> Tensor:
+        """Return `count` of `n` units such that ceil(n / count) steps in a row visit every unit.
+
+        The order is a permutation fixed for the site; step t takes its next `count` places, cyclically.
+        """
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(self.seed, self.site)))
+        places = (torch.arange(count) + self.step * count) % n
+        return order[places].to(device)
+
+
+class Context:
+    """State shared by all sites of one network: padding of the current batch and number of the forward pass.
+
+    Args:
+        seed: of the selection; equal seeds give equal selections, also on several processes.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.step = 0
+        self.padding: Padding | None = None
+        self.hooked = False
+
+    def attach(self, net: nn.Module) -> Any:
+        """Follow the forward passes of `net`; return the handle of the hook."""
+        self.hooked = True
+        return net.register_forward_pre_hook(self._begin, with_kwargs=True)
+
+    def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not (net.training and torch.is_grad_enabled()):
+            return
+        self.begin(kwargs.get("attention_mask") if not args else _bound(net, args, kwargs))
+
+    def begin(self, attention_mask: Tensor | None) -> None:
+        """Announce the next forward pass."""
+        self.step += 1
+        self.padding = Padding.of(attention_mask)
+
+    def padding_of(self, batch: int, length: int) -> Padding | None:
+        """Return the padding where it belongs to an input of this batch and length."""
+        if self.padding is None or self.padding.mask.shape != (batch, length):
+            return None
+        return self.padding
+
+    def draw(self, site: int) -> Draw:
+        """Return the randomness of `site` for the current forward pass."""
+        if not self.hooked:
+            self.step += 1
+        return Draw(self.seed, site, self.step)
+
+
+def _bound(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The attention mask among positional arguments."""
+    return inspect.signature(net.forward).bind_partial(*args, **kwargs).arguments.get("attention_mask")

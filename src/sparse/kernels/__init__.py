@@ -1,0 +1,51 @@
+"""The elementwise kernels of `late`: C++ for the CPU, and the same functions in plain PyTorch for everything else.
+
+Triton kernels for a GPU are not written yet: there the plain functions run, which is correct and not fast.
+"""
+
+import functools
+import logging
+
+import torch
+from torch import Tensor
+
+from src.sparse.kernels import plain
+from src.sparse.kernels.compiled import Compiled, compiled
+
+log = logging.getLogger(__name__)
+
+CHOICES = ("auto", "cpp", "native", "torch")
+
+
+@functools.cache
+def _compiled_or_none(choice: str) -> Compiled | None:
+    """The compiled kernels for "cpp" and "native" (an error where they cannot be built); for "auto" perhaps None."""
+    try:
+        return compiled(native=choice == "native")
+    except RuntimeError as error:
+        if choice != "auto":
+            raise
+        log.warning("no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0])
+        return None
+
+
+def prepare(choice: str) -> str:
+    """Builds what `choice` asks for, so that the first step need not; returns what will run: "cpp" or "torch".
+
+    Args:
+        choice: "cpp" (built for a level of instructions that this processor has), "native" (for exactly this
+            processor), "torch", or "auto": cpp, and torch where it cannot be built.
+
+    Raises:
+        ValueError: another word.
+        RuntimeError: "cpp" or "native" cannot be built here.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"kernels={choice!r}: choose among {', '.join(CHOICES)}")
+    return "torch" if choice == "torch" or _compiled_or_none(choice) is None else "cpp"
+
+
+def kernels_for(choice: str, x: Tensor, compute: torch.dtype):
+    """Returns the kernels for x's device and dtype and for matmuls in `compute`: a `Compiled`, or the module `plain`."""
+    fits = x.device.type == "cpu" and {x.dtype, compute} <= {torch.float32, torch.bfloat16}
+    return (_compiled_or_none(choice) if fits and choice != "torch" else None) or plain

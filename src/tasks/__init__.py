@@ -1,0 +1,1 @@
+"""Tasks: data, splits, labels, metrics and prediction, as LightningDataModules."""

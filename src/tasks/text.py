@@ -1,0 +1,146 @@
+"""TextTask: a class or a number for one text or two."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from src.errors import UserError
+from src.tasks.base import Batch, Task
+from src.tasks.rows import Rows
+from src.tasks.tokens import Tokens, cached_tokens
+
+PROBLEMS = ("classification", "regression")
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Tokens and labels of rows.
+
+    Args:
+        tokens: of all rows.
+        labels: class numbers or scores.
+    """
+
+    tokens: Tokens
+    labels: list
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (rows,)."""
+        return self.tokens.lengths
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut."""
+        return self.tokens.truncated
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, int | float]:
+        return *self.tokens.row(index), self.labels[index]
+
+
+class TextTask(Task):
+    """Classification or regression of texts.
+
+    A batch holds input_ids, attention_mask and, where the tokenizer knows segments, token_type_ids, int64
+    (batch, longest of the batch), and labels: int64, or float32 for a regression, (batch,).
+
+    Args:
+        name: the task's name in results.
+        problem: "classification" or "regression".
+        rows: how many training rows to take; None: all.
+        max_length: most tokens of a row, special tokens included, >= 3.
+        metrics: names of the metrics; None: those that fit the problem.
+        best_metric: the metric, or "loss", that chooses the best checkpoint.
+        batch_size: rows of one process in a training batch.
+        eval_batch_size: most rows of one process in an evaluation batch.
+        seed: of the order of training batches.
+        num_workers: processes that prepare batches.
+    """
+
+    head = "sequence_classification"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        problem: str,
+        rows: int | None,
+        max_length: int,
+        metrics: Sequence[str] | None,
+        best_metric: str | None,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        num_workers: int,
+    ):
+        if problem not in PROBLEMS:
+            raise UserError(f"task.problem={problem}: allowed are {' and '.join(PROBLEMS)}")
+        if max_length < 3:
+            raise UserError(f"task.max_length={max_length}: allowed are whole numbers from 3")
+        self.problem = problem
+        self.max_length = max_length
+        self.tokenizer = None
+        self._pad = 0
+        super().__init__(
+            name=name,
+            rows=rows,
+            metrics=metrics,
+            best_metric=best_metric,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+
+    def use(self, tokenizer) -> None:
+        """Takes the tokenizer; a `max_length` beyond what it allows is an error."""
+        if self.max_length > tokenizer.model_max_length:
+            raise UserError(
+                f"task.max_length={self.max_length}: the model's tokenizer allows {tokenizer.model_max_length}"
+            )
+        self.tokenizer = tokenizer
+        self._pad = tokenizer.pad_token_id or 0
+        self._encoded = {}
+
+    def encode(self, rows: Rows) -> LabelledTokens:
+        """Returns tokens and labels of `rows`."""
+        assert self.tokenizer is not None, "use(tokenizer) comes first"
+        return LabelledTokens(cached_tokens(self.tokenizer, rows, self.max_length), rows["label"])
+
+    def collate(self, items: list) -> Batch:
+        """Pads rows to the longest of them."""
+        longest = max(len(ids) for ids, _, _ in items)
+        shape = (len(items), longest)
+        batch = {
+            "input_ids": torch.full(shape, self._pad),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+        }
+        if items[0][1] is not None:
+            batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
+        for i, (ids, types, _) in enumerate(items):
+            batch["input_ids"][i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+            batch["attention_mask"][i, : len(ids)] = 1
+            if types is not None:
+                batch["token_type_ids"][i, : len(ids)] = torch.from_numpy(types.astype(np.int64))
+        kind = torch.float32 if self.problem == "regression" else torch.long
+        batch["labels"] = torch.tensor([label for _, _, label in items], dtype=kind)
+        return batch
+
+    def loss(self, outputs, batch: Batch) -> Tensor:
+        """Returns cross entropy, or the mean squared error of a regression, computed in float32."""
+        logits = outputs.logits.float()
+        if self.problem == "regression":
+            return mse_loss(logits.squeeze(-1), batch["labels"])
+        return cross_entropy(logits, batch["labels"])
+
+    def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns classes or scores, predicted and true, both (batch,)."""
+        logits = outputs.logits.float()
+        return logits.squeeze(-1) if self.problem == "regression" else logits.argmax(-1), batch["labels"]

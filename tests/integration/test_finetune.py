@@ -1,0 +1,134 @@
+"""FineTune as nosp is the plain loop that anyone would write in torch: equal bit for bit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src import identity, results
+from src.errors import UserError
+from src.finetune import FineTune, warmup_then_linear
+from src.models.load import load_net, load_tokenizer
+from src.run import build_task, run
+
+
+def by_hand(settings: dict) -> dict[str, torch.Tensor]:
+    """Fine-tunes by a loop of torch alone and returns the weights after the last step."""
+    import pytorch_lightning as pl
+
+    torch.set_num_threads(1)
+    pl.seed_everything(settings["seed"], verbose=False)
+    tokenizer = load_tokenizer(settings["model"])
+    task = build_task(settings)
+    task.use(tokenizer)
+    task.setup()
+    net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer)).train()
+    named = list(net.named_parameters())
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": settings["weight_decay"]},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings["lr"], fused=True)
+    total = settings["epochs"] * task.batches_per_epoch(1)
+    step = 0
+    for epoch in range(settings["epochs"]):
+        task.start_at(epoch, 0)
+        for batch in task.train_dataloader():
+            for group in optimizer.param_groups:
+                group["lr"] = settings["lr"] * warmup_then_linear(step / total, settings["warmup"])
+            labels = batch["labels"]
+            logits = net(**{key: value for key, value in batch.items() if key != "labels"}).logits
+            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), settings["clip"])
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+    return net.state_dict()
+
+
+def test_nosp_is_the_plain_torch_loop(composed):
+    cfg = composed("method=nosp", "eval_every=24", "model.dropout=0.1")  # one validation, at the last step
+    run(cfg)
+    weights = load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
+    expected = by_hand(identity.plain(cfg))
+    assert set(weights) == set(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+def test_a_run_leaves_what_is_promised(composed):
+    cfg = composed("method=norm", "keep_frac=0.3")
+    run(cfg)
+    folder = identity.cell(cfg).folder
+    found = json.loads((folder / "results.json").read_text())
+    assert found["status"] == "done" and found["identity"] == identity.cell(cfg).identity
+    assert {"val/accuracy", "val/loss", "test/accuracy", "test/loss"} <= set(found["scores"])
+    assert found["kept"]["asked"] == 0.3 and abs(found["kept"]["achieved"] - 0.3) < 0.05
+    assert found["cost"]["saved_bytes"] < found["cost"]["saved_bytes_dense"]
+    assert (folder / "metrics.csv").read_text().count("train/loss") > 0
+    assert not (folder / "resume.ckpt").exists() and not (folder / "best.pt").exists()
+
+
+def test_the_delivered_model_loads_plainly_and_scores_the_same(composed):
+    from transformers import pipeline
+
+    cfg = composed("method=norm")
+    run(cfg)
+    folder = identity.cell(cfg).folder / "model"
+    classify = pipeline("text-classification", model=str(folder), tokenizer=str(folder))
+    assert classify("the film was lovely")[0]["label"] in ("good", "bad")
+
+
+def test_a_done_run_is_not_run_again(composed, monkeypatch):
+    cfg = composed("method=nosp", "epochs=1")
+    first = run(cfg)
+    monkeypatch.setattr("src.run._execute", lambda *args: pytest.fail("ran again"))
+    assert run(cfg)["identity"] == first["identity"]
+
+
+def test_dropout_is_on_while_training(composed, monkeypatch):
+    seen = set()
+    original = FineTune.training_step
+
+    def training_step(self, batch, index):
+        seen.add(self.net.training and all(module.training for module in self.net.modules()))
+        return original(self, batch, index)
+
+    monkeypatch.setattr(FineTune, "training_step", training_step)
+    base = composed("epochs=1")
+    run(base)
+    run(composed("epochs=1", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again"))
+    assert seen == {True}
+
+
+def test_epochs_0_evaluates_what_a_run_left(composed):
+    base = composed("method=nosp")
+    first = run(base)
+    again = run(composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again"))
+    assert again["scores"] == first["scores"]
+
+
+def test_accumulated_batches_are_the_same_step(composed):
+    one = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3"))
+    two = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3", "accumulate=2"))
+    assert one["cost"]["steps"] == two["cost"]["steps"] == 3
+    assert abs(one["scores"]["val/loss"] - two["scores"]["val/loss"]) < 0.05
+
+
+def test_a_nan_loss_stops_the_run_and_says_at_which_step(composed):
+    cfg = composed("lr=1", "clip=null", "weight_decay=0")
+    original = FineTune.losses
+    FineTune.losses = lambda self, batch, outputs: (
+        {"bad": torch.tensor(float("nan"))} if self.global_step == 2 else {}
+    )
+    try:
+        with pytest.raises(UserError, match="step 2"):
+            run(cfg)
+    finally:
+        FineTune.losses = original
+    found = results.read(identity.cell(cfg).folder)
+    assert found["status"] == "failed" and "step 2" in found["error"]
+
+
+def test_bf16_autocast_runs(composed):
+    run(composed("method=norm", "hardware.precision=bf16-mixed", "epochs=1"))
