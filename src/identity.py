@@ -183,8 +183,17 @@ def identify(settings: dict) -> str:
     part["data"] = _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
     part["task"] = {key: value for key, value in task.items() if not _is_place(key)}
     part["model"] = _model_identity(part["model"])
-    text = json.dumps(part, sort_keys=True, default=str)
+    text = json.dumps(_rounded(part), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _rounded(value):
+    """Undoes what a range() leaves: 0.30000000000000004 is 0.3."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
 
 
 def _is_place(key: str) -> bool:

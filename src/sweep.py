@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -113,8 +114,7 @@ def describe_plan(plan: Plan, name: str, num_at_once: int, threads: int, expecte
 def nothing_to_run(plan: Plan) -> str:
     """Returns the sentence for a grid of which no cell has its data."""
     reasons = "; ".join(dict.fromkeys(cell.reason for cell in plan.missing)) or "the grid is empty"
-    own = "a folder of your own: make sweep-glue DATA_DIR=<folder>, or task.data_dir=<folder>"
-    return f"nothing to run: {reasons} ({own})"
+    return f"nothing to run: {reasons} (for GLUE: make sweep-glue DATA_DIR=<your glue_data folder>)"
 
 
 def threads_per_job(num_cores: int, num_at_once: int) -> int:
@@ -222,18 +222,16 @@ def status_line(status: Status) -> str:
     )
 
 
-def live_table(status: Status) -> Table:
-    """Returns the table that a terminal shows while a sweep runs."""
-    table = Table(
-        "running", "step", "score", "phase", "time", caption=status_line(status), caption_justify="left"
-    )
+def live_view(status: Status) -> Group:
+    """Returns what a terminal shows while a sweep runs."""
+    table = Table("running", "step", "score", "phase", "time")
     for job in status.running:
         step, steps, score = (job.progress.get(key) for key in ("step", "steps", "score"))
         steps = "" if step is None else f"{step}/{steps or '?'}"
         score = f"{score:.4f}" if isinstance(score, int | float) else ""
         phase = str(job.progress.get("phase") or "")
         table.add_row(*map(Text, (job.label, steps, score, phase, duration(job.seconds))))
-    return table
+    return Group(table, Text(status_line(status)))
 
 
 def failure_table(failures: Sequence[Failure]) -> Table:

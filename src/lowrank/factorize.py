@@ -21,7 +21,7 @@ class LowRankLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
         super().__init__()
-        if not 1 <= rank:
+        if not rank >= 1:
             raise UserError(f"a rank of {rank}: it must be at least 1")
         self.in_features, self.out_features = in_features, out_features
         self.p = nn.Linear(in_features, rank, bias=False)
@@ -49,7 +49,10 @@ def align_rank(rank: int, multiple: int, in_features: int, out_features: int) ->
 
 def dense_weight(linear: nn.Module) -> Tensor:
     """The (outputs, inputs) weight of a linear, whole or in two factors."""
-    return linear.q.weight @ linear.p.weight if isinstance(getattr(linear, "p", None), nn.Linear) else linear.weight
+    p, q = getattr(linear, "p", None), getattr(linear, "q", None)
+    if isinstance(p, nn.Linear) and isinstance(q, nn.Linear):
+        return q.weight @ p.weight
+    return linear.get_parameter("weight")
 
 
 def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

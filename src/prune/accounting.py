@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.prune.cost import ParamsCost, fraction, total
+from src.prune.cost import Cost, ParamsCost, fraction, total
 from src.prune.structure import ROLES, LayerCounts, ModelShape
 
 
@@ -83,8 +83,8 @@ def account(
         pooler: weights of the pooler's matrix (0 where the model has none).
     """
     cost = ParamsCost(shape)
-    prunable, kept = int(cost.dense), int(total(cost, counts))
-    return Account(inflated(shape), prunable, kept, dense_params - prunable, params - kept, pooler)
+    prunable, left = int(cost.dense), int(total(cost, counts))
+    return Account(inflated(shape), prunable, left, dense_params - prunable, params - left, pooler)
 
 
 def inflated(shape: ModelShape) -> int:
@@ -96,6 +96,11 @@ def inflated(shape: ModelShape) -> int:
     return shape.num_layers * int(per_layer)
 
 
-def kept(cost, asked: float, counts: Sequence[LayerCounts]) -> dict[str, float | str]:
+def kept(cost: Cost, asked: float, counts: Sequence[LayerCounts]) -> dict[str, float | str]:
     """The `kept` entry of a result: asked, achieved, unit, of."""
-    return {"asked": asked, "achieved": float(fraction(cost, counts)), "unit": cost.unit, "of": "the dense encoder"}
+    return {
+        "asked": asked,
+        "achieved": float(fraction(cost, counts)),
+        "unit": cost.unit,
+        "of": "the dense encoder",
+    }

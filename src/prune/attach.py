@@ -13,7 +13,8 @@ Hooks sit on modules: convert modules (sparse backward, low rank) before attachi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from src.errors import UserError
-from src.prune.structure import ROLES, LayerCounts, LayerParts
+from src.prune.structure import ROLES, LayerCounts, LayerParts, Number, Structure
 
 
 class GateValues(Protocol):
@@ -45,7 +46,7 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
 
     Args:
         net: the model.
-        layers: the parts of its layers (`anatomy(net).layers`).
+        layers: the parts of its layers (`models.cut.encoder_layers`).
         gates: asked at every forward, so that a new sample needs no new hooks.
 
     Returns:
@@ -61,7 +62,9 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
             output = net.get_submodule(layer.ffn_out)
             handles.append(output.register_forward_pre_hook(_scale_input(gates, i, "neurons", 1)))
             handles.append(output.register_forward_hook(_scale_output(gates, i, "ffn")))
-        handles += [net.get_submodule(path).register_forward_hook(_bypass(gates, i)) for path in layer.layer_norms]
+        handles += [
+            net.get_submodule(path).register_forward_hook(_bypass(gates, i)) for path in layer.layer_norms
+        ]
         handles += _attach_ranks(net, layer, gates, i)
     return handles
 
@@ -70,15 +73,18 @@ def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCount
     """The heads, neurons and ranks that the model has now, read from its modules."""
     found = []
     for layer in layers:
-        heads = neurons = 0
-        if layer.attention_output is not None:
-            heads = net.get_submodule(layer.attention_output).in_features // layer.head_dim
-        if layer.ffn_out is not None:
-            neurons = net.get_submodule(layer.ffn_out).in_features
+        heads = _inputs(net, layer.attention_output) // layer.head_dim
+        neurons = _inputs(net, layer.ffn_out)
         paths = {role: getattr(layer, role) for role in ROLES if getattr(layer, role) is not None}
-        ranks = {role: r for role, path in paths.items() if (r := rank_of(net.get_submodule(path))) is not None}
+        ranks = {
+            role: r for role, path in paths.items() if (r := rank_of(net.get_submodule(path))) is not None
+        }
         found.append(LayerCounts(heads, neurons, ranks))
     return found
+
+
+def _inputs(net: nn.Module, path: str | None) -> int:
+    return 0 if path is None else int(net.get_submodule(path).in_features)  # type: ignore[arg-type]
 
 
 def rank_of(linear: nn.Module) -> int | None:
@@ -103,7 +109,9 @@ def _scale_input(gates: GateValues, layer: int, family: str, width: int) -> Call
         if z is None:
             return None
         if len(z) * width != args[0].shape[-1]:
-            raise UserError(f"layer {layer}: {len(z)} gates of {family} for an input of width {args[0].shape[-1]}")
+            raise UserError(
+                f"layer {layer}: {len(z)} gates of {family} for an input of width {args[0].shape[-1]}"
+            )
         return (args[0] * z.repeat_interleave(width).to(args[0].dtype), *args[1:])
 
     return hook
@@ -132,48 +140,47 @@ def _bypass(gates: GateValues, layer: int) -> Callable:
     return hook
 
 
+@dataclass(frozen=True)
 class FixedGates:
-    """Gates with given values, for masking a model exactly as a structure would cut it, and for gate gradients.
+    """Gates with given values: to mask a model as a structure would cut it, to fold, and for gate gradients.
 
     Args:
-        heads, neurons: per layer (units,) or None.
-        attention, ffn: (layers,) or None.
-        ranks: per layer, role -> (rank,).
-        dropped: layers that are the identity.
+        heads: per layer (heads,), or None = open.
+        neurons: per layer (neurons,), or None.
+        attention: of the attention sub-layers, (layers,), or None.
+        ffn: of the feed-forward sub-layers, (layers,), or None.
+        ranks: per layer, role -> (rank,), or None.
+        drop: layers that are the identity.
     """
 
-    def __init__(
-        self,
-        heads: Sequence[Tensor] | None = None,
-        neurons: Sequence[Tensor] | None = None,
-        attention: Tensor | None = None,
-        ffn: Tensor | None = None,
-        ranks: Sequence[dict[str, Tensor]] | None = None,
-        dropped: frozenset[int] = frozenset(),
-    ) -> None:
-        self._units = {"heads": heads, "neurons": neurons}
-        self._sub_layers = {"attention": attention, "ffn": ffn}
-        self._ranks, self._dropped = ranks, dropped
+    heads: Sequence[Tensor] | None = None
+    neurons: Sequence[Tensor] | None = None
+    attention: Tensor | None = None
+    ffn: Tensor | None = None
+    ranks: Sequence[Mapping[str, Tensor]] | None = None
+    drop: frozenset[int] = frozenset()
 
     def units(self, layer: int, family: str) -> Tensor | None:
-        values = self._units[family]
+        values = self.heads if family == "heads" else self.neurons
         return None if values is None else values[layer]
 
     def sub_layer(self, layer: int, part: str) -> Tensor | None:
-        values = self._sub_layers[part]
+        values = self.attention if part == "attention" else self.ffn
         return None if values is None else values[layer]
 
     def rank(self, layer: int, role: str) -> Tensor | None:
-        return None if self._ranks is None else self._ranks[layer].get(role)
+        return None if self.ranks is None else self.ranks[layer].get(role)
 
     def dropped(self, layer: int) -> bool:
-        return layer in self._dropped
+        return layer in self.drop
 
 
-def gates_of(structure, counts: Sequence[LayerCounts], device: torch.device | None = None) -> FixedGates:
+def gates_of(
+    structure: Structure, counts: Sequence[LayerCounts], device: torch.device | None = None
+) -> FixedGates:
     """The 0/1 gates of a `Structure` on a model with these counts: what cutting by it must equal."""
 
-    def indicator(units: tuple[int, ...], size: float) -> Tensor:
+    def indicator(units: tuple[int, ...], size: Number) -> Tensor:
         z = torch.zeros(int(size), device=device)
         z[list(units)] = 1.0
         return z

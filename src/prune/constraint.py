@@ -59,9 +59,15 @@ class ProportionalIntegral(nn.Module):
         super().__init__()
         if min(proportional, integral, quadratic) < 0 or limit <= 0:
             raise ValueError(
-                f"the controller's gains are {proportional}, {integral}, {quadratic} (each >= 0) and its limit {limit} (> 0)"
+                f"the controller's gains are {proportional}, {integral}, {quadratic} (each >= 0),"
+                f" its limit {limit} (> 0)"
             )
-        self.proportional, self.integral, self.quadratic, self.limit = proportional, integral, quadratic, limit
+        self.proportional, self.integral, self.quadratic, self.limit = (
+            proportional,
+            integral,
+            quadratic,
+            limit,
+        )
         self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
         self.register_buffer("last", torch.zeros((), dtype=torch.float64))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,9 @@ from src.errors import UserError
 from src.prune.attach import FixedGates, attach, gates_of
 from src.prune.hard_concrete import deterministic, log_alpha_of, open_probability, sample
 from src.prune.select import UnitScores
-from src.prune.structure import LayerCounts, LayerParts, Structure
+from src.prune.structure import LayerCounts, LayerParts, Number, Structure
 
 FAMILIES = ("heads", "neurons", "attention", "ffn", "layers", "ranks")
-UNITS, PARTS = ("heads", "neurons"), ("attention", "ffn")
 
 
 class Gates(nn.Module):
@@ -45,7 +45,9 @@ class Gates(nn.Module):
         super().__init__()
         unknown = set(families) - set(FAMILIES)
         if unknown or not families:
-            raise UserError(f"gates on {sorted(unknown) or 'nothing'}: name at least one of {', '.join(FAMILIES)}")
+            raise UserError(
+                f"gates on {sorted(unknown) or 'nothing'}: name at least one of {', '.join(FAMILIES)}"
+            )
         if "ranks" in families and not any(c.ranks for c in counts):
             raise UserError("gates on ranks, but the model has no low-rank linear: factorise it first")
         if beta <= 0 or limit <= 0:
@@ -111,8 +113,13 @@ class Gates(nn.Module):
     def scores(self) -> UnitScores:
         """The probability that each unit is open, through its sub-layer and layer: comparable in all families."""
         with torch.no_grad():
-            by_family = {f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))}
-            ranks = [{role: self._probability(f"ranks/{i}/{role}") for role in c.ranks} for i, c in enumerate(self.counts)]
+            by_family = {
+                f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))
+            }
+            ranks = [
+                {role: self._probability(f"ranks/{i}/{role}") for role in c.ranks}
+                for i, c in enumerate(self.counts)
+            ]
         return UnitScores(
             self.counts, by_family["heads"], by_family["neurons"], ranks if "ranks" in self.families else None
         )
@@ -122,15 +129,17 @@ class Gates(nn.Module):
         structure = self.structure or Structure.full(self.counts)
         masks = gates_of(structure, self.counts, self._device())
         with torch.no_grad():
-            scaled = {f: [self._times(masks.units(i, f), f"{f}/{i}") for i in range(len(self.counts))] for f in UNITS}
-            subs = {p: torch.stack([masks.sub_layer(i, p) for i in range(len(self.counts))]) for p in PARTS}
-            subs = {p: self._times(self._times(z, p), "layers") for p, z in subs.items()}
-            ranks = [
-                {r: self._times(masks.rank(i, r), f"ranks/{i}/{r}") for r in s.ranks}
-                for i, s in enumerate(structure.layers)
-            ]
-        dropped = frozenset(i for i, s in enumerate(structure.layers) if s.dropped)
-        return FixedGates(scaled["heads"], scaled["neurons"], subs["attention"], subs["ffn"], ranks, dropped)
+            return replace(
+                masks,
+                heads=[self._times(z, f"heads/{i}") for i, z in enumerate(masks.heads or ())],
+                neurons=[self._times(z, f"neurons/{i}") for i, z in enumerate(masks.neurons or ())],
+                attention=self._times(self._times(masks.attention, "attention"), "layers"),
+                ffn=self._times(self._times(masks.ffn, "ffn"), "layers"),
+                ranks=[
+                    {role: self._times(z, f"ranks/{i}/{role}") for role, z in by_role.items()}
+                    for i, by_role in enumerate(masks.ranks or ())
+                ],
+            )
 
     def units(self, layer: int, family: str) -> Tensor | None:
         return self._frozen().units(layer, family) if self.structure else self._value(f"{family}/{layer}")
@@ -173,7 +182,9 @@ class Gates(nn.Module):
     def _uniform(self, key: str) -> Tensor:
         if self._noise[0] != self.step:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
-            drawn = {k: torch.rand(a.shape, generator=generator).to(a.device) for k, a in self.log_alpha.items()}
+            drawn = {
+                k: torch.rand(a.shape, generator=generator).to(a.device) for k, a in self.log_alpha.items()
+            }
             self._noise = (self.step, drawn)
         return self._noise[1][key]
 
@@ -187,11 +198,11 @@ class Gates(nn.Module):
                 result = result * self._probability(key)[layer]
         return result
 
-    def _expected_units(self, layer: int, family: str, have: float) -> Tensor | float:
+    def _expected_units(self, layer: int, family: str, have: Number) -> Number:
         key = f"{family}/{layer}"
         return self._probability(key).sum() if key in self.log_alpha else have
 
-    def _expected_rank(self, layer: int, role: str, have: float) -> Tensor | float:
+    def _expected_rank(self, layer: int, role: str, have: Number) -> Number:
         key = f"ranks/{layer}/{role}"
         if key not in self.log_alpha:
             return have

@@ -36,7 +36,9 @@ class LatencyTable:
         for name in ("heads", "neurons"):
             points = sorted((int(count), float(ms)) for count, ms in getattr(self, name))
             if len(points) < 2 or points[0][0] != 0 or points[0][1] < 0:
-                raise UserError(f"the latency table's {name} need at least two points, the first at 0, no time below 0")
+                raise UserError(
+                    f"the latency table's {name} need at least two points, the first at 0, no time below 0"
+                )
             rising: list[tuple[int, float]] = []
             for count, ms in points:
                 rising.append((count, max(ms, rising[-1][1] if rising else ms)))
@@ -61,10 +63,12 @@ class LatencyTable:
         """Raises UserError where the file is not a latency table."""
         try:
             found = json.loads(path.read_text())
-            points = (tuple((int(c), float(ms)) for c, ms in found[name]) for name in ("heads", "neurons"))
-            return cls(*points, conditions=str(found["conditions"]))
+            heads, neurons = (tuple((int(c), float(ms)) for c, ms in found[n]) for n in ("heads", "neurons"))
+            return cls(heads, neurons, str(found["conditions"]))
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not a latency table ({error!r}); delete it to measure again") from error
+            raise UserError(
+                f"{path} is not a latency table ({error!r}); delete it to measure again"
+            ) from error
 
 
 def interpolate(points: Points, count: Number) -> Number:
@@ -97,8 +101,10 @@ def measure_table(
 
     Args:
         shape: the dense encoder.
-        batch, length: what one forward sees, in rows and tokens.
-        device, dtype: where and in what precision.
+        batch: rows of one forward.
+        length: tokens of one row.
+        device: where.
+        dtype: in what precision.
         repeats: rounds over all variants; the median of each is kept. The first round warms up and is dropped.
         neuron_points: widths measured between 0 and the dense one, both included.
 
@@ -114,7 +120,8 @@ def measure_table(
         variants["neurons", width] = _FeedForward(shape, width).to(device, dtype)
     times = _interleaved(variants, x, repeats)
     points = {
-        kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind) for kind in ("heads", "neurons")
+        kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind)
+        for kind in ("heads", "neurons")
     }
     where = f"batch {batch}, {length} tokens, {device.type}, {str(dtype).removeprefix('torch.')}"
     return LatencyTable(points["heads"], points["neurons"], f"{where}, {torch.get_num_threads()} threads")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.lowrank.factorize import dense_weight
 from src.prune.attach import read_counts
 from src.prune.select import UnitScores
 from src.prune.structure import LayerParts
@@ -58,10 +59,9 @@ def layers_to_keep(num_layers: int, kept: int, order: str) -> list[int]:
     raise UserError(f"layers are dropped in the order {order!r}: it must be top or alternate")
 
 
-def _weight(net: nn.Module, path: str) -> Tensor:
-    linear = net.get_submodule(path)
-    factored = isinstance(getattr(linear, "p", None), nn.Linear)
-    return (linear.q.weight @ linear.p.weight if factored else linear.weight).float()
+def _weight(net: nn.Module, path: str | None) -> Tensor:
+    assert path is not None, "a sub-layer has all its linears or none"
+    return dense_weight(net.get_submodule(path)).float()
 
 
 def _head_norms(net: nn.Module, layer: LayerParts) -> Tensor:

@@ -21,6 +21,7 @@ from src.prune.structure import Indices, LayerCounts, LayerStructure, Structure
 
 Scope = Literal["global", "family", "layer"]
 FAMILIES = ("heads", "neurons", "ranks")
+PARTS = ("attention", "ffn")
 Place = tuple[int, str, str]
 """(layer, family, role): the role is empty for heads and neurons."""
 
@@ -46,7 +47,9 @@ class UnitScores:
         found: dict[Place, Tensor] = {}
         for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
             found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
-        found |= {(i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()}
+        found |= {
+            (i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()
+        }
         if not found:
             raise UserError("no family of units is scored: there is nothing to prune")
         return {place: s.detach().double().cpu() for place, s in found.items()}
@@ -70,7 +73,9 @@ class Limits:
         for name in ("align", "floor"):
             for family, value in getattr(self, name).items():
                 if family not in FAMILIES or value < 1:
-                    raise UserError(f"{name} {value} of {family}: it must be >= 1, of one of {', '.join(FAMILIES)}")
+                    raise UserError(
+                        f"{name} {value} of {family}: it must be >= 1, of one of {', '.join(FAMILIES)}"
+                    )
 
     def group_sizes(self, family: str, units: int) -> list[int]:
         """Sizes of the groups of `units` units: the floor rounded up to the alignment, then one alignment each."""
@@ -108,18 +113,12 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
     groups = _groups(scores, limits)
     state = _State(scores, cost)
     _check_reachable(groups, scores, cost, keep_frac)
-    layers = [[i] for i in range(len(scores.counts))] if scope == "layer" else [list(range(len(scores.counts)))]
-    if scope == "global":
-        pools = [(layers[0], FAMILIES)]
-    elif scope in ("family", "layer"):
-        pools = [(part, (family,)) for part in layers for family in FAMILIES]
-    else:
-        raise UserError(f"scope is {scope!r}: it must be global, family or layer")
     for group in groups:
         if group.must:
             state.take(group)
-    for budget, part, families in _budgets(pools, state, scores, keep_frac * cost.dense):
+    for part, families in _pools(scope, len(scores.counts)):
         pool = [g for g in groups if g.place[0] in part and g.place[1] in families and not g.must]
+        budget = state.budget(part, families, keep_frac)
         state.fill(sorted(pool, key=lambda g: -g.score), budget)
     return state.structure()
 
@@ -157,7 +156,9 @@ def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, 
         for _, i in sorted(chunks, key=lambda c: -c[0])[: (count - sum(kept)) // align]:
             kept[i] += align
     if sum(kept) != count or any(k > n for k, n in zip(kept, sizes, strict=True)):
-        raise UserError(f"{count} units cannot be kept exactly with layers of {sizes} in multiples of {align}")
+        raise UserError(
+            f"{count} units cannot be kept exactly with layers of {sizes} in multiples of {align}"
+        )
     return [tuple(sorted(order[:k].tolist())) for (_, order), k in zip(ordered, kept, strict=True)]
 
 
@@ -168,9 +169,15 @@ class _State:
         self.cost, self.scores = cost, scores
         self.units: dict[Place, list[int]] = {place: [] for place in scores.places()}
         self.sub_layers = {
-            (i, part): self._sub_cost(i, part, None) for i in range(len(scores.counts)) for part in ("attention", "ffn")
+            (i, part): self._sub_cost(i, part, None)
+            for i in range(len(scores.counts))
+            for part in ("attention", "ffn")
         }
         self.spent = sum(self.sub_layers.values())
+        self.full = {
+            (i, "attention"): float(cost.attention(c.heads, c.ranks)) for i, c in enumerate(scores.counts)
+        }
+        self.full |= {(i, "ffn"): float(cost.ffn(c.neurons, c.ranks)) for i, c in enumerate(scores.counts)}
 
     def _count(self, layer: int, family: str, role: str, extra: _Group | None) -> int:
         place = (layer, family, role)
@@ -200,6 +207,16 @@ class _State:
         self.spent += price
         return price
 
+    def budget(self, layers: Sequence[int], families: Sequence[str], keep_frac: float) -> float:
+        """What a pool may still spend: its layers' share of the whole budget; heads alone: attention's share."""
+        share = keep_frac * self.cost.dense / sum(self.full.values())
+        parts = ("attention",) if families == ("heads",) else PARTS
+        return min(
+            share * sum(self.full[i, part] for i in layers for part in some)
+            - sum(self.sub_layers[i, part] for i in layers for part in some)
+            for some in (parts, PARTS)
+        )
+
     def fill(self, ordered: Iterable[_Group], budget: float) -> None:
         """Takes groups in order while they fit into the budget."""
         closed: set[Place] = set()
@@ -217,7 +234,10 @@ class _State:
         for i, have in enumerate(self.scores.counts):
             whole = Structure.full([have]).layers[0]
             kept = {p: tuple(sorted(units)) for p, units in self.units.items() if p[0] == i}
-            heads, neurons = kept.get((i, "heads", ""), whole.heads), kept.get((i, "neurons", ""), whole.neurons)
+            heads, neurons = (
+                kept.get((i, "heads", ""), whole.heads),
+                kept.get((i, "neurons", ""), whole.neurons),
+            )
             ranks = {role: kept.get((i, "ranks", role), all_) for role, all_ in whole.ranks.items()}
             layers.append(LayerStructure(heads, neurons, ranks))
         return Structure(tuple(layers))
@@ -251,27 +271,13 @@ def _check_reachable(groups: list[_Group], scores: UnitScores, cost: Cost, keep_
         )
 
 
-def _budgets(
-    pools: list[tuple[list[int], tuple[str, ...]]], state: _State, scores: UnitScores, whole: float
-) -> Iterable[tuple[float, list[int], tuple[str, ...]]]:
-    """What each pool may still spend, in order; unspent budget passes on within the same layers."""
-    full = _full_costs(scores, state.cost)
-    share = whole / sum(full.values())
-    for part, families in pools:
-        sub_layers = [(i, name) for i in part for name in ("attention", "ffn")]
-        spent = sum(state.sub_layers[key] for key in sub_layers)
-        limit = share * sum(full[key] for key in sub_layers)
-        if families == ("heads",):
-            attention = [key for key in sub_layers if key[1] == "attention"]
-            own = share * sum(full[k] for k in attention) - sum(state.sub_layers[k] for k in attention)
-            yield min(own, limit - spent), part, families
-        else:
-            yield limit - spent, part, families
-
-
-def _full_costs(scores: UnitScores, cost: Cost) -> dict[tuple[int, str], float]:
-    found = {}
-    for i, c in enumerate(scores.counts):
-        found[i, "attention"] = float(cost.attention(c.heads, c.ranks))
-        found[i, "ffn"] = float(cost.ffn(c.neurons, c.ranks))
-    return found
+def _pools(scope: str, num_layers: int) -> list[tuple[Sequence[int], Sequence[str]]]:
+    """Which layers and families share a budget, in the order in which they spend it."""
+    every = range(num_layers)
+    if scope == "global":
+        return [(every, FAMILIES)]
+    if scope == "family":
+        return [(every, (family,)) for family in FAMILIES]
+    if scope == "layer":
+        return [([i], (family,)) for i in every for family in FAMILIES]
+    raise UserError(f"scope is {scope!r}: it must be global, family or layer")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -23,20 +24,27 @@ Indices = tuple[int, ...]
 
 
 class LayerParts(Protocol):
-    """What this room needs to know of a layer: `models.anatomy.Layer` offers it.
+    """What this room needs to know of a layer: `models.cut.encoder_layers` gives it.
 
     Each role is the module path of a linear, or None where an earlier cut removed the sub-layer.
     """
 
-    query: str | None
-    key: str | None
-    value: str | None
-    attention_output: str | None
-    ffn_in: str | None
-    ffn_out: str | None
-    layer_norms: Sequence[str]
-    num_heads: int
-    head_dim: int
+    @property
+    def query(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def value(self) -> str | None: ...
+    @property
+    def attention_output(self) -> str | None: ...
+    @property
+    def ffn_in(self) -> str | None: ...
+    @property
+    def ffn_out(self) -> str | None: ...
+    @property
+    def layer_norms(self) -> tuple[str, ...]: ...
+    @property
+    def head_dim(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,10 @@ class LayerCounts:
 
 @dataclass(frozen=True)
 class LayerStructure:
-    """The units that a layer keeps, by index, ascending. No heads (no neurons) = the sub-layer is removed, its
-    bias too, its layer norm stays. `dropped`: the whole layer is the identity, its layer norms removed as well.
+    """The units that a layer keeps, by index, ascending.
+
+    No heads (no neurons): the sub-layer is removed, its bias too, its layer norm stays.
+    Dropped: the whole layer is the identity, its layer norms removed as well.
     """
 
     heads: Indices
@@ -93,7 +103,7 @@ class LayerStructure:
 
     def __post_init__(self) -> None:
         for name, units in (("heads", self.heads), ("neurons", self.neurons), *self.ranks.items()):
-            if any(a >= b for a, b in zip(units, units[1:], strict=False)) or (units and units[0] < 0):
+            if any(a >= b for a, b in pairwise(units)) or (units and units[0] < 0):
                 raise UserError(f"a structure's {name} must be distinct, ascending and at least 0")
         unknown = set(self.ranks) - set(ROLES)
         if unknown:
@@ -154,7 +164,9 @@ class Structure:
             units += [(f"ranks of {r}", kept, have.ranks.get(r, 0)) for r, kept in layer.ranks.items()]
             for name, kept, available in units:
                 if kept and kept[-1] >= available:
-                    raise UserError(f"layer {i} has {available} {name}; the structure keeps number {kept[-1]}")
+                    raise UserError(
+                        f"layer {i} has {available} {name}; the structure keeps number {kept[-1]}"
+                    )
 
     def to_json(self) -> str:
         """One JSON object: `{"layers": [{"heads": [...], "neurons": [...], "ranks": {...}, "dropped": false}]}`."""

@@ -47,7 +47,7 @@ class LinearOfKept(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout | None, *tensors: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor
     ) -> Tensor:
         """Return X W^T + b; save W and `tensors`, not X.
 
@@ -56,12 +56,14 @@ class LinearOfKept(torch.autograd.Function):
             x: (..., in).
             weight: (out, in).
             bias: (out,) or None.
-            layout: how to read the tensors; None where the weight is frozen and nothing of X is needed.
+            layout: how to read the tensors.
             tensors: what is kept of X.
         """
         ctx.layout = layout
         ctx.save_for_backward(weight, *tensors)
-        return F.linear(x, weight, bias)
+        y = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+        # Not a view: the next operation may work in place (relu_inplace).
+        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], weight.shape[0]])
 
     @staticmethod
     @once_differentiable
@@ -107,17 +109,16 @@ class SparseLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return X W^T + b."""
-        if not (self.training and torch.is_grad_enabled()) or x.dim() != 3 or self.site.selector.keep_frac == 1:
+        kept = self._keep(x)
+        if kept is None:
             return F.linear(x, self.weight, self.bias)
         dtype = autocast_dtype(x)
-        cast = x.to(dtype)
-        kept: Kept | None = None
-        if self.weight.requires_grad:
-            kept = self.site.select(x, cast)
-            if kept is None:
-                return F.linear(x, self.weight, self.bias)
-        weight = self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        if kept is None:
-            return LinearOfKept.apply(cast, weight, bias, None)
-        return LinearOfKept.apply(cast, weight, bias, kept.layout, *kept.tensors)
+        return LinearOfKept.apply(x.to(dtype), self.weight.to(dtype), bias, kept.layout, *kept.tensors)
+
+    def _keep(self, x: Tensor) -> Kept | None:
+        """What is kept of the input; None where F.linear does all there is to do (it saves no X for a frozen W)."""
+        training = self.training and torch.is_grad_enabled() and self.weight.requires_grad
+        if not training or x.dim() != 3 or self.site.selector.keep_frac == 1:
+            return None
+        return self.site.select(x, x.to(autocast_dtype(x)))

@@ -93,11 +93,16 @@ class GlueTask(TextTask):
             validation=validation,
             test=test,
             source=source,
-            how=f"{TEST[self.test]}; {CUT}",
+            how=f"{self._test_in_words()}; {CUT}",
             labels=self.layout.labels,
             extra=named,
             notes=notes,
         )
+
+    def _test_in_words(self) -> str:
+        if self.folder:
+            return f"test is {self.layout.tests[self.test][0]} of {self.folder}, which need not be GLUE's own split"
+        return TEST[self.test]
 
     def _wanted(self) -> dict[str, tuple[str, str]]:
         """Returns name -> (file, hub split) of the sets to read; MNLI's other dev set comes along."""

@@ -140,7 +140,7 @@ LAYOUTS = {
 def read_glue(path: Path, layout: Layout) -> tuple[Table, int]:
     """Returns the rows of one file, and how many were left out as broken or unlabelled."""
     if not path.is_file():
-        raise DataMissing(f"{path}: no such file; {_neighbours(path)}")
+        raise DataMissing(f"{path}: no such file; {_neighbours(path)} (task.folder= takes another name)")
     lines = split_lines(read_text(path))
     header = list(layout.header) if layout.header else (lines[0].split("\t") if lines else [])
     where = {purpose: _column(path, header, name) for purpose, name in layout.columns.items()}

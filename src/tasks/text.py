@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from src.errors import UserError
 from src.tasks.base import Batch, Task
 from src.tasks.rows import Rows
-from src.tasks.tokens import Tokens, cached_tokens
+from src.tasks.tokens import Tokens, cached_tokens, tokenizer_digest
 
 PROBLEMS = ("classification", "regression")
 
@@ -87,7 +87,7 @@ class TextTask(Task):
         self.problem = problem
         self.max_length = max_length
         self.tokenizer = None
-        self._pad = 0
+        self._digest, self._pad = "", 0
         super().__init__(
             name=name,
             rows=rows,
@@ -106,13 +106,16 @@ class TextTask(Task):
                 f"task.max_length={self.max_length}: the model's tokenizer allows {tokenizer.model_max_length}"
             )
         self.tokenizer = tokenizer
+        self._digest = tokenizer_digest(tokenizer)
         self._pad = tokenizer.pad_token_id or 0
         self._encoded = {}
 
     def encode(self, rows: Rows) -> LabelledTokens:
         """Returns tokens and labels of `rows`."""
         assert self.tokenizer is not None, "use(tokenizer) comes first"
-        return LabelledTokens(cached_tokens(self.tokenizer, rows, self.max_length), rows["label"])
+        return LabelledTokens(
+            cached_tokens(self.tokenizer, self._digest, rows, self.max_length), rows["label"]
+        )
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them."""

@@ -109,10 +109,10 @@ def _count_truncated(coded, max_length: int) -> int:
     return sum(len(row) >= max_length for row in coded["input_ids"])
 
 
-def cached_tokens(tokenizer, rows: Rows, max_length: int) -> Tokens:
-    """Returns `tokenise(...)`, from the disk where the same was done before."""
+def cached_tokens(tokenizer, digest: str, rows: Rows, max_length: int) -> Tokens:
+    """Returns `tokenise(...)`, from the disk where the same was done before; `digest` is the tokenizer's."""
     texts = Rows({name: rows[name] for name in TEXTS if name in rows})
-    key = json.dumps([VERSION, texts.digest(), tokenizer_digest(tokenizer), max_length, _library_version()])
+    key = json.dumps([VERSION, texts.digest(), digest, max_length, _library_version()])
     folder = cache_root() / hashlib.sha256(key.encode()).hexdigest()
     found = _load(folder)
     if found is not None:

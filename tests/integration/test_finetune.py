@@ -40,7 +40,7 @@ def by_hand(settings: dict) -> dict[str, torch.Tensor]:
             labels = batch["labels"]
             logits = net(**{key: value for key, value in batch.items() if key != "labels"}).logits
             torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), settings["clip"])
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], settings["clip"])
             optimizer.step()
             optimizer.zero_grad()
             step += 1

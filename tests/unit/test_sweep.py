@@ -150,12 +150,12 @@ def test_log_tail_is_short_of_this_attempt_and_without_secrets(
     assert sweep.log_tail(log, log.stat().st_size) == ""
 
 
-def test_live_table_shows_running_jobs_and_the_whole() -> None:
+def test_live_view_shows_running_jobs_and_the_whole() -> None:
     jobs = (
         Running("cell a", KIND, 65.0, {"step": 5, "steps": 50, "score": 0.51234, "phase": "train"}),
         Running("cell b", KIND, 2.0, {}),
     )
-    text = text_of(sweep.live_table(Status(3, 1, 4, 1, jobs, 300.0)))
+    text = text_of(sweep.live_view(Status(3, 1, 4, 1, jobs, 300.0)))
     assert [part in text for part in ("cell a", "5/50", "0.5123", "train", "65 s", "cell b")] == [True] * 6
     assert "3 of 10 done, 2 running, 1 failed, 4 left (1 run by another process), time left: 5 min" in text
 

@@ -55,14 +55,14 @@ def _write(x: Tensor, data: Tensor, scales: Tensor) -> None:
         # 126, not 127: the scale is rounded to bfloat16 before it divides, and may come out smaller
         top = torch.linalg.vector_norm(grouped, torch.inf, -1, keepdim=True, dtype=torch.float32)
         scale = (top.clamp_min_(1e-12) / 126).bfloat16()
-        codes = (grouped * (1 / scale.float()).to(x.dtype)).round_()
+        codes = (grouped * (1 / scale.float())).round_()
     elif data.dtype == torch.uint8:
         grouped = _grouped(x)
         low = grouped.amin(-1, keepdim=True).float().clamp_min_(-4).bfloat16()
         top = grouped.amax(-1, keepdim=True).float().clamp_min_(-3.9)
         step = ((top - low.float()).clamp_min_(1e-6) / 254).bfloat16()
         scale = torch.stack([step, low], dim=-1)
-        codes = ((grouped - low.to(x.dtype)) * (1 / step.float()).to(x.dtype) + 0.5).clamp_(0, 255)
+        codes = (grouped - low.float()).mul_(1 / step.float()).add_(0.5).clamp_(0, 255)
     else:
         data.copy_(x)
         return

@@ -9,7 +9,7 @@ modules whose name begins with an underscore.
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,48 +56,48 @@ class ProcLauncher(Launcher):
         plan = sweep.make_plan(self._cells(job_overrides, initial_job_idx), results.is_done)
         if not plan.todo and not plan.done:
             raise UserError(sweep.nothing_to_run(plan))
-        self._announce(plan, console.print)
-        if failures := self._run(plan, console) if plan.todo else []:
-            if not console.is_terminal:
-                console.width = 140  # a log has no width of its own, and 80 columns break every line
-            console.print(sweep.failure_table(failures), soft_wrap=False)
-            total = len(plan.todo) + len(plan.done)
-            raise UserError(f"{len(failures)} of {total} cells failed; the same command runs them again")
-        return [_completed(job.overrides, results.read(job.folder)) for job in (*plan.done, *plan.todo)]
-
-    def _announce(self, plan: Any, show: Callable[[str], None]) -> None:
-        from src import results, sweep
-
         folder = (*plan.todo, *plan.done)[0].folder.parent
         known = sweep.known_seconds(each for _, each in results.finished(folder))
-        expected = sweep.duration(sweep.seconds_left([job.kind for job in plan.todo], [], known, self.n_jobs))
-        if plan.todo and not known:
-            experiment = self.config.hydra.runtime.choices.get("experiment")
-            stated = next(
-                filter(None, map(sweep.stated_time, _experiment_files(self.config, experiment))), None
-            )
-            expected += " until the first cell ends" + (
-                f"; experiment={experiment} says: {stated}" if stated else ""
-            )
+        expected = self._expected(plan, known)
         for line in sweep.describe_plan(plan, folder.name, self.n_jobs, self._threads(), expected):
-            show(line)
-        if not plan.todo:
-            show(f"everything is done: {folder}")
+            console.print(line)
+        if plan.todo:
+            self._run(plan, known, console)
+        else:
+            console.print(f"everything is done: {folder}")
+        return [_completed(job.overrides, results.read(job.folder)) for job in (*plan.done, *plan.todo)]
 
-    def _run(self, plan: Any, console: Any) -> list:
+    def _expected(self, plan: Any, known: dict) -> str:
+        """Says how long the rest takes: by the sweep's finished cells, else by what its experiment states."""
+        from src import sweep
+
+        said = sweep.duration(sweep.seconds_left([job.kind for job in plan.todo], [], known, self.n_jobs))
+        if known:
+            return said
+        experiment = self.config.hydra.runtime.choices.get("experiment")
+        stated = [sweep.stated_time(path) for path in _experiment_files(self.config, experiment)]
+        told = [f"; experiment={experiment} says: {time}" for time in stated if time]
+        return f"{said} until the first cell ends" + "".join(told[:1])
+
+    def _run(self, plan: Any, known: dict, console: Any) -> None:
         from hydra_plugins.proc_launcher._pool import Pool, Stopped
 
-        from src.results import finished
-        from src.sweep import known_seconds
+        from src.errors import UserError
+        from src.sweep import failure_table
 
-        known = known_seconds(each for _, each in finished(plan.todo[0].folder.parent))
         pool = Pool(plan.todo, self._command_of, self.n_jobs, self._threads(), known, len(plan.done), console)
         try:
-            return pool.run()
+            failures = pool.run()
         except Stopped as stopped:
             name = signal.Signals(stopped.signal).name
             console.print(f"stopped by {name}: {pool.num_done} cells are done; the same command continues")
             sys.exit(128 + stopped.signal)
+        if failures:
+            if not console.is_terminal:
+                console.width = 140  # a log has no width of its own, and 80 columns break every line
+            console.print(failure_table(failures), soft_wrap=False)
+            total = len(failures) + pool.num_done
+            raise UserError(f"{len(failures)} of {total} cells failed; the same command runs them again")
 
     def _threads(self) -> int:
         from src.sweep import threads_per_job

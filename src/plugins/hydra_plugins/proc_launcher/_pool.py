@@ -81,6 +81,7 @@ class Pool:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            "KEEPFRAC_JOB": "1",  # tells a run that its output goes into its run.log already
             "PYTHONUNBUFFERED": "1",  # the log of a killed job ends where the job did
         }
         self.num_done, self.console = num_done, console
@@ -198,7 +199,7 @@ class Pool:
             yield lambda: None
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            yield lambda: live.update(sweep.live_table(self.status()), refresh=True)
+            yield lambda: live.update(sweep.live_view(self.status()), refresh=True)
 
     def _stop_children(self, caught: list[int]) -> None:
         """Ends what still runs: SIGTERM, and SIGKILL after a while or at a second signal."""

@@ -1,0 +1,208 @@
+"""Other forms of a cut model, for where its own class cannot go.
+
+    stock_uniform   a plain Transformers class, smaller; only where the stock configuration can say the sizes
+    stock_padded    a plain Transformers class, zeros where units were cut; same outputs, no gain in speed or size
+    torch_export    a `torch.export` program (.pt2), any batch size and length
+    onnx            an ONNX file, any batch size and length; needs onnx, onnxscript and onnxruntime
+
+The default form is the cut model's own class (`models.pruned`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from src.errors import UserError
+from src.models import pruned
+from src.models.cut import SIZE_FIELDS, counts_of, encoder_layers, shape_of
+from src.prune.structure import ROLES
+
+STOCK_OF = {cut: stock for stock, cut in pruned.PRUNED_OF.items()}
+STOCK_CONFIGS = {config: config.__mro__[1] for config in pruned.CONFIGS}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, Tensor]) -> Path:
+    """Writes another form of the model into `<folder>/<kind>`.
+
+    Args:
+        net: the delivered model, in eval mode.
+        kind: stock_uniform, stock_padded, torch_export or onnx.
+        folder: where the forms of one model lie.
+        example: inputs of one batch (`Task.inputs(batch)`), for the traced forms.
+
+    Returns:
+        The folder or file that was written.
+
+    Raises:
+        UserError: an unknown form, one that cannot hold this model, or one whose packages are missing.
+    """
+    writers: dict[str, Callable[[Path], object]] = {
+        "stock_uniform": lambda path: stock_uniform(net).save_pretrained(path),
+        "stock_padded": lambda path: stock_padded(net).save_pretrained(path),
+        "torch_export": lambda path: torch_export(net, example, path / "model.pt2"),
+        "onnx": lambda path: onnx(net, example, path / "model.onnx"),
+    }
+    if kind not in writers:
+        raise UserError(f"export is {kind!r}: it must be none or one of {', '.join(writers)}")
+    target = Path(folder) / kind
+    writers[kind](target)
+    return target
+
+
+def stock_uniform(net: PreTrainedModel) -> PreTrainedModel:
+    """The model as a plain Transformers class of the sizes that it has, if a stock configuration can say them.
+
+    Stock encoders have hidden = heads * head_dim and one feed-forward width: all heads must be kept, the same number
+    of neurons in each layer, nothing low-rank. Dropped layers are fine.
+
+    Raises:
+        UserError: it cannot; the message says why and what to use instead.
+    """
+    shape, counts = shape_of(net), counts_of(net)
+    widths = sorted({int(c.neurons) for c in counts})
+    reasons = []
+    if any(c.heads != shape.num_heads for c in counts):
+        found = [int(c.heads) for c in counts]
+        reasons.append(f"its layers have {found} of {shape.num_heads} heads")
+    if len(widths) > 1 or not widths[0]:
+        reasons.append(f"its feed-forward widths are {', '.join(map(str, widths))}")
+    if any(c.ranks for c in counts):
+        reasons.append("some of its linears are low-rank")
+    if reasons:
+        raise UserError(
+            f"a stock class cannot hold this model ({'; '.join(reasons)}): use export=stock_padded, or select with"
+            " scope=layer and neurons alone"
+        )
+    return _as_stock(net, widths[0])
+
+
+def stock_padded(net: PreTrainedModel) -> PreTrainedModel:
+    """The model as a plain Transformers class of the dense sizes, with zeros where units were cut.
+
+    Low-rank linears are multiplied out. Outputs are equal up to the order of summation. Kept units take the first
+    places: which they were in the dense model is not recorded in a cut model.
+    """
+    return _as_stock(net, shape_of(net).num_neurons)
+
+
+def torch_export(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Path:
+    """Writes a `torch.export` program from the model's inputs (by name) to its logits; batch and length are free."""
+    net = _plain(net).eval()
+    program = torch.export.export(
+        _Logits(net),
+        (),
+        {"inputs": _two_rows(example)},
+        dynamic_shapes={"inputs": _free(net, example)},
+        strict=False,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path)
+    return path
+
+
+def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Path:
+    """Writes an ONNX file from the model's inputs (by name) to `logits`; batch and length are free.
+
+    Raises:
+        UserError: a package that this needs is not installed.
+    """
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"export=onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    net = _plain(net).eval()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks on its own operators
+        torch.onnx.export(
+            _Positional(net, tuple(example)),
+            tuple(_two_rows(example).values()),
+            str(path),
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_shapes=(tuple(_free(net, example).values()),),
+            dynamo=True,
+        )
+    return path
+
+
+def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
+    if type(net) not in STOCK_OF:
+        return net
+    settings = net.config.to_dict()
+    for name in (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version"):
+        settings.pop(name, None)
+    settings["hidden_dim" if "hidden_dim" in settings else "intermediate_size"] = neurons
+    config = STOCK_CONFIGS[type(net.config)](**settings)
+    parameter = next(net.parameters())
+    pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
+    with torch.random.fork_rng(devices=[]):
+        stock = STOCK_OF[type(net)](config, **pooler).to(parameter.device, parameter.dtype)
+    stock.load_state_dict(_padded(net, stock.state_dict()), strict=True)
+    stock.tie_weights()
+    return stock.train(net.training)
+
+
+@torch.no_grad()
+def _padded(net: PreTrainedModel, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's tensors in the names and shapes of `like`: factors multiplied out, zeros where nothing is left."""
+    state = dict(net.state_dict())
+    for layer in encoder_layers(net):
+        for path in (getattr(layer, role) for role in ROLES):
+            if path is not None and f"{path}.p.weight" in state:
+                factor = state.pop(f"{path}.q.weight")
+                product = factor.double() @ state.pop(f"{path}.p.weight").double()
+                state[f"{path}.weight"] = product.to(factor.dtype)
+                state[f"{path}.bias"] = state.pop(f"{path}.q.bias")
+    full = {}
+    for name, target in like.items():
+        full[name] = torch.zeros_like(target)
+        if name in state:
+            full[name][tuple(slice(0, size) for size in state[name].shape)] = state[name]
+    return full
+
+
+class _Logits(nn.Module):
+    """The model as a function of a dictionary of inputs to its first output."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.net(**inputs)[0]
+
+
+class _Positional(nn.Module):
+    """The model as a function of its inputs in a given order to its first output."""
+
+    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.net, self.names = net, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.net(**dict(zip(self.names, inputs, strict=True)))[0]
+
+
+def _plain(net: PreTrainedModel) -> PreTrainedModel:
+    if any(module._forward_hooks or module._forward_pre_hooks for module in net.modules()):
+        raise UserError("the model still has hooks (gates): cut it, or take them off, before it is exported")
+    return net
+
+
+def _two_rows(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """At least two rows, or the tracer takes the batch for a constant."""
+    return {name: value if len(value) > 1 else torch.cat([value, value]) for name, value in example.items()}
+
+
+def _free(net: PreTrainedModel, example: Mapping[str, Tensor]) -> dict[str, dict]:
+    batch = torch.export.Dim("batch", min=1)
+    length = torch.export.Dim("length", min=2, max=net.config.max_position_embeddings - 2)
+    return {name: {0: batch, 1: length} for name in example}

@@ -1,0 +1,144 @@
+"""What `late` can be told, and the numbers that one call of a block needs."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from src.sparse.kernels import CHOICES
+from src.sparse.late.noise import mixed
+
+ROWS = ("wta", "grad", "random")
+CONTEXTS = ("save", "recompute")
+# what draws by chance inside a block: the output's dropout, the attention's (per sample), the two choices of rows
+OUTPUT, PROBABILITIES, ROWS_OUT, ROWS_IN = range(4)
+
+
+class Formats(NamedTuple):
+    """How each kind of saved activation is stored: a dtype as in kernels/plain.py, None = as it is (exact)."""
+
+    hat: torch.dtype | None  # the normalised rows of a LayerNorm
+    attention: torch.dtype | None  # query, key, value, and the context
+    inner: torch.dtype | None  # what enters the feed-forward's activation
+
+
+# "mixed" is the best of plain PyTorch, where 8-bit codes of the widest activation cost more time than they are worth
+STORES = {
+    "8bit": Formats(torch.int8, torch.int8, torch.uint8),
+    "mixed": Formats(torch.int8, torch.int8, torch.bfloat16),
+    "bf16": Formats(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+    "exact": Formats(None, None, None),
+}
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose among {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network's blocks store and what their weight gradients are made of.
+
+    Args:
+        keep_frac: share of the real tokens whose rows form each weight gradient, in (0, 1]. It sets arithmetic alone:
+            the bytes come from `store`.
+        rows: how they are chosen when their gradient has arrived. "wta": the largest for certain, the rest by chance
+            with a factor that makes the estimate unbiased; "grad": the largest, unscaled (biased); "random": uniform.
+        store: "8bit", "mixed" (what enters the activation function in bfloat16, the rest in 8 bits), "bf16" or
+            "exact" (nothing is rounded).
+        context: "save" the attention's context, or "recompute" it in the backward pass (one small matmul more).
+        skip_zero_rows: leave out the rows whose gradient is zero (padding, all but the first token at the top of a
+            classifier). Exact, and faster where there are many.
+        kernels: "auto", "cpp", "native" or "torch"; see `kernels.prepare`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    keep_frac: float
+    rows: str
+    store: str
+    context: str
+    skip_zero_rows: bool
+    kernels: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.keep_frac, int | float) and 0 < self.keep_frac <= 1):
+            raise ValueError(f"keep_frac={self.keep_frac!r}: a share in (0, 1], of the real tokens")
+        if not isinstance(self.skip_zero_rows, bool):
+            raise ValueError(f"skip_zero_rows={self.skip_zero_rows!r}: true or false")
+        _check_choice("rows", self.rows, ROWS)
+        _check_choice("store", self.store, tuple(STORES))
+        _check_choice("context", self.context, CONTEXTS)
+        _check_choice("kernels", self.kernels, CHOICES)
+
+
+@dataclass
+class Tally:
+    """What one block has done so far, in numbers.
+
+    Args:
+        real_rows: real tokens that have come by in backward passes.
+        used_rows: rows that its weight gradients were made of, in the mean over its matmuls.
+        saved_bytes: what the last forward pass stored for this block, parameters and shared inputs aside.
+        dense_bytes: what PyTorch would have stored for it.
+    """
+
+    real_rows: float = 0.0
+    used_rows: float = 0.0
+    saved_bytes: int = 0
+    dense_bytes: int = 0
+
+    def add(self, real: int, *used: int) -> None:
+        """Counts one backward pass: `used` rows for each choice that it made."""
+        self.real_rows += real
+        self.used_rows += sum(used) / len(used)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one call of one block: all that a Function keeps on its context besides saved tensors.
+
+    Args:
+        settings: what the user asked for.
+        shape: (batch, length).
+        real: how many of the batch * length tokens are real.
+        eps: of the LayerNorm.
+        p: dropout of the block's output.
+        seed: of this call; the masks and the choice of rows are regenerated from it.
+        heads: number of attention heads; 0 in a feed-forward block.
+        scale: factor of the attention scores.
+        p_attention: dropout of the attention's probabilities.
+        activation: name of the feed-forward's activation function, as in transformers' ACT2FN.
+        tally: the block's counts.
+    """
+
+    settings: Settings
+    shape: tuple[int, int]
+    real: int
+    eps: float
+    p: float
+    seed: int
+    heads: int = 0
+    scale: float = 1.0
+    p_attention: float = 0.0
+    activation: str = "gelu"
+    tally: Tally = field(default_factory=Tally)
+
+    def formats(self, stream: torch.dtype, compute: torch.dtype) -> Formats:
+        """Returns the dtypes to store in, "exact" resolved to the dtypes that the numbers have anyway."""
+        hat, attention, inner = STORES[self.settings.store]
+        return Formats(hat or stream, attention or compute, inner or compute)
+
+    def budget(self) -> int:
+        """Returns how many rows a weight gradient may use: keep_frac of the real tokens, all at keep_frac 1."""
+        total = self.shape[0] * self.shape[1]
+        if self.settings.keep_frac == 1:
+            return total
+        return max(1, math.ceil(self.settings.keep_frac * self.real))
+
+    def seed_of(self, site: int, sample: int = 0) -> int:
+        """Returns the seed of one source of chance in this call: PROBABILITIES are per sample."""
+        return mixed(self.seed, site, sample)
