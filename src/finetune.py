@@ -9,7 +9,7 @@ The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two
     finish(batches)         once, after fit, on the best weights: harden, merge, cut
     kept()                  what was asked for, what was achieved, and of what
 
-State of a method that is neither parameter nor buffer goes through `get_extra_state` and `set_extra_state` of nn.Module.
+State that is neither parameter nor buffer goes through `get_extra_state` and `set_extra_state` of nn.Module.
 """
 
 from collections.abc import Callable, Iterable
@@ -125,12 +125,13 @@ class FineTune(pl.LightningModule):
         groups = [{"clip": None, **group} for group in self.param_groups() if group["params"]]
         schedules = [group.pop("schedule", self.schedule) for group in groups]
         optimizer = torch.optim.AdamW(groups, fused=True)
-        factors: list[Callable[[int], float]] = [
-            lambda step, schedule=schedule: schedule(min(1.0, step / max(1, self.loop.total_steps)))
-            for schedule in schedules
-        ]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [self._by_step(schedule) for schedule in schedules]
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _by_step(self, schedule: Callable[[float], float]) -> Callable[[int], float]:
+        return lambda step: schedule(min(1.0, step / max(1, self.loop.total_steps)))
 
     def schedule(self, progress: float) -> float:
         """Returns the factor of the learning rate at `progress`."""
@@ -158,7 +159,9 @@ class FineTune(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
         by_norm: dict[float, list] = {}
         for group in optimizer.param_groups:
             if group["clip"] is not None:
@@ -190,10 +193,14 @@ class FineTune(pl.LightningModule):
 
     def _log_scores(self, split: str) -> None:
         scores = {name: value.float() for name, value in self.val_metrics.compute().items()}
-        self.log_dict({f"{split}/{name}": value for name, value in (scores | {"loss": self.val_loss.compute()}).items()})
+        self.log_dict(
+            {f"{split}/{name}": value for name, value in (scores | {"loss": self.val_loss.compute()}).items()}
+        )
         if split == "val" and self.trainer.state.fn == "fit":
             kept = self.kept()
-            self.log_dict({f"kept/{key}": float(kept[key]) for key in ("asked", "achieved") if kept[key] is not None})
+            self.log_dict(
+                {f"kept/{key}": float(kept[key]) for key in ("asked", "achieved") if kept[key] is not None}
+            )
 
     # resume ---------------------------------------------------------------------------------------------------------
 
@@ -207,6 +214,8 @@ class FineTune(pl.LightningModule):
         self._pending_random_state = checkpoint["random_state"]
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        if self._pending_random_state is not None:  # here: nothing draws between this point and the forward pass
+        if (
+            self._pending_random_state is not None
+        ):  # here: nothing draws between this point and the forward pass
             restore_random_state(self._pending_random_state)
             self._pending_random_state = None

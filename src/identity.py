@@ -35,7 +35,10 @@ def _number(low: float, high: float = math.inf, *, open_low: bool = False, open_
 
 
 def _whole(low: int) -> Check:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low, f"a whole number >= {low}"
+    return (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= low,
+        f"a whole number >= {low}",
+    )
 
 
 def _or_null(check: Check) -> Check:
@@ -48,7 +51,10 @@ def _one_of(*allowed: str) -> Check:
 
 _FRACTION = _number(0, 1, open_low=True)
 CHECKS: dict[str, Check] = {
-    "name": (lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]{1,100}", value)), "letters, digits, . _ + -"),
+    "name": (
+        lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.+-]{1,100}", value)),
+        "letters, digits, . _ + -",
+    ),
     "seed": _whole(0),
     "lr": _number(0, 1, open_low=True),
     "epochs": _whole(0),
@@ -98,18 +104,23 @@ def plain(cfg: DictConfig) -> dict:
     Raises:
         UserError: a mandatory value is missing.
     """
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        settings = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: a value is needed, such as {error.full_key}=multirun/<name>/<cell>") from error
+        raise UserError(
+            f"{error.full_key}: a value is needed, such as {error.full_key}=multirun/<name>/<cell>"
+        ) from error
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def select(settings: dict, key: str):
     """Returns the value at a dotted key; None where it does not exist."""
+    value: object = settings
     for part in key.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return settings
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def check(cfg: DictConfig | dict) -> None:
@@ -203,7 +214,9 @@ def _is_place(key: str) -> bool:
 def _model_identity(model: dict) -> dict:
     folder = Path(model["run"]) / "model" if model["run"] else Path(model["name"])
     if model["run"] and not folder.is_dir():
-        raise UserError(f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)")
+        raise UserError(
+            f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)"
+        )
     if not folder.is_dir():
         return model
     return {**model, "run": None, "name": fingerprint_of_folder(folder)}

@@ -23,6 +23,7 @@ HELD = 75  # EX_TEMPFAIL: another process runs this cell
 
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def entry(cfg) -> None:
+    """Runs one composed configuration."""
     from src.run import run
 
     run(cfg)
@@ -34,7 +35,11 @@ def one_line(error: BaseException) -> str:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     text = str(cause or error)
-    if match := re.search(r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search", text, re.S):
+    if match := re.search(
+        r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search",
+        text,
+        re.S,
+    ):
         group, option, options = match.groups()
         return f"{group}={option}: no such option; there is {', '.join(options.split())}"
     if match := re.search(r"Could not override '([\w./@]+)'", text):
@@ -45,10 +50,16 @@ def one_line(error: BaseException) -> str:
 def unknown_key(key: str) -> str:
     """Returns the message for a key that does not exist, with the nearest ones."""
     lines = (ROOT / "conf/config.yaml").read_text().splitlines()
-    known = [match[1] for line in lines if (match := re.match(r"(\w+):", line)) and match[1] not in ("defaults", "hydra")]
+    known = [
+        match[1]
+        for line in lines
+        if (match := re.match(r"(\w+):", line)) and match[1] not in ("defaults", "hydra")
+    ]
     known += [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
     near = difflib.get_close_matches(key, known, n=3)
-    return f"{key}: no such key" + (f"; did you mean {', '.join(near)}?" if near else "; --help lists the keys")
+    return f"{key}: no such key" + (
+        f"; did you mean {', '.join(near)}?" if near else "; --help lists the keys"
+    )
 
 
 def main() -> int:

@@ -68,7 +68,9 @@ def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def step_seconds(steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]) -> dict[str, float]:
+def step_seconds(
+    steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]
+) -> dict[str, float]:
     """Returns the median seconds of forward and backward of each step, interleaved, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(times + 1):
@@ -88,12 +90,21 @@ def autocast(device: torch.device, precision: str):
 
 
 def cost(
-    net: nn.Module, dense: nn.Module, loss: Callable[[], Tensor], dense_loss: Callable[[], Tensor], *, times: int, precision: str
+    net: nn.Module,
+    dense: nn.Module,
+    loss: Callable[[], Tensor],
+    dense_loss: Callable[[], Tensor],
+    *,
+    times: int,
+    precision: str,
 ) -> dict:
     """Measures one training step of a method against the same step of the dense model, both in train mode.
 
     Args:
-        net: the method's model, and `loss` its step without the backward pass; `dense`, `dense_loss` likewise.
+        net: the method's model.
+        dense: the model before the method changed it.
+        loss: a step of the method without the backward pass.
+        dense_loss: the same step of the dense model.
         times: interleaved repetitions per side, >= 1.
         precision: that of the run.
 
@@ -141,7 +152,7 @@ def nonzeros(net: nn.Module) -> int:
 
 @torch.no_grad()
 def macs(net: nn.Module, length: int = 128) -> int:
-    """Returns the multiply-accumulates of one forward pass of a single sentence of `length` tokens, attention included."""
+    """Returns the multiply-accumulates of one forward pass of one sentence of `length` tokens, attention included."""
     was_training = net.training
     net.eval()
     inputs = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
@@ -153,12 +164,19 @@ def macs(net: nn.Module, length: int = 128) -> int:
 
 def bytes_on_disk(folder: Path) -> int:
     """Returns the bytes of the weight files in a model's folder."""
-    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern))
+    return sum(
+        path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern)
+    )
 
 
 def size(net: nn.Module, folder: Path) -> dict:
     """Returns params, nonzeros, bytes_on_disk and macs (one sentence of 128 tokens) of a delivered model."""
-    return {"params": parameters(net), "nonzeros": nonzeros(net), "bytes_on_disk": bytes_on_disk(folder), "macs": macs(net)}
+    return {
+        "params": parameters(net),
+        "nonzeros": nonzeros(net),
+        "bytes_on_disk": bytes_on_disk(folder),
+        "macs": macs(net),
+    }
 
 
 def model_folder(folder: Path) -> Path:
@@ -172,7 +190,9 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder / "model", folder):
         if (candidate / "config.json").exists():
             return candidate
-    raise UserError(f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)")
+    raise UserError(
+        f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)"
+    )
 
 
 def main(arguments: list[str]) -> int:

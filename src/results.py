@@ -51,7 +51,7 @@ def is_done(folder: Path, identity: str) -> bool:
 
 
 def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:
-    """Yields (folder, results) of each run directly in a sweep folder, sorted by name; the folder itself if it is a run."""
+    """Yields (folder, results) of each run in a sweep folder, sorted by name; of the folder itself if it is a run."""
     sweep = Path(sweep)
     if (own := read(sweep)) is not None:
         yield sweep, own

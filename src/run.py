@@ -39,9 +39,10 @@ def run(cfg: DictConfig) -> dict:
     cell = identity.cell(settings)
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _hold(cell), _log_into(cell.folder):
-        if results.is_done(cell.folder, cell.identity):
+        former = results.read(cell.folder)
+        if former is not None and results.is_done(cell.folder, cell.identity):
             log.info("already done: %s", cell.folder)
-            return results.read(cell.folder)
+            return former
         (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
         record = {"status": "running", "error": None, "identity": cell.identity, "config": settings}
         record["provenance"] = provenance(settings)
@@ -127,7 +128,10 @@ def _git() -> dict:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        return {"git_sha": ask("rev-parse", "HEAD") or None, "git_dirty": bool(ask("status", "--porcelain", "-uno"))}
+        return {
+            "git_sha": ask("rev-parse", "HEAD") or None,
+            "git_dirty": bool(ask("status", "--porcelain", "-uno")),
+        }
     except OSError:
         return {"git_sha": None, "git_dirty": None}
 
@@ -146,7 +150,9 @@ def _execute(settings: dict, cell: Cell, made: dict) -> dict:
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
     precision = identity.resolved_precision(hardware["accelerator"], hardware["precision"])
-    log.info("%s: %s, precision %s, %d threads", cell.label, hardware["name"], precision, torch.get_num_threads())
+    log.info(
+        "%s: %s, precision %s, %d threads", cell.label, hardware["name"], precision, torch.get_num_threads()
+    )
 
     pl.seed_everything(settings["seed"], workers=True, verbose=False)
     tokenizer = load_tokenizer(settings["model"])
@@ -193,10 +199,17 @@ def _execute(settings: dict, cell: Cell, made: dict) -> dict:
         keeper.remove()
     from src import measure
 
-    size = {**measure.size(delivered, cell.folder / "model"), "params_dense": measure.parameters(dense or delivered)}
+    size = {
+        **measure.size(delivered, cell.folder / "model"),
+        "params_dense": measure.parameters(dense or delivered),
+    }
     made |= {"device": device_name(hardware), "precision": precision, "threads": torch.get_num_threads()}
     made["data"] = task.describe()
-    costs |= {"train_seconds": round(train_seconds, 1), "eval_seconds": round(eval_seconds, 1), "steps": total}
+    costs |= {
+        "train_seconds": round(train_seconds, 1),
+        "eval_seconds": round(eval_seconds, 1),
+        "steps": total,
+    }
     costs["best_step"] = keeper.best_step
     outcome = {
         "best_metric": task.best_metric,
@@ -254,12 +267,16 @@ def build_trainer(settings: dict, precision: str, total: int, loggers: list, cal
     hardware = settings["hardware"]
     watched = sys.stdout.isatty() and not os.environ.get("KEEPFRAC_JOB")
     every = settings["eval_every"]
-    when = {"val_check_interval": every * settings["accumulate"], "check_val_every_n_epoch": None} if every else {}
+    when = (
+        {"val_check_interval": every * settings["accumulate"], "check_val_every_n_epoch": None}
+        if every
+        else {}
+    )
     return pl.Trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         strategy=hardware["strategy"],
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]
         max_epochs=-1 if settings["steps"] else settings["epochs"],
         max_steps=total if settings["steps"] else -1,
         accumulate_grad_batches=settings["accumulate"],
@@ -284,7 +301,7 @@ def _resumed_at(checkpoint: Path) -> int:
         return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
     except FileNotFoundError:
         return 0
-    except Exception as error:  # any damage: torch raises many kinds
+    except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
         log.warning("%s cannot be read (%s); the run begins anew", checkpoint, type(error).__name__)
         checkpoint.unlink(missing_ok=True)
         return 0
@@ -318,7 +335,7 @@ def _summarise(loggers: list, outcome: dict) -> None:
         numbers = {key: value for key, value in outcome[part].items() if isinstance(value, int | float)}
         figures |= {f"{part}/{key}": value for key, value in numbers.items()}
     for logger in loggers:
-        if hasattr(logger.experiment, "summary") if hasattr(logger, "experiment") else False:
+        if hasattr(getattr(logger, "experiment", None), "summary"):
             logger.experiment.summary.update(figures)
 
 

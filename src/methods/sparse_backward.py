@@ -39,12 +39,34 @@ class SparseBackward(FineTune):
     """
 
     def __init__(
-        self, *, net, task, loop, name, keep_frac, sites, unit, rule, norm, scale, scope, share, coverage, selection_seed
+        self,
+        *,
+        net,
+        task,
+        loop,
+        name,
+        keep_frac,
+        sites,
+        unit,
+        rule,
+        norm,
+        scale,
+        scope,
+        share,
+        coverage,
+        selection_seed,
     ):
         super().__init__(net, task, loop, name, keep_frac)
         self.sites, self.selection_seed = tuple(sites), selection_seed
         self.selector = Selector(
-            keep_frac=keep_frac, unit=unit, rule=rule, norm=norm, scale=scale, scope=scope, share=share, coverage=coverage
+            keep_frac=keep_frac,
+            unit=unit,
+            rule=rule,
+            norm=norm,
+            scale=scale,
+            scope=scope,
+            share=share,
+            coverage=coverage,
         )
         self.sparsified = None
 

@@ -124,7 +124,9 @@ def anatomy(net: nn.Module) -> Anatomy:
     """
     family = getattr(getattr(net, "config", None), "model_type", None)
     if family not in _FAMILIES:
-        raise UserError(f"the parts of a {family or type(net).__name__!r} are not known: use one of {sorted(_FAMILIES)}")
+        raise UserError(
+            f"the parts of a {family or type(net).__name__!r} are not known: use one of {sorted(_FAMILIES)}"
+        )
     names, base = _FAMILIES[family], _base(net)
     encoder = net.get_submodule(base)
     prefix = f"{base}." if base else ""

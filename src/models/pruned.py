@@ -19,6 +19,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -69,6 +70,12 @@ DISTILBERT_PATHS = {
     "ffn_out": "ffn.lin2",
     "layer_norms": ("sa_layer_norm", "output_layer_norm"),
 }
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Base
+else:
+    _Base = object
 
 
 class PrunedBertConfig(BertConfig):
@@ -154,7 +161,7 @@ def paths_of(config) -> dict:
     return DISTILBERT_PATHS if isinstance(config, DistilBertConfig) else BERT_PATHS
 
 
-def reshape(model: nn.Module, config) -> None:
+def reshape(model: Any, config) -> None:
     """Gives the layers the sizes that the configuration records; in `__init__`, before weights are loaded.
 
     Raises:
@@ -185,7 +192,7 @@ def reshape(model: nn.Module, config) -> None:
         _replace(base, name, twin)
 
 
-def _reshape_attention(layer: nn.Module, paths: dict, hidden: int, heads: int, head_dim: int) -> None:
+def _reshape_attention(layer: Any, paths: dict, hidden: int, heads: int, head_dim: int) -> None:
     bert = paths is BERT_PATHS
     if heads == 0 and bert:
         layer.attention.self = NoAttention()
@@ -202,7 +209,7 @@ def _reshape_attention(layer: nn.Module, paths: dict, hidden: int, heads: int, h
         _replace(layer, paths["attention_output"], nn.Linear(heads * head_dim, hidden))
 
 
-def _reshape_ffn(layer: nn.Module, paths: dict, hidden: int, neurons: int) -> None:
+def _reshape_ffn(layer: Any, paths: dict, hidden: int, neurons: int) -> None:
     if neurons == 0 and paths is BERT_PATHS:
         layer.intermediate = nn.Identity()
         layer.output = NormOnly(layer.output.LayerNorm)
@@ -218,10 +225,8 @@ def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
-class _Pruned:
+class _Pruned(_Base):
     """Before a stock class: its model, with the layers reshaped, and saved together with this file."""
-
-    config_class: type
 
     def __init__(self, config, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
@@ -232,7 +237,7 @@ class _Pruned:
         """Saves the model and a copy of this file, so that `trust_remote_code=True` loads it anywhere."""
         self.config.auto_map = auto_map(type(self.config))
         super().save_pretrained(save_directory, *args, **kwargs)
-        here = Path(sys.modules[type(self).__module__].__file__)
+        here = Path(str(sys.modules[type(self).__module__].__file__))
         shutil.copyfile(here, Path(save_directory) / here.name)
 
 
@@ -326,7 +331,8 @@ class PrunedDistilBertForQuestionAnswering(_Pruned, DistilBertForQuestionAnsweri
     config_class = PrunedDistilBertConfig
 
 
-AUTO_CLASSES = {
+# In each: BERT, RoBERTa, DistilBERT, as in CONFIGS.
+AUTO_CLASSES: dict[Any, tuple[Any, ...]] = {
     AutoModel: (PrunedBertModel, PrunedRobertaModel, PrunedDistilBertModel),
     AutoModelForSequenceClassification: (
         PrunedBertForSequenceClassification,
@@ -345,7 +351,7 @@ AUTO_CLASSES = {
         PrunedDistilBertForQuestionAnswering,
     ),
 }
-CONFIGS = (PrunedBertConfig, PrunedRobertaConfig, PrunedDistilBertConfig)
+CONFIGS: tuple[Any, ...] = (PrunedBertConfig, PrunedRobertaConfig, PrunedDistilBertConfig)
 PRUNED_OF = {cls.__mro__[2]: cls for classes in AUTO_CLASSES.values() for cls in classes}
 """Stock class -> the class of its cut models."""
 
@@ -353,12 +359,9 @@ PRUNED_OF = {cls.__mro__[2]: cls for classes in AUTO_CLASSES.values() for cls in
 def auto_map(config_class: type) -> dict[str, str]:
     """What config.json must say for every head, so that any Auto class finds its model in the folder."""
     module = __name__.rpartition(".")[2]
-    found = {"AutoConfig": f"{module}.{config_class.__name__}"}
-    for auto, classes in AUTO_CLASSES.items():
-        found |= {
-            auto.__name__: f"{module}.{cls.__name__}" for cls in classes if cls.config_class is config_class
-        }
-    return found
+    number = CONFIGS.index(config_class)
+    names = {auto.__name__: f"{module}.{classes[number].__name__}" for auto, classes in AUTO_CLASSES.items()}
+    return {"AutoConfig": f"{module}.{config_class.__name__}", **names}
 
 
 def register() -> None:

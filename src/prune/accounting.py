@@ -89,11 +89,8 @@ def account(
 
 def inflated(shape: ModelShape) -> int:
     """Weights of a full decomposition of every prunable matrix: inputs^2 + inputs * outputs each."""
-    per_layer = 0
-    for role in ROLES:
-        inputs, outputs = shape.linear(role, shape.num_heads, shape.num_neurons)
-        per_layer += inputs * inputs + inputs * outputs
-    return shape.num_layers * int(per_layer)
+    sizes = [shape.linear(role, shape.num_heads, shape.num_neurons) for role in ROLES]
+    return shape.num_layers * sum(int(inputs) ** 2 + int(inputs) * int(outputs) for inputs, outputs in sizes)
 
 
 def kept(cost: Cost, asked: float, counts: Sequence[LayerCounts]) -> dict[str, float | str]:

@@ -219,7 +219,8 @@ class Gates(nn.Module):
             found.append(own.double().cpu() * float(self._nested(i, part)))
         return found
 
-    def _times(self, mask: Tensor, key: str) -> Tensor:
+    def _times(self, mask: Tensor | None, key: str) -> Tensor:
+        assert mask is not None
         return mask * deterministic(self.log_alpha[key]) if key in self.log_alpha else mask
 
     def _frozen(self) -> FixedGates:

@@ -38,11 +38,13 @@ class Padding:
         mask: (batch, length) booleans, True = real.
         counts: real tokens of each sample.
         rows: int64 positions of the real tokens in the flattened (batch * length).
+        square: whether the features are tokens too, padded alike (attention weights).
     """
 
     mask: Tensor
     counts: tuple[int, ...]
     rows: Tensor
+    square: bool = False
 
     @staticmethod
     def of(attention_mask: Tensor | None) -> "Padding | None":
@@ -55,10 +57,11 @@ class Padding:
             return None
         return Padding(mask, counts, mask.reshape(-1).nonzero().reshape(-1))
 
-    def repeat(self, times: int) -> "Padding":
-        """Return the padding of (batch * times, length): each sample `times` times in a row, as heads are."""
-        return Padding(self.mask.repeat_interleave(times, 0), tuple(c for c in self.counts for _ in range(times)),
-                       self.mask.repeat_interleave(times, 0).reshape(-1).nonzero().reshape(-1))
+    def of_weights(self, heads: int) -> "Padding":
+        """Return the padding of attention weights (batch * heads, length, length)."""
+        mask = self.mask.repeat_interleave(heads, 0)
+        counts = tuple(count for count in self.counts for _ in range(heads))
+        return Padding(mask, counts, mask.reshape(-1).nonzero().reshape(-1), square=True)
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ class Context:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.step = 0
-        self.padding: Padding | None = None
         self.hooked = False
+        self._padding: Padding | None = None
+        self._of_weights: dict[int, Padding] = {}
 
     def attach(self, net: nn.Module) -> Any:
         """Follow the forward passes of `net`; return the handle of the hook."""
@@ -115,13 +119,22 @@ class Context:
     def begin(self, attention_mask: Tensor | None) -> None:
         """Announce the next forward pass."""
         self.step += 1
-        self.padding = Padding.of(attention_mask)
+        self._padding, self._of_weights = Padding.of(attention_mask), {}
 
-    def padding_of(self, batch: int, length: int) -> Padding | None:
-        """Return the padding where it belongs to an input of this batch and length."""
-        if self.padding is None or self.padding.mask.shape != (batch, length):
+    def padding(self, batch: int, length: int) -> Padding | None:
+        """Return the padding of an activation (batch, length, features); None where nothing in it is padded."""
+        if self._padding is None or self._padding.mask.shape != (batch, length):
             return None
-        return self.padding
+        return self._padding
+
+    def padding_of_weights(self, batch: int, heads: int, length: int) -> Padding | None:
+        """Return the padding of attention weights (batch * heads, length, length)."""
+        padding = self.padding(batch, length)
+        if padding is None:
+            return None
+        if heads not in self._of_weights:
+            self._of_weights[heads] = padding.of_weights(heads)
+        return self._of_weights[heads]
 
     def draw(self, site: int) -> Draw:
         """Return the randomness of `site` for the current forward pass."""

@@ -1,14 +1,14 @@
 """Turn a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
 
-| site       | replaces                                        | error it brings                                        |
-| ---------- | ----------------------------------------------- | ------------------------------------------------------ |
-| linear     | the six linears of each layer                   | none in dX; dW is that of the kept part                |
-| activation | ReLU by one that saves one bit per number       | none                                                   |
-| attention  | the products Q K^T and P V                      | dX too, grows with depth                               |
-| softmax    | softmax and P V, fused                          | dX too, grows with depth                               |
-| layer_norm | the layers' LayerNorms, by the normalised input | dX too, grows with depth                               |
+| site       | replaces                                      | error it brings                         |
+| ---------- | --------------------------------------------- | --------------------------------------- |
+| linear     | the six linears of each layer                 | none in dX; dW is that of the kept part |
+| activation | ReLU by one that saves one bit per number     | none                                    |
+| attention  | the products Q K^T and P V                    | dX too, grows with depth                |
+| softmax    | softmax and P V, fused                        | dX too, grows with depth                |
+| layer_norm | the layers' LayerNorms (normalised input)     | dX too, grows with depth                |
 
-A linear frees nothing where a neighbour saves the same tensor anyway (it is *pinned*), so there the dense layer stays:
+A linear frees nothing where a neighbour saves the same tensor anyway (it is *pinned*); there the dense layer stays:
 
 * scaled_dot_product_attention saves its output, the input of the attention-output linear. With it that linear is not a
   site; the report lists it as pinned.
@@ -20,15 +20,17 @@ A linear frees nothing where a neighbour saves the same tensor anyway (it is *pi
 The pooler and the head see (batch, features) inputs and stay as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from src.errors import UserError
 from src.models.anatomy import Anatomy, Layer, anatomy
+from src.sparse.activation import PackedReLU
+from src.sparse.attention import NAME, AttentionSites, for_weights
 from src.sparse.context import Context
+from src.sparse.layer_norm import SparseLayerNorm
 from src.sparse.linear import SparseLinear
 from src.sparse.selectors import Selector
 from src.sparse.site import Site
@@ -139,7 +141,9 @@ def sparsify(
 def _refuse_fallbacks(sites: list[Site]) -> None:
     if sites:
         names = ", ".join(f"{site.name} ({site.fallback})" for site in sites)
-        raise UserError(f"these linears would save their whole input: {names}; change the setting or allow_fallback")
+        raise UserError(
+            f"these linears would save their whole input: {names}; change the setting or allow_fallback"
+        )
 
 
 class _Builder:
@@ -151,7 +155,8 @@ class _Builder:
         self.selector = selector
         self.context = context
         self.sites: list[Site] = []
-        self.attention_kind = getattr(getattr(net, "config", None), "_attn_implementation", None) or "eager"
+        kind = getattr(net.config, "_attn_implementation", None) or "eager"
+        self.attention_kind = "eager" if kind == NAME else kind
 
     def _site(self, name: str, kind: str, members: int = 1, bits: int = 0) -> Site:
         site = Site(name, kind, self.selector, self.context, len(self.sites), members, bits)
@@ -167,7 +172,7 @@ class _Builder:
             self._ffn_out(layer)
 
     def _linear(self, paths: tuple[str, ...], bits: int = 0) -> Site:
-        trained = sum(find(self.net, path).weight.requires_grad for path in paths)
+        trained = sum(bool(find(self.net, path).weight.requires_grad) for path in paths)
         site = self._site(paths[0], "linear", max(trained, 1), bits)
         for path in paths:
             dense = find(self.net, path)
@@ -179,14 +184,83 @@ class _Builder:
     def _attention_output(self, layer: Layer) -> None:
         if self.attention_kind == "eager":
             self._linear((layer.attention_output,))
-            return
-        site = self._site(layer.attention_output, "linear")
-        site.fallback, site.pinned = f"{self.attention_kind} attention saves this tensor itself", True
+        else:
+            self._site(layer.attention_output, "linear").pin(
+                f"{self.attention_kind} attention saves this tensor itself"
+            )
 
     def _ffn_out(self, layer: Layer) -> None:
         activation = find(self.net, layer.activation)
         if isinstance(activation, _SAVES_ITS_OUTPUT):
             site = self._site(layer.ffn_out, "linear")
             site.fallback = f"{type(activation).__name__} saves this tensor itself"
-            return
-        self._linear((layer.ffn_out,))
+        elif isinstance(activation, nn.ReLU):
+            frozen = not find(self.net, layer.ffn_out).weight.requires_grad
+            site = self._linear((layer.ffn_out,), bits=1)
+            self._pack(layer, activation, None if frozen else site)
+        else:
+            self._linear((layer.ffn_out,))
+
+    def _pack(self, layer: Layer, relu: nn.ReLU, behind: Site | None) -> None:
+        packed = PackedReLU(relu.inplace, behind, self._site(layer.activation, "activation"))
+        replace(self.net, layer.activation, packed.train(relu.training))
+
+    def activation(self) -> None:
+        """One-bit ReLU; where the linears are sites it is there already."""
+        for layer in self.parts.layers:
+            activation = find(self.net, layer.activation)
+            if isinstance(activation, PackedReLU):
+                continue
+            if not isinstance(activation, nn.ReLU):
+                raise UserError(
+                    f"site activation packs ReLU, {layer.activation} is {type(activation).__name__}: "
+                    "set model.hidden_act=relu"
+                )
+            if find(self.net, layer.ffn_out).weight.requires_grad:
+                raise UserError(
+                    "site activation frees nothing while the linear behind saves its input: add site linear"
+                )
+            self._pack(layer, activation, None)
+
+    def layer_norm(self) -> None:
+        """The LayerNorms after attention and feed-forward block."""
+        for path in (path for layer in self.parts.layers for path in layer.layer_norms):
+            norm = find(self.net, path)
+            if not isinstance(norm, nn.LayerNorm):
+                raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
+            replace(self.net, path, SparseLayerNorm.from_dense(norm, self._site(path, "layer_norm")))
+
+    def attention(self) -> None:
+        """The products Q K^T and P V."""
+        for layer, sites in self._attention_sites("attention"):
+            sites.query = self._site(layer.query, "attention")
+            sites.key = self._site(layer.key, "attention")
+            sites.value = self._site(layer.value, "attention")
+            sites.weights = self._weights(layer, "attention")
+
+    def softmax(self) -> None:
+        """Softmax and P V, fused."""
+        for layer, sites in self._attention_sites("softmax"):
+            if sites.weights is not None:  # the fused operation saves what P V would have
+                self.sites.remove(sites.weights)
+            sites.softmax, sites.weights = self._weights(layer, "softmax"), None
+
+    def _weights(self, layer: Layer, kind: str) -> Site:
+        selector = for_weights(self.selector)
+        site = Site(layer.attention, kind, selector, self.context, len(self.sites), heads=layer.num_heads)
+        self.sites.append(site)
+        return site
+
+    def _attention_sites(self, kind: str) -> Iterator[tuple[Layer, AttentionSites]]:
+        config: Any = self.net.config
+        if self.attention_kind != "eager":
+            raise UserError(
+                f"site {kind} needs the attention weights, which {self.attention_kind} attention never holds (it "
+                "already saves less than eager attention): use model.attention=eager or leave the site out"
+            )
+        config._attn_implementation = NAME
+        for layer in self.parts.layers:
+            module: Any = find(self.net, layer.attention)
+            if not hasattr(module, "sparse_sites"):
+                module.sparse_sites = AttentionSites()
+            yield layer, module.sparse_sites

@@ -96,7 +96,9 @@ class Selector:
         if self.coverage and (self.unit != "column" or self.scope != "batch"):
             raise UserError("coverage visits columns of the whole batch in turn: use unit=column scope=batch")
         if self.scale == "inverse" and (self.rule in ("top", "shifted_relu") or self.coverage):
-            raise UserError("scale=inverse needs probabilities: use rule=random, sampled or mixed with coverage=0")
+            raise UserError(
+                "scale=inverse needs probabilities: use rule=random, sampled or mixed with coverage=0"
+            )
 
     @property
     def needs_scores(self) -> bool:

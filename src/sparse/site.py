@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.sparse.context import Context
-from src.sparse.packing import Kept, keep, smaller
+from src.sparse.context import Context, Padding
+from src.sparse.keeping import keep
+from src.sparse.packing import Kept, smaller
 from src.sparse.selectors import Selector
 
 
@@ -25,11 +26,20 @@ class Site:
         context: of the network.
         number: tells the site's random draws from those of others.
         members: how many operations read the one tensor (3 for query, key and value).
-        extra: function of the shape: further bytes that saving less here costs elsewhere (the bits of a packed ReLU).
+        bits: how many further bits per number it costs elsewhere to save less here (1 for a packed ReLU in front).
+        heads: of attention weights (batch * heads, length, length); 0 for other activations.
     """
 
     def __init__(
-        self, name: str, kind: str, selector: Selector, context: Context, number: int, members: int = 1, bits: int = 0
+        self,
+        name: str,
+        kind: str,
+        selector: Selector,
+        context: Context,
+        number: int,
+        members: int = 1,
+        bits: int = 0,
+        heads: int = 0,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -38,6 +48,7 @@ class Site:
         self.number = number
         self.members = members
         self.bits = bits
+        self.heads = heads
         self.fallback: str | None = None
         self.pinned = False
         self.kept = 0
@@ -60,12 +71,20 @@ class Site:
         self._memo = (weakref.ref(source, self._forget), source._version, kept)
         return kept
 
+    def pin(self, by: str | None) -> None:
+        """Note that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
+        self.fallback, self.pinned = by, by is not None
+
     def smaller(self, shape: torch.Size | tuple[int, ...], item: int) -> bool:
         """Return whether keeping a part of an activation of this shape and item size saves bytes."""
         batch, length, features = shape
-        padding = self.context.padding_of(batch, length)
         extra = -(-batch * length * features // 8) * self.bits
-        return smaller((batch, length, features), item, self.selector, padding, extra)
+        return smaller((batch, length, features), item, self.selector, self._padding(batch, length), extra)
+
+    def _padding(self, batch: int, length: int) -> Padding | None:
+        if self.heads:
+            return self.context.padding_of_weights(batch // self.heads, self.heads, length)
+        return self.context.padding(batch, length)
 
     def _select(self, x: Tensor, cast: bool) -> Kept | None:
         # Autocast makes a cast per operation, and a dense layer saves each of them.
@@ -74,7 +93,7 @@ class Site:
             self.fallback, self.bytes_kept = "the part would not be smaller than the whole", self.bytes_dense
             self.kept = self.of = x.numel()
             return None
-        padding = self.context.padding_of(x.shape[0], x.shape[1])
+        padding = self._padding(x.shape[0], x.shape[1])
         with torch.no_grad():
             kept = keep(x, self.selector, padding, self.context.draw(self.number))
             self._note(kept)

@@ -23,7 +23,9 @@ Batch = dict[str, Tensor]
 class Encoded(Protocol):
     """Rows as a model takes them: indexable, with the length and the number of truncated rows."""
 
-    truncated: int
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut."""
 
     @property
     def lengths(self) -> np.ndarray:

@@ -31,7 +31,7 @@ class BinaryCounts(Metric):
 
     def outcomes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns true negatives, false negatives, false positives, true positives, float64."""
-        return tuple(self.counts.double())  # type: ignore[return-value]
+        return tuple(self.counts.double())
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -104,13 +104,17 @@ def test_dropout_is_on_while_training(composed, monkeypatch):
 def test_epochs_0_evaluates_what_a_run_left(composed):
     base = composed("method=nosp")
     first = run(base)
-    again = run(composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again"))
+    again = run(
+        composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again")
+    )
     assert again["scores"] == first["scores"]
 
 
 def test_accumulated_batches_are_the_same_step(composed):
     one = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3"))
-    two = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3", "accumulate=2"))
+    two = run(
+        composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3", "accumulate=2")
+    )
     assert one["cost"]["steps"] == two["cost"]["steps"] == 3
     assert abs(one["scores"]["val/loss"] - two["scores"]["val/loss"]) < 0.05
 

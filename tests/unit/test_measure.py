@@ -48,7 +48,12 @@ def test_steps_are_interleaved_after_a_warm_up():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_macs_of_a_bert_match_the_formula_with_attention(attention):
     config = BertConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=50, num_labels=2
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        vocab_size=50,
+        num_labels=2,
     )
     net = BertForSequenceClassification._from_config(config, attn_implementation=attention)
     length, d, f = 32, 64, 128

@@ -5,10 +5,12 @@ Triton kernels for a GPU are not written yet: there the plain functions run, whi
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from src.errors import UserError
 from src.sparse.kernels import plain
 from src.sparse.kernels.compiled import Compiled, compiled
 
@@ -22,10 +24,12 @@ def _compiled_or_none(choice: str) -> Compiled | None:
     """The compiled kernels for "cpp" and "native" (an error where they cannot be built); for "auto" perhaps None."""
     try:
         return compiled(native=choice == "native")
-    except RuntimeError as error:
+    except UserError as error:
         if choice != "auto":
             raise
-        log.warning("no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0])
+        log.warning(
+            "no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0]
+        )
         return None
 
 
@@ -37,15 +41,14 @@ def prepare(choice: str) -> str:
             processor), "torch", or "auto": cpp, and torch where it cannot be built.
 
     Raises:
-        ValueError: another word.
-        RuntimeError: "cpp" or "native" cannot be built here.
+        UserError: another word, or "cpp" or "native" cannot be built here.
     """
     if choice not in CHOICES:
-        raise ValueError(f"kernels={choice!r}: choose among {', '.join(CHOICES)}")
+        raise UserError(f"kernels={choice!r}: choose among {', '.join(CHOICES)}")
     return "torch" if choice == "torch" or _compiled_or_none(choice) is None else "cpp"
 
 
-def kernels_for(choice: str, x: Tensor, compute: torch.dtype):
-    """Returns the kernels for x's device and dtype and for matmuls in `compute`: a `Compiled`, or the module `plain`."""
+def kernels_for(choice: str, x: Tensor, compute: torch.dtype) -> Any:
+    """Returns the kernels for x's device and dtype and matmuls in `compute`: a `Compiled`, or the module `plain`."""
     fits = x.device.type == "cpu" and {x.dtype, compute} <= {torch.float32, torch.bfloat16}
     return (_compiled_or_none(choice) if fits and choice != "torch" else None) or plain

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.errors import UserError
 from src.sparse.kernels import plain
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def build(native: bool = False) -> Path:
     """Compiles late.cpp unless the cache has it, and returns the library's path. Safe in parallel processes.
 
     Raises:
-        RuntimeError: there is no compiler, no ninja, or it refuses the source.
+        UserError: there is no compiler, no ninja, or it refuses the source.
     """
     target = cached_path(native)
     if target.exists():
@@ -84,7 +85,9 @@ def build(native: bool = False) -> Path:
         )
         os.replace(Path(scratch) / "late.so", target)
     except (OSError, RuntimeError, ImportError) as error:
-        raise RuntimeError(f"cannot build the kernels: {error}") from error
+        raise UserError(
+            f"the C++ kernels cannot be built here (is there a compiler, and ninja?): {error}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -115,7 +118,9 @@ class Compiled:
         getattr(self._library, name)(*map(_argument, values))
 
     def pack(self, x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-        data, scales = plain.empty(*x.shape, kind, x.device)
+        if kind == x.dtype:
+            return x, x.new_empty(0)
+        data, scales = plain.empty(x.shape[0], x.shape[1], kind, x.device)
         self._call("pack", x, KINDS[x.dtype], *x.shape, data, scales, KINDS[kind])
         return data, scales
 
@@ -147,11 +152,9 @@ class Compiled:
         kind: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y, rstd = torch.empty_like(residual), torch.empty(h.shape[0])
-        data, scales = plain.empty(*h.shape, kind, h.device)
+        data, scales = plain.empty(h.shape[0], h.shape[1], kind, h.device)
         inputs = (h, KINDS[h.dtype], residual, KINDS[residual.dtype], *h.shape, _wide(gamma), _wide(beta))
-        self._call(
-            "add_norm", *inputs, float(eps), float(p), seed, y, data, scales, KINDS[kind], rstd
-        )
+        self._call("add_norm", *inputs, float(eps), float(p), seed, y, data, scales, KINDS[kind], rstd)
         return y, data, scales, rstd
 
     def add_norm_grad(
@@ -172,7 +175,8 @@ class Compiled:
         inputs = (dy, KINDS[dy.dtype], data, scales, KINDS[data.dtype], rows, width, rstd, _wide(gamma))
         outputs = (d_residual, d_h, KINDS[dtype], norms, sums, threads)
         self._call("add_norm_grad", *inputs, float(p), seed, *outputs)
-        return d_residual, d_h, *sums.sum(0).unbind(0), norms
+        d_gamma, d_beta = sums.sum(0).unbind(0)
+        return d_residual, d_h, d_gamma, d_beta, norms
 
     def gelu_(self, h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
         self._call("gelu", h, KINDS[h.dtype], *h.shape, data, scales, KINDS[data.dtype])
@@ -194,7 +198,9 @@ class Compiled:
 
     def softmax_(self, scores: Tensor, scale: float, bias: Tensor | None, p: float, seed: int) -> Tensor:
         rows, keys = scores.numel() // scores.shape[-1], scores.shape[-1]
-        self._call("softmax", scores, KINDS[scores.dtype], rows, keys, float(scale), _wide(bias), float(p), seed)
+        self._call(
+            "softmax", scores, KINDS[scores.dtype], rows, keys, float(scale), _wide(bias), float(p), seed
+        )
         return scores
 
     def softmax_grad_(

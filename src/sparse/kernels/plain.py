@@ -22,10 +22,8 @@ GROUP = 64
 _WORD = 1 << 32
 
 
-# ---- formats
-
-
 def num_groups(width: int) -> int:
+    """Returns the number of groups of one row."""
     return -(-width // GROUP)
 
 
@@ -58,22 +56,24 @@ def _write(x: Tensor, data: Tensor, scales: Tensor) -> None:
         codes = (grouped * (1 / scale.float())).round_()
     elif data.dtype == torch.uint8:
         grouped = _grouped(x)
-        low = grouped.amin(-1, keepdim=True).float().clamp_min_(-4).bfloat16()
-        top = grouped.amax(-1, keepdim=True).float().clamp_min_(-3.9)
+        least, top = torch.aminmax(grouped, dim=-1, keepdim=True)
+        low, top = least.float().clamp_min_(-4).bfloat16(), top.float().clamp_min_(-3.9)
         step = ((top - low.float()).clamp_min_(1e-6) / 254).bfloat16()
         scale = torch.stack([step, low], dim=-1)
         codes = (grouped - low.float()).mul_(1 / step.float()).add_(0.5).clamp_(0, 255)
     else:
         data.copy_(x)
         return
-    # a NaN has no code: it lives on in the scale of its group, and zero is as good a code as any
-    data.copy_(codes.nan_to_num_(0, 0, 0).flatten(1)[:, : x.shape[1]])
+    # a NaN has no code: it lives on in the scale of its group, whatever its code
+    data.copy_(codes.flatten(1)[:, : x.shape[1]])
     scales.copy_(scale.view_as(scales))
 
 
 def pack(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Stores x (rows, width) as `kind`; returns (data, scales)."""
-    data, scales = empty(*x.shape, kind, x.device)
+    """Stores x (rows, width) as `kind`; returns (data, scales). In its own dtype, x itself is what is stored."""
+    if kind == x.dtype:
+        return x, x.new_empty(0)
+    data, scales = empty(x.shape[0], x.shape[1], kind, x.device)
     _write(x, data, scales)
     return data, scales
 
@@ -120,9 +120,6 @@ def unpack(
     return x if weight is None else x * weight.to(dtype).unsqueeze(1)
 
 
-# ---- regenerated dropout
-
-
 def _signed(value: int) -> int:
     """The same 32 bits as a signed number: torch has no unsigned arithmetic, and two's complement wraps alike."""
     value %= _WORD
@@ -165,17 +162,27 @@ def _drop(x: Tensor, p: float, seed: int) -> Tensor:
     return x * keep_mask(tuple(x.shape), p, seed, x.device) * (1 / (1 - p)) if p > 0 else x
 
 
-# ---- LayerNorm(dropout(h) + residual)
-
-
 def add_norm(
-    h: Tensor, residual: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float, seed: int, kind: torch.dtype
+    h: Tensor,
+    residual: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float,
+    p: float,
+    seed: int,
+    kind: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y = LayerNorm(dropout(h) + residual), and what its gradient needs.
+    """Computes y = LayerNorm(dropout(h) + residual), and what its gradient needs.
 
     Args:
         h: (rows, width), compute dtype.
         residual: (rows, width), stream dtype, which is that of y.
+        gamma: (width,), of the LayerNorm.
+        beta: (width,), likewise.
+        eps: likewise.
+        p: probability of dropout.
+        seed: of its mask.
+        kind: the format in which the normalised rows are stored.
 
     Returns:
         y; the normalised rows before gamma and beta, stored as `kind`: data, scales; 1 / deviation (rows,).
@@ -196,7 +203,7 @@ def add_norm_grad(
     seed: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of `add_norm`.
+    """Computes the gradient of `add_norm` from what it stored.
 
     Returns:
         d_residual (rows, width) in dy's dtype; d_h in `dtype`; d_gamma, d_beta (width,); the L2 norm of each row of
@@ -209,12 +216,9 @@ def add_norm_grad(
     g = dy_wide * gamma
     along = (g * hat).mean(1, keepdim=True)
     d_sum = (g - g.mean(1, keepdim=True)).addcmul_(hat, along, value=-1).mul_(rstd.to(wide).unsqueeze(1))
-    d_h = _drop(d_sum, p, seed)
+    d_h = _drop(d_sum, p, seed) if p > 0 else d_sum.clone()  # both are added to later, in place
     norms = torch.linalg.vector_norm(d_h, dim=1)
     return d_sum.to(dy.dtype), d_h.to(dtype), d_gamma, d_beta, norms
-
-
-# ---- GELU
 
 
 def gelu_(h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
@@ -237,9 +241,6 @@ def gelu_rows(
     return x if weight is None else x.mul_(weight.to(dtype).unsqueeze(1))
 
 
-# ---- softmax with dropout
-
-
 def _softmax(scores: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     scaled = scores.float() * scale if scores.dtype == torch.bfloat16 else scores * scale
     scaled = scaled if bias is None else scaled + bias.to(scaled.dtype)
@@ -249,10 +250,14 @@ def _softmax(scores: Tensor, scale: float, bias: Tensor | None) -> Tensor:
 
 
 def softmax_(scores: Tensor, scale: float, bias: Tensor | None, p: float, seed: int) -> Tensor:
-    """scores (heads, queries, keys) of one sample become dropout(softmax(scores * scale + bias)), in place.
+    """Turns the scores of one sample into dropout(softmax(scores * scale + bias)), in place.
 
     Args:
+        scores: (heads, queries, keys).
+        scale: their factor, 1 / sqrt(d_head) as a rule.
         bias: (keys,), 0 or what the model's mask adds; -inf hides a key.
+        p: probability of dropout.
+        seed: of its mask.
     """
     return scores.copy_(_drop(_softmax(scores, scale, bias), p, seed))
 
@@ -260,7 +265,7 @@ def softmax_(scores: Tensor, scale: float, bias: Tensor | None, p: float, seed: 
 def softmax_grad_(
     scores: Tensor, grad: Tensor, scale: float, bias: Tensor | None, p: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """As `softmax_` for scores; and `grad`, to its output, becomes the gradient to the raw scores. Both in place."""
+    """Does what `softmax_` does; and `grad`, to its output, becomes the gradient to the raw scores. Both in place."""
     probs = _softmax(scores, scale, bias)
     dropped = _drop(probs, p, seed)
     scores.copy_(dropped)

@@ -23,7 +23,7 @@ from src.sparse.late.products import (
     product,
     without_autocast,
 )
-from src.sparse.late.rows import choose
+from src.sparse.late.rows import Choice, choose
 from src.sparse.late.settings import OUTPUT, PROBABILITIES, ROWS_IN, ROWS_OUT, Plan
 from src.sparse.late.tally import count_saved, refuse_double_backward
 
@@ -46,12 +46,19 @@ def _attend(kernels, qkv: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         probs = torch.bmm(query, key.transpose(1, 2))
         seed = plan.seed_of(PROBABILITIES, b)
         probs = kernels.softmax_(probs, plan.scale, None if bias is None else bias[b], plan.p_attention, seed)
-        _sample(context, b, length).view(length, plan.heads, -1).copy_(torch.bmm(probs, value).transpose(0, 1))
+        _sample(context, b, length).view(length, plan.heads, -1).copy_(
+            torch.bmm(probs, value).transpose(0, 1)
+        )
     return context
 
 
 def _attend_grad(
-    kernels, stored: tuple[Tensor, Tensor], bias: Tensor | None, d_context: Tensor, context: Tensor | None, plan: Plan
+    kernels,
+    stored: tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    d_context: Tensor,
+    context: Tensor | None,
+    plan: Plan,
 ) -> Tensor:
     """Returns the gradient to the fused projections; fills `context` with the forward's, where one is given."""
     batch, length = plan.shape
@@ -69,7 +76,9 @@ def _attend_grad(
         d_query.copy_(torch.bmm(d_scores, key))
         d_key.copy_(torch.bmm(d_scores.transpose(1, 2), query))
         if context is not None:
-            _sample(context, b, length).view(length, plan.heads, -1).copy_(torch.bmm(probs, value).transpose(0, 1))
+            _sample(context, b, length).view(length, plan.heads, -1).copy_(
+                torch.bmm(probs, value).transpose(0, 1)
+            )
     return d_qkv
 
 
@@ -77,11 +86,13 @@ class AttentionBlock(torch.autograd.Function):
     """See the module. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
 
     @staticmethod
-    def forward(ctx, x, data, scales, x_gamma, x_beta, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, bias, plan):
+    def forward(
+        ctx, x, data, scales, x_gamma, x_beta, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, bias, plan
+    ):
         compute = compute_dtype(x)
         formats, kernels = plan.formats(x.dtype, compute), kernels_for(plan.settings.kernels, x, compute)
         with without_autocast(x):
-            stream = x.reshape(-1, x.shape[-1])
+            stream = x.reshape(-1, x.shape[-1]).contiguous()
             weight, shift = torch.cat([wq, wk, wv]).to(compute), torch.cat([bq, bk, bv]).to(compute)
             qkv = torch.addmm(shift, stream.to(compute), weight.t())
             context = _attend(kernels, qkv, bias, plan)
@@ -92,7 +103,9 @@ class AttentionBlock(torch.autograd.Function):
             stored_context = kernels.pack(context, formats.attention) if save_context else (empty, empty)
             out = torch.addmm(bo.to(compute), context, wo.to(compute).t())
             seed = plan.seed_of(OUTPUT)
-            y, hat, hat_scales, rstd = kernels.add_norm(out, stream, gamma, beta, plan.eps, plan.p, seed, formats.hat)
+            y, hat, hat_scales, rstd = kernels.add_norm(
+                out, stream, gamma, beta, plan.eps, plan.p, seed, formats.hat
+            )
         kept = (*stored_qkv, *stored_context, hat, hat_scales, rstd)
         ctx.save_for_backward(data, scales, x_gamma, x_beta, wq, wk, wv, wo, gamma, bias, *kept)
         ctx.plan, ctx.compute = plan, compute
@@ -116,29 +129,45 @@ class AttentionBlock(torch.autograd.Function):
             recomputed = None if settings.context == "save" else torch.empty_like(d_context)
             d_qkv = _attend_grad(kernels, stored_qkv, bias, d_context, recomputed, plan)
             chosen = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_OUT))
-            stored = (context, context_scales) if recomputed is None else (recomputed, recomputed.new_empty(0))
-            d_wo = _weight_grad(kernels, d_out, Input(*stored, None, None), chosen, wo) if needs[11] else None
+            stored = (
+                (context, context_scales) if recomputed is None else (recomputed, recomputed.new_empty(0))
+            )
+            d_wo = (
+                _weight_grad(kernels, d_out, Input(stored[0], stored[1], None, None), chosen, wo)
+                if needs[11]
+                else None
+            )
             d_bo = column_sums(d_out, wo.dtype)
             del d_context, d_out, recomputed, stored
 
             norms = torch.linalg.vector_norm(d_qkv, dim=1, dtype=torch.promote_types(compute, torch.float32))
             also = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_IN))
-            thirds = [None] * 3
+            thirds: tuple[Tensor | None, ...] = (None, None, None)
             if needs[5] or needs[7] or needs[9]:
                 thirds = _weight_grad(kernels, d_qkv, Input(data, scales, x_gamma, x_beta), also, wq).chunk(3)
             d_shift = column_sums(d_qkv, wq.dtype).chunk(3)
             if needs[0]:
                 live = live_rows(norms, settings.skip_zero_rows)
                 add_product(d_x, live, gather(d_qkv, live), torch.cat([wq, wk, wv]).to(compute))
-            plan.tally.add(plan.real, chosen.count(len(rows)), also.count(len(rows)))
-        d_inputs = (thirds[0], d_shift[0], thirds[1], d_shift[1], thirds[2], d_shift[2], d_wo, d_bo, d_gamma, d_beta)
+            plan.tally.add(plan.real, chosen.count(plan.real), also.count(plan.real))
+        d_inputs = (
+            thirds[0],
+            d_shift[0],
+            thirds[1],
+            d_shift[1],
+            thirds[2],
+            d_shift[2],
+            d_wo,
+            d_bo,
+            d_gamma,
+            d_beta,
+        )
         return d_x.view_as(dy), None, None, None, None, *d_inputs, None, None
 
 
-def _weight_grad(kernels, g: Tensor, x: Input, chosen, like: Tensor) -> Tensor:
+def _weight_grad(kernels, g: Tensor, x: Input, chosen: Choice, like: Tensor) -> Tensor:
     """Returns the sum over the chosen rows of weight * g x^T; (g's width, x's width), in the dtype of `like`."""
-    index, weight = chosen
-    inputs = kernels.unpack(x.data, x.scales, index, x.gamma, x.beta, weight, g.dtype)
+    inputs = kernels.unpack(x.data, x.scales, chosen.index, x.gamma, x.beta, chosen.weight, g.dtype)
     total = like.new_zeros(g.shape[1], x.data.shape[1])
-    add_outer(total, gather(g, index), inputs)
+    add_outer(total, gather(g, chosen.index), inputs)
     return total

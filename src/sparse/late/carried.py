@@ -41,6 +41,5 @@ def stored_input(x: Tensor, kernels, kind: torch.dtype) -> tuple[Input, bool]:
     if stored is not None and version == x._version:
         return stored, False
     rows = x.detach().reshape(-1, x.shape[-1])
-    if kind == x.dtype:
-        return Input(rows, rows.new_empty(0), None, None), False
-    return Input(*kernels.pack(rows, kind), None, None), True
+    data, scales = kernels.pack(rows.contiguous(), kind)
+    return Input(data, scales, None, None), kind != x.dtype

@@ -8,6 +8,8 @@ gradient, four times as wide as the rest, never exist as a whole. One choice of 
 of h has its zero rows where that of the output has, and is large where that is large.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from src.sparse.late.products import (
     without_autocast,
 )
 from src.sparse.late.rows import Choice, choose
-from src.sparse.late.settings import OUTPUT, ROWS_OUT, Plan
+from src.sparse.late.settings import OUTPUT, ROWS_OUT
 from src.sparse.late.tally import count_saved, refuse_double_backward
 
 CHUNK = 2048  # tokens
@@ -34,18 +36,20 @@ def pieces(count: int) -> list[slice]:
     return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
-def chosen_in(chosen: Choice, live: Tensor | None, parts: list[slice]) -> list[tuple[Tensor | None, Tensor | None]]:
+def chosen_in(
+    chosen: Choice, live: Tensor | None, parts: list[slice]
+) -> list[tuple[Tensor | None, Tensor | None]]:
     """Returns for each piece of the live rows: the places in it of the chosen rows, and their factors.
 
     Places None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
     """
-    index, weight = chosen
+    index, weight = chosen.index, chosen.weight
     if index is None:
         return [(None, None)] * len(parts)
     places = index if live is None else torch.searchsorted(live, index)
     edges = torch.tensor([part.start for part in parts], device=places.device)
     starts = [*torch.searchsorted(places, edges).tolist(), len(places)]
-    ranges = [slice(*pair) for pair in zip(starts[:-1], starts[1:], strict=True)]
+    ranges = [slice(*pair) for pair in pairwise(starts)]
     return [
         (places[some] - part.start, None if weight is None else weight[some])
         for part, some in zip(parts, ranges, strict=True)
@@ -61,7 +65,7 @@ class FeedForwardBlock(torch.autograd.Function):
         formats, kernels = plan.formats(x.dtype, compute), kernels_for(plan.settings.kernels, x, compute)
         activation = activation_for(plan.activation, kernels)
         with without_autocast(x):
-            stream = x.reshape(-1, x.shape[-1])
+            stream = x.reshape(-1, x.shape[-1]).contiguous()
             into, back = w1.to(compute).t(), w2.to(compute).t()
             out = stream.new_empty(stream.shape, dtype=compute)
             inner, inner_scales = activation.room(len(stream), w1.shape[0], formats.inner, x.device)
@@ -70,7 +74,9 @@ class FeedForwardBlock(torch.autograd.Function):
                 a = activation.forward(h, inner[part], inner_scales[part])
                 torch.addmm(b2.to(compute), a, back, out=out[part])
             seed = plan.seed_of(OUTPUT)
-            y, hat, hat_scales, rstd = kernels.add_norm(out, stream, gamma, beta, plan.eps, plan.p, seed, formats.hat)
+            y, hat, hat_scales, rstd = kernels.add_norm(
+                out, stream, gamma, beta, plan.eps, plan.p, seed, formats.hat
+            )
         kept = (inner, inner_scales, hat, hat_scales, rstd)
         ctx.save_for_backward(data, scales, x_gamma, x_beta, w1, w2, gamma, *kept)
         ctx.plan, ctx.compute = plan, compute
@@ -81,7 +87,9 @@ class FeedForwardBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, _data, _scales):
         refuse_double_backward()
-        data, scales, x_gamma, x_beta, w1, w2, gamma, inner, inner_scales, hat, hat_scales, rstd = ctx.saved_tensors
+        data, scales, x_gamma, x_beta, w1, w2, gamma, inner, inner_scales, hat, hat_scales, rstd = (
+            ctx.saved_tensors
+        )
         plan, compute, needs = ctx.plan, ctx.compute, ctx.needs_input_grad
         kernels, settings = kernels_for(plan.settings.kernels, dy, compute), plan.settings
         activation = activation_for(plan.activation, kernels)
@@ -103,7 +111,9 @@ class FeedForwardBlock(torch.autograd.Function):
                 some = gather(tokens, places)
                 g = gather(d_out, here)
                 if needs[7]:
-                    add_outer(d_w2, gather(g, places), activation.rows(inner, inner_scales, some, weight, compute))
+                    add_outer(
+                        d_w2, gather(g, places), activation.rows(inner, inner_scales, some, weight, compute)
+                    )
                 d_h = activation.backward(g @ back, inner, inner_scales, tokens)
                 d_b1 += column_sums(d_h, w1.dtype)
                 if needs[5]:
@@ -112,5 +122,5 @@ class FeedForwardBlock(torch.autograd.Function):
                 if needs[0]:
                     add_product(d_x, here, d_h, into)
             d_b2 = column_sums(d_out, w2.dtype)
-            plan.tally.add(plan.real, chosen.count(len(rows)))
+            plan.tally.add(plan.real, chosen.count(plan.real))
         return d_x.view_as(dy), None, None, None, None, d_w1, d_b1, d_w2, d_b2, d_gamma, d_beta, None

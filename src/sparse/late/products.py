@@ -1,4 +1,4 @@
-"""The matrix products of the two blocks: weight gradients over chosen rows, input gradients over the rows that count."""
+"""The blocks' matrix products: weight gradients over chosen rows, input gradients over the rows that count."""
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def live_rows(norms: Tensor, skip: bool) -> Tensor | None:
 
 
 def add_outer(total: Tensor, g: Tensor, x: Tensor) -> None:
-    """total += g^T x, for g (rows, out) and x (rows, in)."""
+    """Adds g^T x to total, for g (rows, out) and x (rows, in)."""
     if total.dtype == g.dtype:
         total.addmm_(g.t(), x)
     else:
@@ -44,7 +44,7 @@ def add_outer(total: Tensor, g: Tensor, x: Tensor) -> None:
 
 
 def add_product(total: Tensor, rows: Tensor | slice | None, g: Tensor, weight: Tensor) -> None:
-    """total[rows] += g @ weight, in total's dtype; `rows` without repetition."""
+    """Adds g @ weight to total[rows], in total's dtype; `rows` without repetition."""
     if isinstance(rows, Tensor):
         total.index_add_(0, rows, (g @ weight).to(total.dtype))
         return

@@ -14,19 +14,21 @@ Tokens whose gradient is zero are never chosen, and where no more than `budget` 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """The chosen rows, ascending, and the factor of each. `index` None: all rows; `weight` None: all factors 1."""
 
     index: Tensor | None
     weight: Tensor | None
 
     def count(self, total: int) -> int:
+        """Returns how many rows these are of `total`."""
         return total if self.index is None else self.index.numel()
 
 

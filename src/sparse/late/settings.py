@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from src.errors import UserError
 from src.sparse.kernels import CHOICES
 from src.sparse.late.noise import mixed
 
@@ -16,25 +17,26 @@ OUTPUT, PROBABILITIES, ROWS_OUT, ROWS_IN = range(4)
 
 
 class Formats(NamedTuple):
-    """How each kind of saved activation is stored: a dtype as in kernels/plain.py, None = as it is (exact)."""
+    """How each kind of saved activation is stored: a dtype as in kernels/plain.py."""
 
-    hat: torch.dtype | None  # the normalised rows of a LayerNorm
-    attention: torch.dtype | None  # query, key, value, and the context
-    inner: torch.dtype | None  # what enters the feed-forward's activation
+    hat: torch.dtype  # the normalised rows of a LayerNorm
+    attention: torch.dtype  # query, key, value, and the context
+    inner: torch.dtype  # what enters the feed-forward's activation
 
 
+# None: every number as it is.
 # "mixed" is the best of plain PyTorch, where 8-bit codes of the widest activation cost more time than they are worth
-STORES = {
+STORES: dict[str, Formats | None] = {
     "8bit": Formats(torch.int8, torch.int8, torch.uint8),
     "mixed": Formats(torch.int8, torch.int8, torch.bfloat16),
     "bf16": Formats(torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    "exact": Formats(None, None, None),
+    "exact": None,
 }
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={value!r}: choose among {', '.join(allowed)}")
+        raise UserError(f"{name}={value!r}: choose among {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Settings:
         kernels: "auto", "cpp", "native" or "torch"; see `kernels.prepare`.
 
     Raises:
-        ValueError: a value out of its range.
+        UserError: a value out of its range.
     """
 
     keep_frac: float
@@ -66,9 +68,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.keep_frac, int | float) and 0 < self.keep_frac <= 1):
-            raise ValueError(f"keep_frac={self.keep_frac!r}: a share in (0, 1], of the real tokens")
+            raise UserError(f"keep_frac={self.keep_frac!r}: a share in (0, 1], of the real tokens")
         if not isinstance(self.skip_zero_rows, bool):
-            raise ValueError(f"skip_zero_rows={self.skip_zero_rows!r}: true or false")
+            raise UserError(f"skip_zero_rows={self.skip_zero_rows!r}: true or false")
         _check_choice("rows", self.rows, ROWS)
         _check_choice("store", self.store, tuple(STORES))
         _check_choice("context", self.context, CONTEXTS)
@@ -128,9 +130,8 @@ class Plan:
     tally: Tally = field(default_factory=Tally)
 
     def formats(self, stream: torch.dtype, compute: torch.dtype) -> Formats:
-        """Returns the dtypes to store in, "exact" resolved to the dtypes that the numbers have anyway."""
-        hat, attention, inner = STORES[self.settings.store]
-        return Formats(hat or stream, attention or compute, inner or compute)
+        """Returns the dtypes to store in; for "exact" those that the numbers have anyway."""
+        return STORES[self.settings.store] or Formats(stream, compute, compute)
 
     def budget(self) -> int:
         """Returns how many rows a weight gradient may use: keep_frac of the real tokens, all at keep_frac 1."""

@@ -72,7 +72,7 @@ def test_subset_takes_all_where_all_is_asked():
 
 @pytest.mark.parametrize("wanted", [0, -1, 1.5, True, "ten"])
 def test_a_bad_number_of_rows_is_an_error(wanted):
-    with pytest.raises(UserError, match="task.rows="):
+    with pytest.raises(UserError, match=r"task\.rows="):
         subset(rows_of(TEXTS[:10]), wanted)
 
 

@@ -1,0 +1,106 @@
+"""ReLU that saves one bit per number, and the choice of a model's activation.
+
+The gradient of y = max(x, 0) is dy where y > 0 and 0 elsewhere: one bit of each number decides it. torch's ReLU saves
+y itself, which costs nothing while the linear behind it saves y too, and everything once that linear keeps only a part:
+the two together then hold more than the dense pair. So the bits are saved exactly where the linear behind saves less.
+
+`relu_inplace` overwrites its input. What is saved is the same; only the one transient copy between the linear in front
+and the activation is spared.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from src.errors import UserError
+from src.models.anatomy import anatomy
+from src.sparse.bits import pack_bits, unpack_bits
+from src.sparse.site import Site
+from src.surgery import replace
+
+ACTIVATIONS = {
+    "gelu": (nn.GELU, {}),
+    "relu": (nn.ReLU, {}),
+    "relu_inplace": (nn.ReLU, {"inplace": True}),
+}
+
+
+class ReLUOfBits(torch.autograd.Function):
+    """ReLU that saves the signs of its output, packed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:  # type: ignore[override]
+        """Return max(x, 0), in the memory of x if `inplace`."""
+        if inplace:
+            ctx.mark_dirty(x)
+        y = x.relu_() if inplace else x.relu()
+        ctx.save_for_backward(pack_bits(y > 0))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient where the output is positive."""
+        (bits,) = ctx.saved_tensors
+        return grad * unpack_bits(bits, grad.numel()).view(grad.shape), None
+
+
+class PackedReLU(nn.Module):
+    """ReLU whose saved bits replace its output, where the linear behind it keeps but a part of that output.
+
+    Args:
+        inplace: overwrite the input.
+        behind: site of the linear that reads the output; None where that linear is frozen and saves nothing of it.
+        site: what to report to.
+    """
+
+    def __init__(self, inplace: bool, behind: Site | None, site: Site) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.behind = behind
+        self.site = site
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return max(x, 0)."""
+        if not (self.training and torch.is_grad_enabled() and x.requires_grad) or not self._saves(x):
+            return F.relu(x, inplace=self.inplace)
+        self.site.kept = self.site.of = x.numel()
+        self.site.bytes_dense, self.site.bytes_kept = x.numel() * x.element_size(), -(-x.numel() // 8)
+        return ReLUOfBits.apply(x, self.inplace)
+
+    def _saves(self, x: Tensor) -> bool:
+        if self.behind is None:
+            return True
+        return (
+            x.dim() == 3
+            and self.behind.selector.keep_frac < 1
+            and self.behind.smaller(x.shape, x.element_size())
+        )
+
+    def extra_repr(self) -> str:
+        """Return `inplace=True` where it is."""
+        return "inplace=True" if self.inplace else ""
+
+
+def use_activation(net: nn.Module, name: str) -> None:
+    """Give every layer of `net` the activation `name`, and write it into the model's config.
+
+    The config of the model says `relu` for `relu_inplace`, which other programs do not know.
+
+    Args:
+        net: a Transformers model that `anatomy` knows.
+        name: gelu | relu | relu_inplace.
+
+    Raises:
+        UserError: another name.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"hidden_act={name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    make, arguments = ACTIVATIONS[name]
+    for layer in anatomy(net).layers:
+        replace(net, layer.activation, make(**arguments))
+    key = "activation" if hasattr(net.config, "activation") else "hidden_act"  # DistilBERT has its own word
+    setattr(net.config, key, name.removesuffix("_inplace"))

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from src.prune.constraint import AugmentedLagrangian, ProportionalIntegral
+from src.prune.schedules import cubic, linear
+
+
+def test_multipliers_ascend_along_the_violation():
+    constraint = AugmentedLagrangian()
+    optimizer = torch.optim.Adam(constraint.parameters(), lr=0.1, maximize=True)
+    for violation, sign in ((0.3, 1), (-0.3, -1)):
+        before = constraint.values()
+        for _ in range(20):
+            optimizer.zero_grad()
+            constraint.loss(torch.tensor(violation)).backward()
+            optimizer.step()
+        after = constraint.values()
+        assert (after["lambda1"] - before["lambda1"]) * sign > 0
+        assert after["lambda2"] >= before["lambda2"]
+
+
+def _toy(constraint, parameters, steps=3000):
+    """min (x - 3)^2 subject to x = 1."""
+    x = torch.tensor(3.0, requires_grad=True)
+    groups = [{"params": [x], "lr": 0.02}]
+    if parameters:
+        groups.append({"params": parameters, "lr": 0.02, "maximize": True})
+    optimizer = torch.optim.Adam(groups)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        violation = x - 1.0
+        ((x - 3) ** 2 + constraint.loss(violation)).backward()
+        optimizer.step()
+        constraint.after_step(violation.item())
+    return x.item(), constraint.values()
+
+
+def test_the_lagrangian_reaches_the_constraint_on_a_toy_problem():
+    constraint = AugmentedLagrangian()
+    x, values = _toy(constraint, list(constraint.parameters()))
+    assert x == pytest.approx(1.0, abs=0.02)
+    # at the solution the multiplier balances the loss: d/dx (x-3)^2 = -4
+    assert values["lambda1"] == pytest.approx(4.0, abs=0.2)
+
+
+def test_the_controller_reaches_it_too_without_a_gradient():
+    constraint = ProportionalIntegral(proportional=1.0, integral=0.02, quadratic=10.0, limit=100.0)
+    x, values = _toy(constraint, [])
+    assert x == pytest.approx(1.0, abs=0.02) and values["lambda1"] == pytest.approx(4.0, abs=0.3)
+
+
+def test_the_controller_does_not_wind_up():
+    constraint = ProportionalIntegral(0.0, 1.0, 0.0, limit=2.0)
+    for _ in range(1000):
+        constraint.after_step(0.5)
+    assert constraint.lambda1() <= 2.0
+    for _ in range(5):
+        constraint.after_step(-0.5)
+    assert constraint.lambda1() < 0.1
+
+
+def test_multipliers_resume(tmp_path):
+    first, second = (ProportionalIntegral(1.0, 0.1, 1.0, 5.0) for _ in range(2))
+    first.after_step(0.25)
+    second.load_state_dict(first.state_dict())
+    assert second.values() == first.values()
+
+
+def test_gains_below_zero_are_refused():
+    with pytest.raises(ValueError, match="gains"):
+        ProportionalIntegral(-1.0, 0.0, 0.0, 1.0)
+
+
+def test_targets_start_dense_and_end_at_the_wanted_share():
+    for schedule in (linear, cubic):
+        path = [schedule(p / 100, 0.05, 0.1, 0.6) for p in range(101)]
+        assert path[:11] == [1.0] * 11 and path[60:] == pytest.approx([0.05] * 41)
+        assert all(a >= b for a, b in zip(path, path[1:], strict=False))
+
+
+def test_the_published_cubic_ramp():
+    removed = [100 * (1 - cubic(p, 0.05, 0.0, 1.0)) for p in (0.10, 0.25, 0.50, 0.75)]
+    assert removed == pytest.approx([25.7, 54.9, 83.1, 93.5], abs=0.05)
+
+
+def test_a_ramp_of_no_length_is_a_step():
+    assert linear(0.0, 0.3, 0.0, 0.0) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="ramp"):
+        linear(0.0, 0.3, 0.5, 0.2)

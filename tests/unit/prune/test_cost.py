@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from src.errors import UserError
+from src.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction, total
+from src.prune.latency import LatencyTable, measure_table
+from src.prune.structure import LayerCounts, ModelShape, Structure
+
+BERT_BASE = ModelShape(12, 768, 12, 64, 3072)
+SMALL = ModelShape(2, 16, 4, 4, 24)
+TABLE = LatencyTable(((0, 0.1), (2, 1.0), (4, 1.5)), ((0, 0.2), (12, 1.0), (24, 3.0)), "here")
+
+
+def test_bert_base_has_its_prunable_weights():
+    assert ParamsCost(BERT_BASE).dense == 84_934_656
+
+
+def test_macs_are_what_the_flop_counter_counts():
+    x, width, length = torch.randn(1, 10, SMALL.hidden), 2 * SMALL.head_dim, 10
+    q, k, v = (nn.Linear(SMALL.hidden, width) for _ in range(3))
+    out, one, two = nn.Linear(width, SMALL.hidden), nn.Linear(SMALL.hidden, 9), nn.Linear(9, SMALL.hidden)
+    with FlopCounterMode(display=False) as counter:
+        heads = [f(x).view(1, length, 2, SMALL.head_dim).transpose(1, 2) for f in (q, k, v)]
+        scores = heads[0] @ heads[1].transpose(-1, -2)
+        out((scores @ heads[2]).transpose(1, 2).reshape(1, length, width))
+        two(one(x))
+    assert 2 * total(MacsCost(SMALL, length), [LayerCounts(2, 9)]) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("cost", [ParamsCost(SMALL), MacsCost(SMALL, 7)])
+def test_the_cost_of_expected_counts_is_the_expected_cost(cost):
+    shape = cost.shape
+    p_heads, p_neurons, p_attention, p_layer = torch.rand(2, 4), torch.rand(2, 24), torch.rand(2), torch.rand(2)
+    expected = [
+        LayerCounts(p_heads[i].sum() * p_attention[i] * p_layer[i], p_neurons[i].sum() * p_layer[i]) for i in range(2)
+    ]
+    draws = 4000
+    layer = torch.rand(draws, 2) < p_layer
+    attention = (torch.rand(draws, 2) < p_attention) & layer
+    heads = (torch.rand(draws, 2, 4) < p_heads) & attention[..., None]
+    neurons = (torch.rand(draws, 2, 24) < p_neurons) & layer[..., None]
+    found = torch.tensor(
+        [
+            total(cost, [LayerCounts(int(h[i].sum()), int(n[i].sum())) for i in range(shape.num_layers)])
+            for h, n in zip(heads, neurons, strict=True)
+        ]
+    ).float()
+    error = found.std() / draws**0.5
+    assert abs(found.mean() - total(cost, expected)) < 4 * error
+
+
+@pytest.mark.parametrize("cost", [ParamsCost(SMALL), MacsCost(SMALL, 7), LatencyCost(SMALL, TABLE)])
+def test_expected_equals_exact_where_the_counts_are_whole(cost):
+    whole = [LayerCounts(2, 12), LayerCounts(0, 24)]
+    soft = [LayerCounts(torch.tensor(float(c.heads)), torch.tensor(float(c.neurons))) for c in whole]
+    assert fraction(cost, soft).item() == pytest.approx(float(fraction(cost, whole)), rel=1e-6)
+    assert fraction(cost, SMALL.counts()) == 1.0
+
+
+def test_exact_ranks_cost_no_more_than_the_dense_matrix_and_expected_ones_keep_their_gradient():
+    cost = ParamsCost(SMALL)
+    dense = [LayerCounts(4, 24, {"query": 16, "ffn_in": 16})] * 2
+    assert fraction(cost, dense) == 1.0
+    low = [LayerCounts(4, 24, {"query": 3})] * 2
+    assert total(cost, low) == cost.dense - 2 * (16 * 16 - 3 * 32)
+    rank = torch.tensor(16.0, requires_grad=True)
+    total(cost, [LayerCounts(4, 24, {"query": rank})]).backward()
+    assert rank.grad.item() == 32.0
+
+
+def test_latency_is_piecewise_linear_and_differentiable():
+    cost = LatencyCost(SMALL, TABLE)
+    assert cost.attention(1, {}) == pytest.approx(0.55) and cost.ffn(18, {}) == pytest.approx(2.0)
+    heads = torch.tensor(3.0, requires_grad=True)
+    cost.attention(heads, {}).backward()
+    assert heads.grad.item() == pytest.approx(0.25)
+    assert cost.dense == pytest.approx(2 * (1.5 + 3.0))
+
+
+def test_a_latency_table_never_falls_and_survives_its_file(tmp_path):
+    table = LatencyTable(((2, 0.8), (0, 0.1), (1, 0.9)), ((0, 0.0), (4, 1.0)), "cpu")
+    assert table.heads == ((0, 0.1), (1, 0.9), (2, 0.9))
+    table.save(tmp_path / "cache" / "t.json")
+    assert LatencyTable.load(tmp_path / "cache" / "t.json") == table
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="not a latency table"):
+        LatencyTable.load(tmp_path / "bad.json")
+
+
+def test_a_table_is_measured_for_its_model():
+    table = measure_table(SMALL, 2, 5, torch.device("cpu"), torch.float32, repeats=2, neuron_points=4)
+    cost = LatencyCost(SMALL, table)
+    assert 0 < fraction(cost, [LayerCounts(1, 4)] * 2) <= 1 and "batch 2, 5 tokens, cpu, float32" in cost.unit
+    with pytest.raises(UserError, match="measure it for this model"):
+        LatencyCost(BERT_BASE, table)
+    with pytest.raises(UserError, match="heads and neurons only"):
+        cost.attention(2, {"query": 2})
+
+
+def test_dropped_layers_cost_nothing():
+    assert total(ParamsCost(SMALL), Structure.full(SMALL.counts()).counts()[:1]) == ParamsCost(SMALL).dense / 2

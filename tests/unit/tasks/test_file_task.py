@@ -1,0 +1,117 @@
+import json
+
+import pytest
+
+from src.errors import DataMissing, UserError
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        if name.endswith(".jsonl"):
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
+            path.write_text("\n".join(lines) + "\n")
+        return str(path)
+
+    return write
+
+
+def rows(count, labels=("yes", "no", "maybe"), start=0):
+    return [
+        {"body": f"text number {i}", "other": f"pair {i}", "answer": labels[i % len(labels)]}
+        for i in range(start, start + count)
+    ]
+
+
+NAMED = {"text": "body", "label": "answer"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_one_file_is_cut_in_three(make_task, file, kind, tokenizer):
+    task = make_task("csv", train_file=file(f"a.{kind}", rows(200)), **NAMED)
+    counts = task.describe()["rows"]
+    assert sum(counts.values()) == 200
+    assert min(counts.values()) > 5
+    assert task.labels == ("maybe", "no", "yes")
+    assert task.describe()["splits"] == "validation and test are 10 % of train each, by a hash of the text"
+    task.use(tokenizer)
+    assert next(iter(task.train_dataloader()))["labels"].max() <= 2
+
+
+def test_csv_and_jsonl_of_the_same_rows_are_the_same_data(make_task, file):
+    one, other = (
+        make_task("csv", train_file=file(f"a.{kind}", rows(200)), **NAMED) for kind in ("csv", "jsonl")
+    )
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_own_files_for_validation_and_test(make_task, file):
+    files = {
+        "train_file": file("train.csv", rows(90)),
+        "validation_file": file("val.jsonl", rows(9, start=100)),
+        "test_file": file("test.csv", rows(6, start=200)),
+    }
+    assert make_task("csv", **files, **NAMED).describe()["rows"] == {"train": 90, "val": 9, "test": 6}
+    without = make_task("csv", **files | {"validation_file": None}, **NAMED).describe()
+    assert without["rows"]["test"] == 6
+    assert without["rows"]["train"] + without["rows"]["val"] == 90
+    without = make_task("csv", **files | {"test_file": None}, **NAMED).describe()
+    assert without["rows"]["val"] == 9
+    assert without["rows"]["train"] + without["rows"]["test"] == 90
+
+
+def test_pairs_given_labels_and_a_subset(make_task, file):
+    path = file("a.csv", rows(200, labels=(1, 0)))
+    task = make_task("csv", train_file=path, text_pair="other", labels=[1, 0], rows=20, **NAMED)
+    assert task.labels == ("1", "0")
+    assert len(task.splits.train) == 20
+    assert "text_pair" in task.splits.train
+    assert sum(task.splits.train["label"]) == 10
+
+
+def test_a_regression(make_task, file):
+    task = make_task(
+        "csv", problem="regression", train_file=file("a.csv", rows(200, labels=(0.5, 2))), **NAMED
+    )
+    assert (task.labels, task.num_labels) == (None, 1)
+    assert set(task.metrics().keys()) == {"pearson", "spearman", "pearson_and_spearman"}
+    assert set(task.splits.train["label"]) == {0.5, 2.0}
+
+
+def test_a_label_of_test_that_train_lacks(make_task, file):
+    train, test = file("a.csv", rows(90)), file("b.csv", rows(1, labels=("perhaps",)))
+    with pytest.raises(UserError, match=r"b\.csv, line 2: label 'perhaps'; allowed are maybe, no, yes"):
+        make_task("csv", train_file=train, test_file=test, **NAMED).fingerprint()
+
+
+def test_words_where_numbers_are_wanted(make_task, file):
+    with pytest.raises(UserError, match=r"a\.csv, line 2: score 'yes'; allowed is a finite number"):
+        make_task("csv", problem="regression", train_file=file("a.csv", rows(9)), **NAMED).fingerprint()
+
+
+def test_too_few_rows_for_a_validation(make_task, file):
+    with pytest.raises(UserError, match="split is empty"):
+        make_task("csv", train_file=file("a.csv", rows(3)), **NAMED).fingerprint()
+
+
+def test_what_to_type(make_task):
+    with pytest.raises(UserError, match=r"type task\.train_file="):
+        make_task("csv").fingerprint()
+    with pytest.raises(DataMissing, match=r"none\.csv: no such file"):
+        make_task("csv", train_file="none.csv").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": ["a"]}, "allowed are two or more different labels"),
+        ({"labels": ["a", "a"]}, "allowed are two or more different labels"),
+        ({"labels": ["a", "b"], "problem": "regression"}, "a regression has none"),
+    ],
+)
+def test_bad_labels(make_task, wrong, message):
+    with pytest.raises(UserError, match=message):
+        make_task("csv", **wrong)
