@@ -105,6 +105,13 @@ class FineTune(pl.LightningModule):
         """Returns asked, achieved (fractions in [0, 1]), unit and `of`; unit None: nothing was left out."""
         return {"asked": self.keep_frac, "achieved": 1.0, "unit": None, "of": "everything"}
 
+    def get_extra_state(self) -> dict:
+        """Returns the method's state that is neither parameter nor buffer, of plain values and tensors."""
+        return {}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Takes over what `get_extra_state` returned."""
+
     # the loop -------------------------------------------------------------------------------------------------------
 
     @property
@@ -137,14 +144,14 @@ class FineTune(pl.LightningModule):
         """Returns the factor of the learning rate at `progress`."""
         return warmup_then_linear(progress, self.loop.warmup)
 
-    def loss_terms(self, batch: Batch) -> tuple[dict[str, Tensor], object]:
-        """Returns the named terms of the loss of one batch, the task's first, and the model's outputs."""
+    def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss of one batch, and the named terms whose sum it is, the task's first."""
         outputs = self.net(**self.task.inputs(batch))
-        return {"task": self.task.loss(outputs, batch), **self.losses(batch, outputs)}, outputs
+        terms = {"task": self.task.loss(outputs, batch), **self.losses(batch, outputs)}
+        return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        terms, _ = self.loss_terms(batch)
-        total = torch.stack([term.float() for term in terms.values()]).sum()
+        total, terms = self.loss_of(batch)
         if not torch.isfinite(total):
             raise UserError(
                 f"the loss is {total.item()} at step {self.global_step}"
@@ -197,10 +204,8 @@ class FineTune(pl.LightningModule):
             {f"{split}/{name}": value for name, value in (scores | {"loss": self.val_loss.compute()}).items()}
         )
         if split == "val" and self.trainer.state.fn == "fit":
-            kept = self.kept()
-            self.log_dict(
-                {f"kept/{key}": float(kept[key]) for key in ("asked", "achieved") if kept[key] is not None}
-            )
+            kept = {key: value for key, value in self.kept().items() if isinstance(value, int | float)}
+            self.log_dict({f"kept/{key}": float(value) for key, value in kept.items()})
 
     # resume ---------------------------------------------------------------------------------------------------------
 

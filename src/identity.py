@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from src.build import build
 from src.errors import UserError
 
 Check = tuple[Callable[[object], bool], str]
@@ -68,6 +68,7 @@ CHECKS: dict[str, Check] = {
     "eval_every": _or_null(_whole(1)),
     "checkpoint_every": _whole(1),
     "probe_steps": _whole(0),
+    "fidelity_every": _or_null(_whole(1)),
     "keep_frac": _FRACTION,
     "method.keep_frac": _FRACTION,
     "task.rows": _or_null(_whole(1)),
@@ -80,7 +81,15 @@ CHECKS: dict[str, Check] = {
     "hardware.threads": _or_null(_whole(1)),
 }
 # They change where a run goes and how it is told, never its result.
-NOT_PART_OF_IT = ("hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size")
+NOT_PART_OF_IT = (
+    "hydra",
+    "name",
+    "logger",
+    "checkpoint_every",
+    "keep_frac",
+    "eval_batch_size",
+    "fidelity_every",
+)
 
 
 @dataclass(frozen=True)
@@ -151,12 +160,6 @@ def fingerprint_of_folder(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(settings: dict, **more):
-    """Builds the object that `_target_` names from the other keys."""
-    arguments = {key: value for key, value in settings.items() if key != "_target_"}
-    return get_class(settings["_target_"])(**arguments, **more)
-
-
 @functools.cache
 def _task_fingerprint(settings: str) -> str:
     return build(json.loads(settings)).fingerprint()
@@ -194,16 +197,24 @@ def identify(settings: dict) -> str:
     part["data"] = _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
     part["task"] = {key: value for key, value in task.items() if not _is_place(key)}
     part["model"] = _model_identity(part["model"])
-    text = json.dumps(_rounded(part), sort_keys=True, default=str)
+    text = json.dumps(_settled(part), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _rounded(value):
-    """Undoes what a range() leaves: 0.30000000000000004 is 0.3."""
+def _settled(value):
+    """Leaves out what is off, so that a new option that is off by default changes no identity.
+
+    Off are null, false and {name: none}. 0.30000000000000004, which a range() leaves, is 0.3.
+    """
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        on = {key: _settled(one) for key, one in value.items() if key != "_target_"}
+        return {
+            key: one
+            for key, one in on.items()
+            if one is not None and one is not False and one != {"name": "none"}
+        }
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_settled(one) for one in value]
     return float(f"{value:.10g}") if isinstance(value, float) else value
 
 

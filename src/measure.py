@@ -92,52 +92,102 @@ def autocast(device: torch.device, precision: str):
 def cost(
     net: nn.Module,
     dense: nn.Module,
-    loss: Callable[[], Tensor],
-    dense_loss: Callable[[], Tensor],
+    step: Callable[[], Tensor],
+    dense_step: Callable[[], Tensor],
     *,
     times: int,
-    precision: str,
 ) -> dict:
     """Measures one training step of a method against the same step of the dense model, both in train mode.
 
     Args:
         net: the method's model.
         dense: the model before the method changed it.
-        loss: a step of the method without the backward pass.
-        dense_loss: the same step of the dense model.
+        step: a step of the method, up to its loss.
+        dense_step: the same of the dense model.
         times: interleaved repetitions per side, >= 1.
-        precision: that of the run.
 
     Returns:
         saved_bytes and step_seconds of both, and the peak bytes on a GPU (None elsewhere).
     """
     device = next(net.parameters()).device
-
-    def within(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            with autocast(device, precision):
-                return step()
-
-        return run
-
     on_gpu = device.type == "cuda"
     net.train(), dense.train()
-    saved = {"": saved_bytes(net, within(loss)), "_dense": saved_bytes(dense, within(dense_loss))}
+    saved, saved_dense = saved_bytes(net, step), saved_bytes(dense, dense_step)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        saved_bytes(net, within(loss))
+        saved_bytes(net, step)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
     sync = torch.cuda.synchronize if on_gpu else lambda: None
-    seconds = step_seconds({"_dense": within(dense_loss), "": within(loss)}, times, sync)
+    seconds = step_seconds({"dense": dense_step, "own": step}, times, sync)
     for model in (net, dense):
         model.zero_grad(set_to_none=True)
     return {
-        "saved_bytes": saved[""],
-        "saved_bytes_dense": saved["_dense"],
+        "saved_bytes": saved,
+        "saved_bytes_dense": saved_dense,
         "peak_bytes": peak,
-        "step_seconds": seconds[""],
-        "step_seconds_dense": seconds["_dense"],
+        "step_seconds": seconds["own"],
+        "step_seconds_dense": seconds["dense"],
     }
+
+
+def fidelity(
+    net: nn.Module, twin: nn.Module, bottom: str, step: Callable[[], Tensor], twin_step: Callable[[], Tensor]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Compares the gradients of a method with the dense ones: same weights, same batch, same dropout.
+
+    Args:
+        net: the method's model.
+        twin: the dense model; it takes over the weights of `net`.
+        bottom: path of the module below the first layer; the gradient of its output is dX.
+        step: a step of the method, up to its loss.
+        twin_step: the same of the dense model.
+
+    Returns:
+        (figures, by_weight): cosine_dw, relative_error_dw, norm_ratio_dw over all matrices, relative_error_dx; and
+        cosine, relative error and ratio of norms by the name of each matrix.
+    """
+    twin.load_state_dict(net.state_dict())
+    grads, below = {}, {}
+    for name, model, one_step in (("method", net, step), ("dense", twin, twin_step)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            grads[name], below[name] = _gradients(model, bottom, one_step)
+    pairs = {
+        key: (grads["method"][key], dense) for key, dense in grads["dense"].items() if key in grads["method"]
+    }
+    by_weight = {key: _compare(*pair) for key, pair in pairs.items()}
+    together = _compare(*(torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1)))
+    figures = {f"{key}_dw": value for key, value in together.items()}
+    figures["relative_error_dx"] = _compare(below["method"], below["dense"])["relative_error"]
+    return figures, by_weight
+
+
+def _gradients(net: nn.Module, bottom: str, step: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the gradients of the layers' matrices and of the output of `bottom`, flat, in float64."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs, output: Tensor) -> None:
+        output.register_hook(lambda grad: caught.append(grad.detach()))
+
+    handle = net.get_submodule(bottom).register_forward_hook(catch)
+    net.zero_grad(set_to_none=True)
+    try:
+        step().backward()
+    finally:
+        handle.remove()
+    named = {name: parameter.grad for name, parameter in net.named_parameters()}
+    matrices = {
+        n: g.flatten().double() for n, g in named.items() if g is not None and g.ndim == 2 and ".layer." in n
+    }
+    net.zero_grad(set_to_none=True)
+    return matrices, caught[0].flatten().double()
+
+
+def _compare(one: Tensor, dense: Tensor) -> dict[str, float]:
+    norm = dense.norm().clamp_min(1e-30)
+    cosine = (one @ dense) / (one.norm().clamp_min(1e-30) * norm)
+    error = (one - dense).norm() / norm
+    return {"cosine": cosine.item(), "relative_error": error.item(), "norm_ratio": (one.norm() / norm).item()}
 
 
 def parameters(net: nn.Module) -> int:

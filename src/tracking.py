@@ -106,3 +106,14 @@ def finish_wandb(exit_code: int) -> None:
 
     if "wandb" in sys.modules and (wandb := sys.modules["wandb"]).run is not None:
         wandb.finish(exit_code=exit_code)
+
+
+def summarise(loggers: list, outcome: dict) -> None:
+    """Puts a run's final figures into W&B's summary, as val/*, test/*, kept/*, size/* and cost/*."""
+    figures = dict(outcome["scores"])
+    for part in ("kept", "size", "cost"):
+        numbers = {key: value for key, value in outcome[part].items() if isinstance(value, int | float)}
+        figures |= {f"{part}/{key}": value for key, value in numbers.items()}
+    for logger in loggers:
+        if hasattr(getattr(logger, "experiment", None), "summary"):
+            logger.experiment.summary.update(figures)

@@ -77,7 +77,7 @@ class SparseBackward(FineTune):
     def kept(self) -> dict:
         if self.sparsified is None:
             return super().kept()
-        return self.sparsified.kept()
+        return {**self.sparsified.kept(), "never_selected": self.sparsified.never_selected()}
 
     def get_extra_state(self) -> dict:
         return {"selection": self.sparsified.rng_state() if self.sparsified else None}

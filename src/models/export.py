@@ -97,11 +97,7 @@ def torch_export(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path
     """Writes a `torch.export` program from the model's inputs (by name) to its logits; batch and length are free."""
     net = _plain(net).eval()
     program = torch.export.export(
-        _Logits(net),
-        (),
-        {"inputs": _two_rows(example)},
-        dynamic_shapes={"inputs": _free(net, example)},
-        strict=False,
+        _Logits(net), (), _two_rows(example), dynamic_shapes=_free(net, example), strict=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path)
@@ -122,12 +118,13 @@ def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on its own operators
         torch.onnx.export(
-            _Positional(net, tuple(example)),
-            tuple(_two_rows(example).values()),
+            _Logits(net),
+            (),
             str(path),
+            kwargs=_two_rows(example),
             input_names=list(example),
             output_names=["logits"],
-            dynamic_shapes=(tuple(_free(net, example).values()),),
+            dynamic_shapes=_free(net, example),
             dynamo=True,
         )
     return path
@@ -170,25 +167,17 @@ def _padded(net: PreTrainedModel, like: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 class _Logits(nn.Module):
-    """The model as a function of a dictionary of inputs to its first output."""
+    """The model as a function of its inputs to its first output: a traced program needs a fixed signature."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return self.net(**inputs)[0]
-
-
-class _Positional(nn.Module):
-    """The model as a function of its inputs in a given order to its first output."""
-
-    def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.net, self.names = net, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.net(**dict(zip(self.names, inputs, strict=True)))[0]
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        return self.net(**{name: value for name, value in inputs.items() if value is not None})[0]
 
 
 def _plain(net: PreTrainedModel) -> PreTrainedModel:

@@ -127,6 +127,12 @@ class LowRankLinear(nn.Module):
 class NoAttention(nn.Module):
     """Stands where an attention was: hands on its input (BERT: the output block adds nothing to the residual)."""
 
+    num_attention_heads = all_head_size = 0
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.attention_head_size = head_dim
+
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
         return hidden_states, None
 
@@ -144,6 +150,12 @@ class NormOnly(nn.Module):
 
 class ZeroAttention(nn.Module):
     """A removed attention where the caller adds the residual (DistilBERT)."""
+
+    n_heads = 0
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.attention_head_size = head_dim
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(hidden_states), None
@@ -195,10 +207,10 @@ def reshape(model: Any, config) -> None:
 def _reshape_attention(layer: Any, paths: dict, hidden: int, heads: int, head_dim: int) -> None:
     bert = paths is BERT_PATHS
     if heads == 0 and bert:
-        layer.attention.self = NoAttention()
+        layer.attention.self = NoAttention(head_dim)
         layer.attention.output = NormOnly(layer.attention.output.LayerNorm)
     elif heads == 0:
-        layer.attention = ZeroAttention()
+        layer.attention = ZeroAttention(head_dim)
     else:
         attention = layer.attention.self if bert else layer.attention
         setattr(attention, "num_attention_heads" if bert else "n_heads", heads)

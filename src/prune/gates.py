@@ -11,8 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from src.errors import UserError
 from src.prune.attach import FixedGates, attach, gates_of
+from src.prune.budget import UnitScores
 from src.prune.hard_concrete import deterministic, log_alpha_of, open_probability, sample
-from src.prune.select import UnitScores
 from src.prune.structure import LayerCounts, LayerParts, Number, Structure
 
 FAMILIES = ("heads", "neurons", "attention", "ffn", "layers", "ranks")

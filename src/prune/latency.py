@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -125,6 +127,49 @@ def measure_table(
     }
     where = f"batch {batch}, {length} tokens, {device.type}, {str(dtype).removeprefix('torch.')}"
     return LatencyTable(points["heads"], points["neurons"], f"{where}, {torch.get_num_threads()} threads")
+
+
+def cached_table(
+    folder: Path,
+    shape: ModelShape,
+    batch: int,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> LatencyTable:
+    """The table of `measure_table`, measured once for each shape, setting, device and number of threads.
+
+    Args:
+        folder: of the cache.
+        shape: see `measure_table`, as all that follow.
+        batch: rows of one forward.
+        length: tokens of one row.
+        device: where.
+        dtype: in what precision.
+        repeats: rounds.
+    """
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    key = (
+        astuple(shape),
+        batch,
+        length,
+        name,
+        str(dtype),
+        repeats,
+        torch.get_num_threads(),
+        torch.__version__,
+    )
+    path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
+    if path.exists():
+        return LatencyTable.load(path)
+    table = measure_table(shape, batch, length, device, dtype, repeats)
+    table.save(path)
+    return table
 
 
 @torch.no_grad()

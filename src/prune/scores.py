@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.errors import UserError
 from src.lowrank.factorize import dense_weight
 from src.prune.attach import read_counts
-from src.prune.select import UnitScores
+from src.prune.budget import UnitScores
 from src.prune.structure import LayerParts
 
 

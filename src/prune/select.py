@@ -8,7 +8,7 @@ than the cheapest group that was left over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,43 +16,11 @@ import torch
 from torch import Tensor
 
 from src.errors import UserError
+from src.prune.budget import FAMILIES, Group, Spending, UnitScores
 from src.prune.cost import Cost, fraction
-from src.prune.structure import Indices, LayerCounts, LayerStructure, Structure
+from src.prune.structure import Indices, Structure
 
 Scope = Literal["global", "family", "layer"]
-FAMILIES = ("heads", "neurons", "ranks")
-PARTS = ("attention", "ffn")
-Place = tuple[int, str, str]
-"""(layer, family, role): the role is empty for heads and neurons."""
-
-
-@dataclass(frozen=True)
-class UnitScores:
-    """How much each unit matters, higher is better; None for a family that is not pruned.
-
-    Args:
-        counts: what the model has.
-        heads: per layer (heads,).
-        neurons: per layer (neurons,).
-        ranks: per layer, role -> (rank,).
-    """
-
-    counts: Sequence[LayerCounts]
-    heads: Sequence[Tensor] | None = None
-    neurons: Sequence[Tensor] | None = None
-    ranks: Sequence[Mapping[str, Tensor]] | None = None
-
-    def places(self) -> dict[Place, Tensor]:
-        """Every scored vector by its place, families in order, on the CPU in float64."""
-        found: dict[Place, Tensor] = {}
-        for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
-            found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
-        found |= {
-            (i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()
-        }
-        if not found:
-            raise UserError("no family of units is scored: there is nothing to prune")
-        return {place: s.detach().double().cpu() for place, s in found.items()}
 
 
 @dataclass(frozen=True)
@@ -81,18 +49,8 @@ class Limits:
         """Sizes of the groups of `units` units: the floor rounded up to the alignment, then one alignment each."""
         align = self.align.get(family, 1)
         first = min(units, -(-self.floor.get(family, 1) // align) * align)
-        sizes = [first] if first else []
-        while sum(sizes) < units:
-            sizes.append(min(align, units - sum(sizes)))
-        return sizes
-
-
-@dataclass
-class _Group:
-    place: Place
-    units: list[int]
-    score: float
-    must: bool
+        whole, rest = divmod(units - first, align)
+        return [size for size in (first, *[align] * whole, rest) if size]
 
 
 def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, scope: Scope) -> Structure:
@@ -111,7 +69,7 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
         UserError: the budget is outside the reachable range (the message says it), or a score is not a number.
     """
     groups = _groups(scores, limits)
-    state = _State(scores, cost)
+    state = Spending(scores, cost)
     _check_reachable(groups, scores, cost, keep_frac)
     for group in groups:
         if group.must:
@@ -162,88 +120,7 @@ def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, 
     return [tuple(sorted(order[:k].tolist())) for (_, order), k in zip(ordered, kept, strict=True)]
 
 
-class _State:
-    """The counts and units taken so far, with the cost kept up to date sub-layer by sub-layer."""
-
-    def __init__(self, scores: UnitScores, cost: Cost) -> None:
-        self.cost, self.scores = cost, scores
-        self.units: dict[Place, list[int]] = {place: [] for place in scores.places()}
-        self.sub_layers = {
-            (i, part): self._sub_cost(i, part, None)
-            for i in range(len(scores.counts))
-            for part in ("attention", "ffn")
-        }
-        self.spent = sum(self.sub_layers.values())
-        self.full = {
-            (i, "attention"): float(cost.attention(c.heads, c.ranks)) for i, c in enumerate(scores.counts)
-        }
-        self.full |= {(i, "ffn"): float(cost.ffn(c.neurons, c.ranks)) for i, c in enumerate(scores.counts)}
-
-    def _count(self, layer: int, family: str, role: str, extra: _Group | None) -> int:
-        place = (layer, family, role)
-        if place not in self.units:
-            have = self.scores.counts[layer]
-            return int(have.ranks[role] if family == "ranks" else getattr(have, family))
-        return len(self.units[place]) + (len(extra.units) if extra and extra.place == place else 0)
-
-    def _sub_cost(self, layer: int, part: str, extra: _Group | None) -> float:
-        ranks = {role: self._count(layer, "ranks", role, extra) for role in self.scores.counts[layer].ranks}
-        if part == "attention":
-            return float(self.cost.attention(self._count(layer, "heads", "", extra), ranks if ranks else {}))
-        return float(self.cost.ffn(self._count(layer, "neurons", "", extra), ranks if ranks else {}))
-
-    @staticmethod
-    def part_of(place: Place) -> str:
-        return "ffn" if place[1] == "neurons" or place[2].startswith("ffn") else "attention"
-
-    def price(self, group: _Group) -> float:
-        key = (group.place[0], self.part_of(group.place))
-        return self._sub_cost(*key, group) - self.sub_layers[key]
-
-    def take(self, group: _Group) -> float:
-        price = self.price(group)
-        self.units[group.place] += group.units
-        self.sub_layers[group.place[0], self.part_of(group.place)] += price
-        self.spent += price
-        return price
-
-    def budget(self, layers: Sequence[int], families: Sequence[str], keep_frac: float) -> float:
-        """What a pool may still spend: its layers' share of the whole budget; heads alone: attention's share."""
-        share = keep_frac * self.cost.dense / sum(self.full.values())
-        parts = ("attention",) if families == ("heads",) else PARTS
-        return min(
-            share * sum(self.full[i, part] for i in layers for part in some)
-            - sum(self.sub_layers[i, part] for i in layers for part in some)
-            for some in (parts, PARTS)
-        )
-
-    def fill(self, ordered: Iterable[_Group], budget: float) -> None:
-        """Takes groups in order while they fit into the budget."""
-        closed: set[Place] = set()
-        slack = 1e-9 * self.cost.dense
-        for group in ordered:
-            if group.place in closed:
-                continue
-            if self.price(group) > budget + slack:
-                closed.add(group.place)
-            else:
-                budget -= self.take(group)
-
-    def structure(self) -> Structure:
-        layers = []
-        for i, have in enumerate(self.scores.counts):
-            whole = Structure.full([have]).layers[0]
-            kept = {p: tuple(sorted(units)) for p, units in self.units.items() if p[0] == i}
-            heads, neurons = (
-                kept.get((i, "heads", ""), whole.heads),
-                kept.get((i, "neurons", ""), whole.neurons),
-            )
-            ranks = {role: kept.get((i, "ranks", role), all_) for role, all_ in whole.ranks.items()}
-            layers.append(LayerStructure(heads, neurons, ranks))
-        return Structure(tuple(layers))
-
-
-def _groups(scores: UnitScores, limits: Limits) -> list[_Group]:
+def _groups(scores: UnitScores, limits: Limits) -> list[Group]:
     groups = []
     for place, values in scores.places().items():
         if not torch.isfinite(values).all():
@@ -253,13 +130,13 @@ def _groups(scores: UnitScores, limits: Limits) -> list[_Group]:
         for n, size in enumerate(limits.group_sizes(place[1], len(values))):
             part = slice(start, start + size)
             must = n == 0 and (not limits.allow_empty or place[1] == "ranks")
-            groups.append(_Group(place, order[part].tolist(), values[part].mean().item(), must))
+            groups.append(Group(place, order[part].tolist(), values[part].mean().item(), must))
             start += size
     return groups
 
 
-def _check_reachable(groups: list[_Group], scores: UnitScores, cost: Cost, keep_frac: float) -> None:
-    floor = _State(scores, cost)
+def _check_reachable(groups: list[Group], scores: UnitScores, cost: Cost, keep_frac: float) -> None:
+    floor = Spending(scores, cost)
     for group in groups:
         if group.must:
             floor.take(group)

@@ -32,7 +32,7 @@ class ReLUOfBits(torch.autograd.Function):
     """ReLU that saves the signs of its output, packed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
         """Return max(x, 0), in the memory of x if `inplace`."""
         if inplace:
             ctx.mark_dirty(x)

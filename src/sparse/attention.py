@@ -91,7 +91,7 @@ class ScoresOfKept(torch.autograd.Function):
     """Q K^T that saves a part of Q and K."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, query_site: Site, key_site: Site
     ) -> Tensor:
         """Return Q K^T, (batch, heads, length, length), of Q and K (batch, heads, length, d)."""
@@ -116,7 +116,7 @@ class ValuesOfKept(torch.autograd.Function):
     """D V that saves a part of D and V."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, weights: Tensor, value: Tensor, weights_site: Site | None, value_site: Site | None
     ) -> Tensor:
         """Return D V of D (batch, heads, length, length) and V (batch, heads, length, d)."""
@@ -145,7 +145,7 @@ class SoftmaxValuesOfKept(torch.autograd.Function):
     """dropout(softmax(S)) V that saves a part of P and V, and the dropout mask as bits."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, scores: Tensor, value: Tensor, dropout: float, softmax_site: Site, value_site: Site | None
     ) -> tuple[Tensor, Tensor]:
         """Return the product and D; D is for inspection and has no gradient.

@@ -184,13 +184,13 @@ def _above(task: _Task) -> tuple[Tensor, Tensor]:
     if real is not None:
         mask &= real[..., None]
     places = flat_positions(mask)
-    if len(places) > k + k // 2 or len(places) > ceiling(task):
+    if len(places) > k + k // 2 or len(places) > _ceiling(task):
         mask = exact_top(_keys(task).view(1, -1), [k])
         places = flat_positions(mask)
     return places, mask
 
 
-def ceiling(task: _Task) -> int:
+def _ceiling(task: _Task) -> int:
     """The largest number of elements whose values and bits take less than the dense activation."""
     numbers, item = task.x.numel(), task.x.element_size()
     return numbers - -(-numbers // (8 * item)) - 1

@@ -27,7 +27,7 @@ class LayerNormOfKept(torch.autograd.Function):
     """F.layer_norm whose backward pass uses what was kept of the normalised input."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site
     ) -> Tensor:
         """Return the normalised, scaled and shifted x; save rstd and a part of x_hat (all where no part is smaller).

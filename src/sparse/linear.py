@@ -39,14 +39,14 @@ def weight_gradient(grad: Tensor, layout: Layout, tensors: tuple[Tensor, ...]) -
     if layout.kind == "rows":
         values, rows = tensors
         return grad.index_select(0, rows).t() @ values
-    return grad.t() @ unpack(layout, tensors).view(-1, features)
+    return grad.t() @ unpack(layout, tensors).reshape(-1, features)
 
 
 class LinearOfKept(torch.autograd.Function):
     """F.linear whose weight gradient uses what was kept of the input."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor
     ) -> Tensor:
         """Return X W^T + b; save W and `tensors`, not X.

@@ -15,6 +15,7 @@ Values have the dtype of X. `smaller` says beforehand, from the shapes alone, wh
 bytes than X itself; where it does not, the caller saves X.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -73,13 +74,14 @@ def budgets(shape: Shape, selector: Selector, padding: Padding | None) -> list[i
     square = padding is not None and padding.square
     if selector.unit == "column" and selector.scope == "batch":
         return [selector.budget(features) if sum(counts) else 0]
-    units = {
+    units: dict[str, Sequence[float]] = {
         "column": [(count if square else features) if count else 0 for count in counts],
-        "token": list(counts),
+        "token": counts,
         "block": [count * features / length for count in counts],  # of `length` numbers each
         "element": real_numbers(shape, padding),
-    }[selector.unit]
-    return [selector.budget(n) for n in (units if selector.scope == "sample" else [sum(units)])]
+    }
+    competing = units[selector.unit]
+    return [selector.budget(n) for n in (competing if selector.scope == "sample" else [sum(competing)])]
 
 
 def expected_bytes(shape: Shape, item: int, selector: Selector, padding: Padding | None) -> int:

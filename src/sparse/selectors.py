@@ -120,7 +120,8 @@ def row_scores(units: Tensor, norm: str) -> Tensor:
     """Return the norm of each row of `units` (n, width), as float32 (n,)."""
     if norm == "var":
         return units.float().var(1, unbiased=False)
-    return torch.linalg.vector_norm(units, _ORDERS[norm], dim=1, dtype=torch.float32)
+    wide = torch.promote_types(units.dtype, torch.float32)
+    return torch.linalg.vector_norm(units, _ORDERS[norm], dim=1, dtype=wide).float()
 
 
 def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
@@ -168,9 +169,13 @@ def choose(
         Positions (k,) int64 in ascending order, and what to multiply them by: (k,) float32, or None for 1.
     """
     device = generator.device if scores is None else scores.device
-    turn = max(1, round(selector.coverage * k)) if selector.coverage and k else 0
+    if k == 0:
+        return torch.zeros(0, dtype=torch.int64, device=device), None
+    turn = max(1, round(selector.coverage * k)) if selector.coverage else 0
     if turn:
         due = draw.rotation(n, turn, device)
+        if turn == k:
+            return due.sort().values, None
         rest = _others(due, n)
         ruled, _ = _rule(None if scores is None else scores[rest], n - turn, k - turn, selector, generator)
         return torch.cat([due, rest[ruled]]).sort().values, None

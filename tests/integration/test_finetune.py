@@ -10,7 +10,8 @@ from src import identity, results
 from src.errors import UserError
 from src.finetune import FineTune, warmup_then_linear
 from src.models.load import load_net, load_tokenizer
-from src.run import build_task, run
+from src.execution import build_task
+from src.run import run
 
 
 def by_hand(settings: dict) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.sparse.kernels import plain
-from src.sparse.kernels.compiled import Compiled, compiled
+from src.sparse.kernels.compiled import Compiled, load
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ CHOICES = ("auto", "cpp", "native", "torch")
 def _compiled_or_none(choice: str) -> Compiled | None:
     """The compiled kernels for "cpp" and "native" (an error where they cannot be built); for "auto" perhaps None."""
     try:
-        return compiled(native=choice == "native")
+        return load(native=choice == "native")
     except UserError as error:
         if choice != "auto":
             raise

@@ -83,7 +83,7 @@ def build(native: bool = False) -> Path:
             build_directory=scratch,
             is_python_module=False,
         )
-        os.replace(Path(scratch) / "late.so", target)
+        os.replace(next(Path(scratch).glob("*.so")), target)
     except (OSError, RuntimeError, ImportError) as error:
         raise UserError(
             f"the C++ kernels cannot be built here (is there a compiler, and ninja?): {error}"
@@ -213,6 +213,6 @@ class Compiled:
 
 
 @functools.cache
-def compiled(native: bool = False) -> Compiled:
+def load(native: bool = False) -> Compiled:
     """Returns the compiled kernels, building them if need be. See `build` for what is raised."""
     return Compiled(build(native))

@@ -57,8 +57,9 @@ def _write(x: Tensor, data: Tensor, scales: Tensor) -> None:
     elif data.dtype == torch.uint8:
         grouped = _grouped(x)
         least, top = torch.aminmax(grouped, dim=-1, keepdim=True)
-        low, top = least.float().clamp_min_(-4).bfloat16(), top.float().clamp_min_(-3.9)
-        step = ((top - low.float()).clamp_min_(1e-6) / 254).bfloat16()
+        low, top = least.float().clamp_min(-4).bfloat16(), top.float().clamp_min_(-3.9)
+        # `least * 0` carries a -inf, which the clamp has hidden
+        step = ((top - low.float()).clamp_min_(1e-6) / 254 + least.float() * 0).bfloat16()
         scale = torch.stack([step, low], dim=-1)
         codes = (grouped - low.float()).mul_(1 / step.float()).add_(0.5).clamp_(0, 255)
     else:
@@ -127,10 +128,9 @@ def _signed(value: int) -> int:
 
 
 def _mixed(x: Tensor, seed: int) -> Tensor:
-    """In place: int32 positions -> 32 bits. Wellons' lowbias32 without its last shift, half of the seed inside."""
-    x.add_(_signed(seed))
+    """In place: int32 positions -> 32 bits. Wellons' lowbias32 without its last shift; see rows.h."""
+    x.add_(_signed(seed)).bitwise_xor_(_signed(seed >> 32))
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
-    x.bitwise_xor_(_signed(seed >> 32))
     return x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_signed(0x846CA68B))
 
 
@@ -187,9 +187,10 @@ def add_norm(
     Returns:
         y; the normalised rows before gamma and beta, stored as `kind`: data, scales; 1 / deviation (rows,).
     """
-    total = residual + _drop(h, p, seed).to(residual.dtype)
+    wide = torch.promote_types(residual.dtype, torch.float32)
+    total = residual.to(wide) + _drop(h.to(wide), p, seed)
     hat, _, rstd = torch.native_layer_norm(total, total.shape[1:], None, None, eps)
-    y = torch.addcmul(beta.to(hat.dtype), hat, gamma.to(hat.dtype))
+    y = torch.addcmul(beta.to(wide), hat, gamma.to(wide)).to(residual.dtype)
     return y, *pack(hat, kind), rstd.view(-1)
 
 
@@ -209,11 +210,11 @@ def add_norm_grad(
         d_residual (rows, width) in dy's dtype; d_h in `dtype`; d_gamma, d_beta (width,); the L2 norm of each row of
         d_h (rows,): how much each token's row matters for the weight gradients below.
     """
-    wide = gamma.dtype
+    wide = torch.promote_types(dy.dtype, torch.float32)
     hat = unpack(data, scales, None, None, None, None, wide)
     dy_wide = dy.to(wide)
     d_gamma, d_beta = (dy_wide * hat).sum(0), dy_wide.sum(0)
-    g = dy_wide * gamma
+    g = dy_wide * gamma.to(wide)
     along = (g * hat).mean(1, keepdim=True)
     d_sum = (g - g.mean(1, keepdim=True)).addcmul_(hat, along, value=-1).mul_(rstd.to(wide).unsqueeze(1))
     d_h = _drop(d_sum, p, seed) if p > 0 else d_sum.clone()  # both are added to later, in place

@@ -65,8 +65,8 @@ inline float gelu_slope(float x) {
 }
 
 // A dropout mask that is computed, never stored: element i of a site is kept iff hash(seed, i) >= p * 2^32.
-// The hash is Wellons' "lowbias32" without its last shift, with the second half of the seed injected half-way
-// (otherwise two seeds would give one stream, shifted).
+// The hash is Wellons' "lowbias32" without its last shift, of (i + first half of the seed) xor (second half): with a
+// sum alone, any two seeds would give one stream, shifted.
 struct Noise {
   uint32_t first, second, threshold;
   float scale;
@@ -79,10 +79,9 @@ struct Noise {
     const float kept = scale;
     if (!least) return;
     for (int64_t j = 0; j < width; j++) {
-      uint32_t x = uint32_t(j) + a;
+      uint32_t x = (uint32_t(j) + a) ^ b;
       x ^= x >> 16;
       x *= 0x7feb352du;
-      x ^= b;
       x ^= x >> 15;
       x *= 0x846ca68bu;
       row[j] *= x >= least ? kept : 0.f;

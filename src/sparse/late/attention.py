@@ -27,6 +27,8 @@ from src.sparse.late.rows import Choice, choose
 from src.sparse.late.settings import OUTPUT, PROBABILITIES, ROWS_IN, ROWS_OUT, Plan
 from src.sparse.late.tally import count_saved, refuse_double_backward
 
+NO_GRADS = (None,) * 4  # to the stored input: its gradient is x's
+
 
 def _split(rows: Tensor, plan: Plan) -> Tensor:
     """One sample's fused projections (length, 3 * heads * d_head) as (3, heads, length, d_head), a view."""
@@ -110,12 +112,15 @@ class AttentionBlock(torch.autograd.Function):
         ctx.save_for_backward(data, scales, x_gamma, x_beta, wq, wk, wv, wo, gamma, bias, *kept)
         ctx.plan, ctx.compute = plan, compute
         ctx.mark_non_differentiable(hat, hat_scales)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the two
         count_saved(plan, x, compute, kept, inner=wq.shape[0] * 4)
         return y.view_as(x), hat, hat_scales
 
     @staticmethod
     def backward(ctx, dy, _data, _scales):
         refuse_double_backward()
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         data, scales, x_gamma, x_beta, wq, wk, wv, wo, gamma, bias, *kept = ctx.saved_tensors
         *stored_qkv, context, context_scales, hat, hat_scales, rstd = kept
         plan, compute, needs = ctx.plan, ctx.compute, ctx.needs_input_grad
@@ -128,17 +133,14 @@ class AttentionBlock(torch.autograd.Function):
             d_context = product(d_out, wo.to(compute), live_rows(norms, settings.skip_zero_rows))
             recomputed = None if settings.context == "save" else torch.empty_like(d_context)
             d_qkv = _attend_grad(kernels, stored_qkv, bias, d_context, recomputed, plan)
+            if recomputed is not None:
+                context, context_scales = recomputed, recomputed.new_empty(0)
             chosen = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_OUT))
-            stored = (
-                (context, context_scales) if recomputed is None else (recomputed, recomputed.new_empty(0))
-            )
-            d_wo = (
-                _weight_grad(kernels, d_out, Input(stored[0], stored[1], None, None), chosen, wo)
-                if needs[11]
-                else None
-            )
+            d_wo = None
+            if needs[11]:
+                d_wo = _weight_grad(kernels, d_out, Input(context, context_scales, None, None), chosen, wo)
             d_bo = column_sums(d_out, wo.dtype)
-            del d_context, d_out, recomputed, stored
+            del d_context, d_out, recomputed, context
 
             norms = torch.linalg.vector_norm(d_qkv, dim=1, dtype=torch.promote_types(compute, torch.float32))
             also = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_IN))
@@ -150,19 +152,8 @@ class AttentionBlock(torch.autograd.Function):
                 live = live_rows(norms, settings.skip_zero_rows)
                 add_product(d_x, live, gather(d_qkv, live), torch.cat([wq, wk, wv]).to(compute))
             plan.tally.add(plan.real, chosen.count(plan.real), also.count(plan.real))
-        d_inputs = (
-            thirds[0],
-            d_shift[0],
-            thirds[1],
-            d_shift[1],
-            thirds[2],
-            d_shift[2],
-            d_wo,
-            d_bo,
-            d_gamma,
-            d_beta,
-        )
-        return d_x.view_as(dy), None, None, None, None, *d_inputs, None, None
+        d_projections = [part for pair in zip(thirds, d_shift, strict=True) for part in pair]
+        return d_x.view_as(dy), *NO_GRADS, *d_projections, d_wo, d_bo, d_gamma, d_beta, None, None
 
 
 def _weight_grad(kernels, g: Tensor, x: Input, chosen: Choice, like: Tensor) -> Tensor:

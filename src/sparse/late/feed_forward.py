@@ -81,12 +81,15 @@ class FeedForwardBlock(torch.autograd.Function):
         ctx.save_for_backward(data, scales, x_gamma, x_beta, w1, w2, gamma, *kept)
         ctx.plan, ctx.compute = plan, compute
         ctx.mark_non_differentiable(hat, hat_scales)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the two
         count_saved(plan, x, compute, kept, inner=2 * w1.shape[0])
         return y.view_as(x), hat, hat_scales
 
     @staticmethod
     def backward(ctx, dy, _data, _scales):
         refuse_double_backward()
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
         data, scales, x_gamma, x_beta, w1, w2, gamma, inner, inner_scales, hat, hat_scales, rstd = (
             ctx.saved_tensors
         )

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -75,7 +77,7 @@ def test_targets_start_dense_and_end_at_the_wanted_share():
     for schedule in (linear, cubic):
         path = [schedule(p / 100, 0.05, 0.1, 0.6) for p in range(101)]
         assert path[:11] == [1.0] * 11 and path[60:] == pytest.approx([0.05] * 41)
-        assert all(a >= b for a, b in zip(path, path[1:], strict=False))
+        assert all(a >= b for a, b in pairwise(path))
 
 
 def test_the_published_cubic_ramp():

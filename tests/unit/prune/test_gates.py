@@ -7,9 +7,11 @@ from src.errors import UserError
 from src.lowrank.factorize import factorize_
 from src.models.cut import counts_of, encoder_layers, shape_of
 from src.prune.attach import FixedGates, attach
+from src.prune.constraint import AugmentedLagrangian
 from src.prune.cost import ParamsCost, fraction, total
 from src.prune.gates import FAMILIES, Gates
 from src.prune.hard_concrete import open_probability
+from src.prune.schedules import linear
 from src.prune.select import Limits, select
 from src.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
@@ -52,7 +54,7 @@ def test_noise_is_one_sample_a_step_and_repeats_from_its_seed():
         other = net(**inputs()).logits
     assert torch.equal(first, same) and not torch.equal(first, other)
     torch.manual_seed(99)  # the global generator has no part in it
-    net2, gates2 = gated(start=0.5)
+    net2, _ = gated(start=0.5)
     net2.load_state_dict(net.state_dict())
     with torch.no_grad():
         assert torch.equal(net2(**inputs()).logits, first)
@@ -158,7 +160,9 @@ def test_a_closed_sub_layer_takes_its_bias_along():
 
 def test_frozen_gates_pass_no_gradient_and_close_what_is_not_kept():
     net, gates = gated(("heads", "neurons"))
-    structure = Structure((LayerStructure((0, 1), (3,)), LayerStructure((), (1, 2)), LayerStructure((2,), ())))
+    structure = Structure(
+        (LayerStructure((0, 1), (3,)), LayerStructure((), (1, 2)), LayerStructure((2,), ()))
+    )
     gates.freeze(structure)
     gates.train()
     net(**inputs()).logits.sum().backward()
@@ -176,8 +180,10 @@ def test_scores_nest_and_select_a_budget():
         gates.log_alpha["attention"][1] = -10.0
     scores = gates.scores()
     expected = open_probability(gates.log_alpha["neurons/0"], 2 / 3).double()
-    expected = expected * open_probability(gates.log_alpha["ffn"][0], 2 / 3) * open_probability(
-        gates.log_alpha["layers"][0], 2 / 3
+    expected = (
+        expected
+        * open_probability(gates.log_alpha["ffn"][0], 2 / 3)
+        * open_probability(gates.log_alpha["layers"][0], 2 / 3)
     )
     assert torch.allclose(scores.neurons[0], expected.detach())
     cost = ParamsCost(shape_of(net))
@@ -244,3 +250,29 @@ def test_a_gate_gradient_is_the_textbook_head_importance():
         assert torch.allclose(gate.grad, reference, rtol=1e-3, atol=1e-5)
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize("families", [("heads", "neurons"), NO_RANKS])
+def test_gates_under_the_constraint_reach_the_target(families):
+    """Gates that only some of which help the loss: the cost settles at its target, the useful units stay."""
+    net, gates = gated(families)
+    cost, constraint = ParamsCost(shape_of(net)), AugmentedLagrangian()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(gates.parameters()), "lr": 0.1},
+            {"params": list(constraint.parameters()), "lr": 0.1, "maximize": True},
+        ]
+    )
+    useful = torch.arange(48) < 12
+    for step in range(1200):
+        optimizer.zero_grad()
+        violation = fraction(cost, gates.expected()) - linear(step / 1200, 0.4, 0.05, 0.3)
+        missing = sum((1 - gates.units(i, "neurons")[useful]).mean() for i in range(3))
+        (missing + constraint.loss(violation)).backward()
+        optimizer.step()
+        gates.clamp_()
+        gates.draw()
+    assert fraction(cost, gates.expected()).item() == pytest.approx(0.4, abs=0.02)
+    structure = select(gates.scores(), cost, 0.4, Limits(allow_empty=True), "global")
+    assert fraction(cost, structure.counts()) == pytest.approx(0.4, abs=64 / cost.dense)
+    assert all(set(range(12)) <= set(layer.neurons) for layer in structure.layers)

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from src.errors import UserError
+from src.prune.budget import UnitScores
 from src.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction
 from src.prune.latency import LatencyTable
-from src.prune.select import Limits, UnitScores, select, select_counts
+from src.prune.select import Limits, select, select_counts
 from src.prune.structure import LayerCounts, ModelShape
 
 SHAPE = ModelShape(4, 32, 4, 8, 64)
@@ -30,7 +31,10 @@ def test_the_budget_is_met_and_never_exceeded(cost, scope, keep):
     # nothing that was left over would still fit: in all, or in each layer
     for part in [structure.counts()] if scope != "layer" else [[c] for c in structure.counts()]:
         steps = [(1, 0)] * any(c.heads < 4 for c in part) + [(0, 1)] * any(c.neurons < 64 for c in part)
-        prices = [fraction(cost, [LayerCounts(1 + h, 1 + n)]) - fraction(cost, [LayerCounts(1, 1)]) for h, n in steps]
+        prices = [
+            fraction(cost, [LayerCounts(1 + h, 1 + n)]) - fraction(cost, [LayerCounts(1, 1)])
+            for h, n in steps
+        ]
         assert fraction(cost, part) + min(prices) > keep * len(part) / 4
 
 
@@ -58,7 +62,9 @@ def test_floors_hold_and_empty_sub_layers_need_leave():
 
 def test_a_floor_with_leave_to_empty_is_all_or_nothing():
     for keep in (0.05, 0.15, 0.3):
-        for c in select(scores(), PARAMS, keep, Limits(floor={"neurons": 20}, allow_empty=True), "global").counts():
+        for c in select(
+            scores(), PARAMS, keep, Limits(floor={"neurons": 20}, allow_empty=True), "global"
+        ).counts():
             assert c.neurons == 0 or c.neurons >= 20
 
 
@@ -78,7 +84,9 @@ def test_a_cut_model_cannot_come_back_to_the_dense_budget():
     half = UnitScores(counts, [torch.rand(2) for _ in range(4)], [torch.rand(32) for _ in range(4)])
     with pytest.raises(UserError, match=r"to 0\.5000"):
         select(half, PARAMS, 0.7, Limits(), "global")
-    assert fraction(PARAMS, select(half, PARAMS, 0.4, Limits(), "global").counts()) == pytest.approx(0.4, abs=64 / PARAMS.dense)
+    assert fraction(PARAMS, select(half, PARAMS, 0.4, Limits(), "global").counts()) == pytest.approx(
+        0.4, abs=64 / PARAMS.dense
+    )
 
 
 def test_ranks_meet_the_budget_too():

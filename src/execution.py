@@ -1,0 +1,236 @@
+"""The work of one run: build, fit, finish, deliver, score. It knows plain settings and nothing of Hydra."""
+
+import copy
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from src import measure, results, tracking
+from src.build import build
+from src.errors import UserError
+from src.finetune import Loop
+from src.identity import Cell
+from src.models.load import load_net, load_tokenizer, quieten, reload, save_model
+from src.probe import Fidelity, Probe
+from src.provenance import device_name
+from src.resume import CHECKPOINT, Checkpoints, Progress
+
+log = logging.getLogger(__name__)
+
+
+def build_task(settings: dict):
+    """Returns the task, with the batch size of one process and one accumulated batch."""
+    share = settings["batch_size"] // (settings["accumulate"] * settings["hardware"]["devices"])
+    return build(settings["task"] | {"batch_size": share})
+
+
+def build_module(settings: dict, net, task, total_steps: int):
+    """Returns the method's LightningModule."""
+    keys = ("lr", "weight_decay", "warmup", "clip")
+    loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps)
+    return build(settings["method"], net=net, task=task, loop=loop)
+
+
+def total_steps(settings: dict, task) -> int:
+    """Returns the optimizer steps of the whole fit."""
+    if not settings["epochs"]:
+        return 0
+    if settings["steps"]:
+        return settings["steps"]
+    batches = task.batches_per_epoch(settings["hardware"]["devices"])
+    return settings["epochs"] * -(-batches // settings["accumulate"])
+
+
+class Execution:
+    """One run, from settings to what stands in its results.
+
+    Args:
+        settings: the resolved configuration.
+        cell: its identity and folder.
+        precision: the resolved precision, "32-true" or "bf16-mixed".
+    """
+
+    def __init__(self, settings: dict, cell: Cell, precision: str):
+        self.settings, self.cell, self.precision = settings, cell, precision
+        _quieten()
+        if settings["hardware"]["threads"]:
+            torch.set_num_threads(settings["hardware"]["threads"])
+        threads = torch.get_num_threads()
+        log.info(
+            "%s: %s, precision %s, %d threads", cell.label, settings["hardware"]["name"], precision, threads
+        )
+        pl.seed_everything(settings["seed"], workers=True, verbose=False)
+        self._build()
+
+    def _build(self) -> None:
+        settings = self.settings
+        self.tokenizer = load_tokenizer(settings["model"])
+        self.task = build_task(settings)
+        self.trained_on = _trained_on(settings, self.task)
+        self.task.use(self.tokenizer)
+        self.task.setup()
+        task, model = self.task, settings["model"]
+        net = load_net(model, task.head, task.labels, task.num_labels, len(self.tokenizer))
+        self.dense = copy.deepcopy(net)
+        self.steps = total_steps(settings, task)
+        self.module = build_module(settings, net, task, self.steps)
+        monitor = f"val/{task.best_metric}"
+        self.keeper = Checkpoints(self.cell.folder, settings["checkpoint_every"], monitor, task.direction)
+        self.progress = Progress(self.cell.folder / "progress.json", self.steps, monitor)
+        self.resumed_at = _resumed_at(self.cell.folder / CHECKPOINT) if self.steps else 0
+        self.loggers = self._loggers()
+        self.probe = Probe(self.module, self.dense, settings["batch_size"], self.precision)
+        self.trainer = self._trainer()
+
+    def _loggers(self) -> list:
+        loggers: list = [tracking.MetricsFile(self.cell.folder, self.resumed_at)]
+        chosen = self.settings["logger"]
+        if chosen["name"] == "wandb":
+            one = tracking.wandb_logger(
+                self.cell.folder, chosen, self.settings, self.cell.identity, self.cell.label
+            )
+            loggers += [one] if one else []
+        return loggers
+
+    def _trainer(self) -> pl.Trainer:
+        settings, hardware = self.settings, self.settings["hardware"]
+        watched = sys.stdout.isatty() and not os.environ.get("KEEPFRAC_JOB")
+        callbacks: list[pl.Callback] = [self.keeper, self.progress]
+        callbacks += [Fidelity(self.probe, settings["fidelity_every"])] if settings["fidelity_every"] else []
+        callbacks += [pl.callbacks.RichProgressBar()] if watched else []
+        every = settings["eval_every"]
+        return pl.Trainer(
+            accelerator=hardware["accelerator"],
+            devices=hardware["devices"],
+            strategy=hardware["strategy"],
+            precision=self.precision,  # type: ignore[arg-type]
+            max_epochs=-1 if settings["steps"] else settings["epochs"],
+            max_steps=self.steps if settings["steps"] else -1,
+            accumulate_grad_batches=settings["accumulate"],
+            val_check_interval=every * settings["accumulate"] if every else None,
+            check_val_every_n_epoch=None if every else 1,
+            logger=self.loggers,
+            callbacks=callbacks,
+            enable_progress_bar=watched,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            use_distributed_sampler=False,  # the task shares its batches out itself
+        )
+
+    def __call__(self) -> dict:
+        """Does it all; returns the parts of results.json that come of it."""
+        train_seconds = self._fit() if self.steps else 0.0
+        costs = self._cost()
+        self.module.finish(self.task.training_batches())
+        kept = self.module.kept()
+        self._deliver()
+        begin = time.monotonic()
+        scores = self._score()
+        seconds = {
+            "train_seconds": round(train_seconds, 1),
+            "eval_seconds": round(time.monotonic() - begin, 1),
+        }
+        self.keeper.remove()
+        outcome = {
+            "best_metric": self.task.best_metric,
+            "direction": self.task.direction,
+            "scores": scores,
+            "kept": kept,
+            "size": self._size(),
+            "cost": {**costs, **seconds, "steps": self.steps, "best_step": self.keeper.best_step},
+        }
+        tracking.summarise(self.loggers, outcome)
+        return outcome
+
+    def made(self) -> dict:
+        """Returns what provenance learns while the run is made."""
+        return {
+            "device": device_name(self.settings["hardware"]["accelerator"]),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "data": self.task.describe(),
+            "trained_on": self.trained_on,
+        }
+
+    def _fit(self) -> float:
+        begin = time.monotonic()
+        checkpoint = self.cell.folder / CHECKPOINT if self.resumed_at else None
+        if checkpoint:
+            log.info("goes on from step %d", self.resumed_at)
+        try:
+            self.trainer.fit(self.module, datamodule=self.task, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
+        self.keeper.load_best(self.module.net)
+        return time.monotonic() - begin
+
+    def _cost(self) -> dict:
+        times = self.settings["probe_steps"]
+        if not (self.steps and times):
+            return {}
+        self.progress.tell("measure", self.steps)
+        return self.probe.cost(times)
+
+    def _deliver(self) -> None:
+        """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
+        folder = self.cell.folder / "model"
+        save_model(self.module.net, self.tokenizer, folder)
+        self.module.net = reload(folder, self.task.head, self.settings["model"]["attention"])
+
+    def _score(self) -> dict[str, float]:
+        self.progress.tell("evaluate", self.steps)
+        evaluate = {"verbose": False}
+        scores = {**self.trainer.validate(self.module, datamodule=self.task, **evaluate)[0]}
+        scores |= self.trainer.test(self.module, datamodule=self.task, **evaluate)[0]
+        for name, loader in self.task.extra_dataloaders().items():
+            extra = self.trainer.test(self.module, dataloaders=loader, **evaluate)[0]
+            scores |= {key.replace("test/", f"test/{name}_"): value for key, value in extra.items()}
+        return {key: value for key, value in scores.items() if key.startswith(("val/", "test/"))}
+
+    def _size(self) -> dict:
+        size = measure.size(self.module.net, self.cell.folder / "model")
+        return {**size, "params_dense": measure.parameters(self.dense)}
+
+
+def _trained_on(settings: dict, task) -> list[str]:
+    """Returns the tasks that the delivered model has learnt from, by our own runs.
+
+    Raises:
+        UserError: one of them shares rows with this task, whose scores would then be worthless.
+    """
+    run = settings["model"]["run"]
+    former = ((results.read(Path(run)) or {}).get("provenance") or {}).get("trained_on") or [] if run else []
+    shared = sorted(set(former) & set(getattr(task, "overlaps", ())))
+    if shared:
+        raise UserError(f"task={task.name} shares rows with {shared[0]}, on which model.run={run} was tuned")
+    return sorted({*former, task.name}) if settings["epochs"] else former
+
+
+def _resumed_at(checkpoint: Path) -> int:
+    """Returns the step at which a resume checkpoint was made; 0 where there is none that can be read."""
+    try:
+        return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
+    except FileNotFoundError:
+        return 0
+    except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
+        log.warning("%s cannot be read (%s); the run begins anew", checkpoint, type(error).__name__)
+        checkpoint.unlink(missing_ok=True)
+        return 0
+
+
+def _quieten() -> None:
+    """Silences what libraries say on every run and no user can act on."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for module in ("pytorch_lightning", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=module)
+    quieten()

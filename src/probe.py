@@ -1,0 +1,86 @@
+"""The probe: the batch on which a method's cost and the fidelity of its gradients are measured against dense."""
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+
+from src import measure
+from src.finetune import Batch, FineTune
+from src.models.anatomy import anatomy
+
+
+class Probe:
+    """The first validation rows, padded to their longest: equal for all methods, seeds and keep fractions.
+
+    Args:
+        module: the method.
+        dense: the model before the method changed it.
+        rows: sentences of the batch.
+        precision: that of the run.
+    """
+
+    def __init__(self, module: FineTune, dense: nn.Module, rows: int, precision: str):
+        self.module, self.dense, self.precision = module, dense, precision
+        self._batch = module.task.probe_batch(rows)
+
+    def batch(self) -> Batch:
+        """Returns the batch on the device of the model."""
+        device = next(self.module.net.parameters()).device
+        self.dense.to(device)
+        return {name: tensor.to(device) for name, tensor in self._batch.items()}
+
+    def steps(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        """Returns the forward pass to the loss, of the method and of the dense model, in the run's precision."""
+        batch, task = self.batch(), self.module.task
+        device = batch["input_ids"].device
+
+        def own() -> Tensor:
+            with measure.autocast(device, self.precision):
+                return self.module.loss_of(batch)[0]
+
+        def dense() -> Tensor:
+            with measure.autocast(device, self.precision):
+                return task.loss(self.dense(**task.inputs(batch)), batch)
+
+        return own, dense
+
+    def cost(self, times: int) -> dict:
+        """Returns saved bytes, step seconds and peak, with a sentence on what they were measured on."""
+        own, dense = self.steps()
+        figures = measure.cost(self.module.net, self.dense, own, dense, times=times)
+        rows, length = self._batch["input_ids"].shape
+        real = int(self._batch["attention_mask"].sum())
+        how = f"forward and backward, median of {times} interleaved"
+        return {**figures, "probe": f"{rows} x {length} tokens ({real} real), {self.precision}, {how}"}
+
+    def fidelity(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Returns how near the method's gradients are to the dense ones: over all, and by matrix."""
+        state = self.module.get_extra_state()
+        was_training = self.module.net.training
+        self.module.net.train(), self.dense.train()
+        try:
+            own, dense = self.steps()
+            return measure.fidelity(self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense)
+        finally:
+            self.module.net.train(was_training)
+            self.module.set_extra_state(state)  # the comparison must not move the run's own random choices
+
+
+class Fidelity(pl.Callback):
+    """Logs `fidelity/*` every few optimizer steps.
+
+    Args:
+        probe: the batch and the dense model.
+        every: optimizer steps, >= 1.
+    """
+
+    def __init__(self, probe: Probe, every: int):
+        self.probe, self.every, self._last = probe, every, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step % self.every or trainer.global_step == self._last:
+            return
+        self._last = trainer.global_step
+        figures, _ = self.probe.fidelity()
+        module.log_dict({f"fidelity/{name}": value for name, value in figures.items()}, batch_size=1)

@@ -1,0 +1,141 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from src.lowrank.factorize import factorize_
+from src.models import pruned
+from src.models.cut import cut, encoder_layers
+from src.prune.structure import LayerStructure, Structure
+from tests.unit.models.tiny import inputs, tiny
+
+UNEVEN = Structure((LayerStructure((1, 3), (0, 5, 7)), LayerStructure((), (2, 3)), LayerStructure((0,), ())))
+FRESH = """
+import sys, torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM
+folder, given, wanted, again = sys.argv[1:]
+assert not any(name == "src" or name.startswith("src.") for name in sys.modules)
+try:
+    AutoModelForSequenceClassification.from_pretrained(folder)
+    raise SystemExit("loaded without trust")
+except ValueError as error:
+    assert "trust_remote_code" in str(error), error
+net = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
+from safetensors.torch import load_file
+with torch.no_grad():
+    difference = (net(**load_file(given)).logits - load_file(wanted)["logits"]).abs().max().item()
+assert difference == 0.0, difference
+for auto in (AutoModel, AutoModelForMaskedLM):
+    assert "Pruned" in type(auto.from_pretrained(folder, trust_remote_code=True)).__name__
+net.save_pretrained(again)
+"""
+
+
+def small(family="bert", head="classification"):
+    net = tiny(family, head, attention="sdpa")
+    factorize_(net, [encoder_layers(net)[0].query], rank=5)
+    layers = list(UNEVEN.layers)
+    layers[0] = LayerStructure(layers[0].heads, layers[0].neurons, {"query": (0, 2)})
+    return cut(net, Structure(tuple(layers)))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("head", ["classification", "masked_lm"])
+def test_it_reloads_by_registration(family, head, tmp_path):
+    net = small(family, head)
+    net.save_pretrained(tmp_path)
+    auto = AutoModelForSequenceClassification if head == "classification" else AutoModelForMaskedLM
+    again, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and type(again) is type(net)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs()).logits, net(**inputs()).logits)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.layer_heads, config.layer_ffn, config.head_dim) == ([2, 0, 1], [3, 2, 0], 8)
+    assert list(config.low_rank.values()) == [2] and config.original_layers == 3
+
+
+def test_the_bare_encoder_and_another_head_load_from_the_same_folder(tmp_path):
+    small().save_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(encoder, pruned.PrunedBertModel)
+    assert encoder(**inputs()).last_hidden_state.shape == (3, 9, 32)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_fresh_process_without_the_project_loads_it(family, tmp_path):
+    net = small(family)
+    net.save_pretrained(tmp_path / "model")
+    save_file(inputs(), tmp_path / "inputs.safetensors")
+    with torch.no_grad():
+        save_file({"logits": net(**inputs()).logits.contiguous()}, tmp_path / "logits.safetensors")
+    places = [tmp_path / name for name in ("model", "inputs.safetensors", "logits.safetensors", "again")]
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, *map(str, places)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "again" / "pruned.py").read_bytes() == (tmp_path / "model" / "pruned.py").read_bytes()
+    before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("model", "again"))
+    assert before["auto_map"] == after["auto_map"]
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()).logits, net(**inputs()).logits)
+
+
+def test_the_config_names_every_head(tmp_path):
+    small("roberta").save_pretrained(tmp_path)
+    names = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert names["AutoModelForMaskedLM"] == "pruned.PrunedRobertaForMaskedLM"
+    assert names["AutoConfig"] == "pruned.PrunedRobertaConfig" and len(names) == 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer_heads", [1, 2]),
+        ("layer_ffn", [3, -1, 4]),
+        ("low_rank", {"encoder.layer.0.attention.self.query": 0}),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(field, value):
+    config = tiny().config.to_dict()
+    config.pop("model_type")
+    with pytest.raises(ValueError, match=field):
+        pruned.PrunedBertForSequenceClassification(pruned.PrunedBertConfig(**{**config, field: value}))
+
+
+def test_without_sizes_it_is_the_dense_model():
+    net = tiny()
+    settings = net.config.to_dict()
+    settings.pop("model_type")
+    dense = pruned.PrunedBertForSequenceClassification(pruned.PrunedBertConfig(**settings)).eval()
+    dense.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(dense(**inputs()).logits, net(**inputs()).logits, atol=1e-6)
+
+
+def test_it_trains():
+    net = small().train()
+    net(**inputs()).logits.square().sum().backward()
+    assert all(p.grad is not None for p in net.bert.encoder.parameters())
+
+
+def test_its_file_leans_on_nothing_of_the_project():
+    text = Path(pruned.__file__).read_text()
+    assert "from src" not in text and "import src" not in text

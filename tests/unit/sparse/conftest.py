@@ -1,0 +1,16 @@
+import pytest
+import torch
+
+from src.sparse.context import Padding
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def padding(device):
+    """Three samples of 8 tokens, of which 8, 5 and 2 are real."""
+    mask = torch.arange(8, device=device) < torch.tensor([[8], [5], [2]], device=device)
+    return Padding.of(mask.long())
