@@ -187,17 +187,38 @@ class Execution:
 
     def _score(self) -> dict[str, float]:
         self.progress.tell("evaluate", self.steps)
-        evaluate = {"verbose": False}
-        scores = {**self.trainer.validate(self.module, datamodule=self.task, **evaluate)[0]}
-        scores |= self.trainer.test(self.module, datamodule=self.task, **evaluate)[0]
+        scores = {**self.trainer.validate(self.module, datamodule=self.task, verbose=False)[0]}
+        scores |= self.trainer.test(self.module, datamodule=self.task, verbose=False)[0]
         for name, loader in self.task.extra_dataloaders().items():
-            extra = self.trainer.test(self.module, dataloaders=loader, **evaluate)[0]
+            extra = self.trainer.test(self.module, dataloaders=loader, verbose=False)[0]
             scores |= {key.replace("test/", f"test/{name}_"): value for key, value in extra.items()}
         return {key: value for key, value in scores.items() if key.startswith(("val/", "test/"))}
 
     def _size(self) -> dict:
         size = measure.size(self.module.net, self.cell.folder / "model")
         return {**size, "params_dense": measure.parameters(self.dense)}
+
+
+def probe_of(folder: Path) -> Probe:
+    """Returns the probe of a finished run: its method on its delivered weights.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    found = results.read(folder)
+    if found is None or found["status"] != "done":
+        raise UserError(f"{folder}: not the folder of a finished run")
+    _quieten()
+    settings = found["config"] | {"model": found["config"]["model"] | {"run": str(folder), "config": None}}
+    task = build_task(settings)
+    tokenizer = load_tokenizer(settings["model"])
+    task.use(tokenizer)
+    net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer))
+    dense = copy.deepcopy(net)
+    module = build_module(settings, net, task, 1)
+    module.net.train()
+    module.prepare(task.training_batches())
+    return Probe(module, dense, settings["batch_size"], found["provenance"]["precision"])
 
 
 def _trained_on(settings: dict, task) -> list[str]:

@@ -16,7 +16,7 @@ _NARROWEST = 152  # columns of a table that does not go to a terminal
 
 _EXAMPLES = """examples:
   python -m src.report multirun/demo
-      prints the table; leaves report.md, report.csv, report.png in multirun/demo
+      prints the table; leaves report.md, report.csv, report.png, report.html in multirun/demo
   python -m src.report multirun/demo --record
       and one row per finished cell in multirun/records/demo.csv
   python -m src.report --records multirun/records/demo.csv --readme README.md
@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the report goes (default: FOLDER; FILE less .csv)",
     )
-    add("--no-picture", action="store_true", help="tables only")
+    add("--no-picture", action="store_true", help="without report.png")
+    add("--no-page", action="store_true", help="without report.html")
     add("--markdown", action="store_true", help="print the table as markdown")
     add(
         "--record",
@@ -87,6 +88,8 @@ def _run(options: argparse.Namespace) -> None:
     report = of_records(options.records) if options.records else of_sweep(options.folder)
     out = options.out or (options.records.with_suffix("") if options.records else options.folder)
     said = [f"wrote {path}" for path in report.write(out, picture=not options.no_picture)]
+    if options.folder and not options.no_page:
+        said.append(f"wrote {report.write_page(options.folder, out)}")
     if options.record is not None:
         said.append(_record(report, records_path(options.record or report.name)))
     if options.readme:

@@ -28,6 +28,7 @@ class Arm:
         seeds: the seeds behind the numbers.
         val, test: score over seeds. difference: test score less the dense baseline's, paired by seed.
         saved_bytes, step_seconds: cost over seeds, with their ratio to dense measured in the same run.
+        identities: of the cells behind the numbers.
     """
 
     task: str
@@ -56,6 +57,7 @@ class Arm:
     params: int | None
     nonzeros: int | None
     test_rows: int | None
+    identities: tuple[str, ...]
 
     @property
     def label(self) -> str:
@@ -105,6 +107,11 @@ def latest(cells: Iterable[Cell]) -> list[Cell]:
     for cell in sorted(cells, key=lambda cell: cell.date or ""):
         kept[_base(cell), _family(cell), cell.lr, cell.seed] = cell
     return list(kept.values())
+
+
+def family_of(cell: Cell) -> tuple:
+    """What is equal in cells that differ by lr and seed alone."""
+    return *_base(cell), *_family(cell)
 
 
 def choose_lr(by_lr: dict[float | None, list[Cell]], direction: str) -> float | None:
@@ -175,6 +182,7 @@ def _arm(
         params=first.params,
         nonzeros=first.nonzeros,
         test_rows=first.test_rows,
+        identities=tuple(cell.identity for cell in cells),
     )
 
 

@@ -67,6 +67,12 @@ class Report:
             written.append(draw(self.arms, image))
         return written
 
+    def write_page(self, sweep: Path, folder: Path, stem: str = "report") -> Path:
+        """Writes <stem>.html, the page of the sweep whose folder this is the report of, and returns its path."""
+        from src.report.page.html import write_page
+
+        return write_page(self, sweep, folder / f"{stem}.html")
+
 
 def build(name: str, cells: Sequence[Cell], problems: Sequence[Problem] = ()) -> Report:
     """Summarises cells."""

@@ -112,11 +112,11 @@ def test_unbiased_rules_converge_to_the_dense_gradient(rule, unit):
     x = torch.randn(SHAPE)
     exact = run(dense, x)[2]
     context.hooked = True
-    mean, draws = torch.zeros_like(exact), 400
+    mean, draws = torch.zeros_like(exact), 150
     for _ in range(draws):
         context.begin(None)
         mean += run(sparse, x)[2] / draws
-    assert (mean - exact).norm() / exact.norm() < 0.12  # 1 / sqrt(400) of an error of about 1
+    assert (mean - exact).norm() / exact.norm() < 0.2  # 1 / sqrt(150) of an error of about 1
 
 
 def test_random_rows_unscaled_give_keep_frac_of_the_gradient():
@@ -124,11 +124,11 @@ def test_random_rows_unscaled_give_keep_frac_of_the_gradient():
     x = torch.randn(SHAPE)
     context.hooked = True
     mean = torch.zeros(10, 12)
-    for _ in range(600):
+    for _ in range(300):
         context.begin(None)
-        mean += run(sparse, x)[2] / 600
+        mean += run(sparse, x)[2] / 300
     exact = 0.25 * run(dense, x)[2]
-    assert (mean - exact).norm() / exact.norm() < 0.15
+    assert (mean - exact).norm() / exact.norm() < 0.2
 
 
 def test_nothing_is_done_in_eval_or_without_grad_or_for_vectors():

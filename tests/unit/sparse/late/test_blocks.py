@@ -17,12 +17,12 @@ RAGGED = dict(rows=5, length=17, lengths=[17, 9, 17, 1, 4])
 @pytest.mark.parametrize("context", ["save", "recompute"])
 def test_gradcheck_in_float64(p, context):
     """Numerical derivatives; the same masks at every call, as all are the same call of the counter."""
-    net = network(p=p, width=6, heads=2, inner=10, layers=1).double()
+    net = network(p=p, width=4, heads=2, inner=5, layers=1).double()
     handle = converted(net, context=context)
     (layer,) = handle.layers.values()
     state = handle.rng_state()
-    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1], [1, 0]])
 
     def run(x, *_):
         handle.set_rng_state(state)
@@ -57,9 +57,9 @@ def test_activation_functions(kernels, activation):
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("store, limit", [("bf16", 3e-3), ("mixed", 0.02), ("8bit", 0.02)])
 def test_what_rounding_costs(kernels, store, limit):
-    data = batch(rows=8, length=32)
-    net = network(width=128, heads=2, inner=512, layers=6)
-    want = gradients(network(width=128, heads=2, inner=512, layers=6), data)[1]
+    data, shape = batch(rows=4, length=24), dict(width=128, heads=2, inner=256, layers=3)
+    net = network(**shape)
+    want = gradients(network(**shape), data)[1]
     converted(net, store=store, kernels=kernels)
     loss, got = gradients(net, data)
     assert error(got, want) < limit
@@ -159,11 +159,11 @@ def test_unbiased_rules_are_right_in_the_mean(rows):
     weights = [p for name, p in net.base_model.encoder.named_parameters() if p.dim() == 2]
     want = torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)])
     converted(net, keep_frac=0.25, rows=rows)
-    draws = [torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)]) for _ in range(600)]
+    draws = [torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)]) for _ in range(150)]
     estimates = torch.stack(draws)
     standard_error = (estimates.var(0).sum() / len(draws)).sqrt()
     assert (estimates.mean(0) - want).norm() < 3 * standard_error
-    assert standard_error < 0.2 * want.norm()
+    assert standard_error < 0.4 * want.norm()
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -55,7 +55,7 @@ def test_no_live_row_gives_no_row():
 @pytest.mark.parametrize("budget", [1, 4, 20])
 def test_sampling_rules_are_right_in_the_mean(rule, budget):
     g, x = gradient(zeros=5)
-    dense, norms, draws = g.T @ x, g.norm(dim=1), 4000
+    dense, norms, draws = g.T @ x, g.norm(dim=1), 1000
     estimates = torch.stack([estimate(g, x, choose(norms, budget, rule, seed)) for seed in range(draws)])
     error = (estimates.mean(0) - dense).norm()
     standard_error = (estimates.var(0).sum() / draws).sqrt()
@@ -66,7 +66,7 @@ def test_wta_has_less_variance_than_random():
     g, x = gradient()
     dense, norms = g.T @ x, g.norm(dim=1)
     errors = {
-        rule: torch.stack([(estimate(g, x, choose(norms, 10, rule, seed)) - dense).norm() for seed in range(300)]).mean()
+        rule: torch.stack([(estimate(g, x, choose(norms, 10, rule, seed)) - dense).norm() for seed in range(100)]).mean()
         for rule in ("wta", "random")
     }
     assert errors["wta"] < 0.5 * errors["random"]

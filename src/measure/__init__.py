@@ -3,10 +3,7 @@
 `python -m src.measure FOLDER` measures the delivered model of a run, or any Hugging Face folder.
 """
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -227,46 +224,3 @@ def size(net: nn.Module, folder: Path) -> dict:
         "bytes_on_disk": bytes_on_disk(folder),
         "macs": macs(net),
     }
-
-
-def model_folder(folder: Path) -> Path:
-    """Returns the model's folder of a run, or the folder itself.
-
-    Raises:
-        UserError: neither holds a model.
-    """
-    from src.errors import UserError
-
-    for candidate in (folder / "model", folder):
-        if (candidate / "config.json").exists():
-            return candidate
-    raise UserError(
-        f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)"
-    )
-
-
-def main(arguments: list[str]) -> int:
-    """Measures a model and prints the figures."""
-    parser = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    chosen = parser.parse_args(arguments)
-    from src.errors import UserError
-
-    try:
-        folder = model_folder(chosen.folder)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    from src.models.load import load_body
-
-    figures = size(load_body(folder), folder)
-    if chosen.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
-    else:
-        sys.stdout.writelines(f"{name:14s} {value:>16,}\n" for name, value in figures.items())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""`python -m src.measure FOLDER`: sizes of a delivered model; --sites: what a sparse backward pass saves, place by place.
+
+FOLDER is a run's folder, or any Hugging Face folder (without --sites).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from src.errors import UserError
+
+
+def model_folder(folder: Path) -> Path:
+    """Returns the model's folder of a run, or the folder itself.
+
+    Raises:
+        UserError: neither holds a model.
+    """
+    for candidate in (folder / "model", folder):
+        if (candidate / "config.json").exists():
+            return candidate
+    raise UserError(
+        f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)"
+    )
+
+
+def sizes(folder: Path) -> dict:
+    """Returns the sizes of the model in a folder."""
+    from src import measure
+    from src.models.load import load_body
+
+    return measure.size(load_body(model_folder(folder)), model_folder(folder))
+
+
+def sites(folder: Path) -> dict:
+    """Measures the run's method on its probe batch, starting from the delivered weights.
+
+    Returns:
+        `total`: saved bytes of method and dense and the gradient's fidelity; `sites`: a row per place.
+
+    Raises:
+        UserError: the folder is not a run's, or its method has no sites.
+    """
+    from src.execution import probe_of
+
+    probe = probe_of(folder)
+    figures, by_weight = probe.fidelity()
+    own, dense = probe.steps()
+    from src.measure import saved_bytes
+
+    sparsified = getattr(probe.module, "sparsified", None)
+    if sparsified is None:
+        raise UserError(f"{folder}: the method {probe.module.name} has no sites")
+    saved = {
+        "saved_bytes": saved_bytes(probe.module.net, own),
+        "saved_bytes_dense": saved_bytes(probe.dense, dense),
+    }
+    rows = [row | by_weight.get(f"{row['site']}.weight", {}) for row in sparsified.report()]
+    predicted = saved["saved_bytes_dense"] - sum(row["bytes_dense"] - row["bytes_kept"] for row in rows)
+    return {"total": {**saved, "saved_bytes_predicted": predicted, **figures}, "sites": rows}
+
+
+def show(found: dict, console: Console) -> None:
+    """Prints the sites as a table, and the totals below."""
+    table = Table("site", "kept", "MiB dense", "MiB kept", "cosine dW", "rel. error dW", "norm ratio", "")
+    for row in found["sites"]:
+        mib = [f"{row[key] / 2**20:.3f}" for key in ("bytes_dense", "bytes_kept")]
+        near = [f"{row[key]:.4f}" if key in row else "" for key in ("cosine", "relative_error", "norm_ratio")]
+        achieved = "" if row["achieved"] is None else f"{row['achieved']:.4f}"
+        table.add_row(row["site"], achieved, *mib, *near, row["fallback"] or "")
+    console.print(table)
+    for name, value in found["total"].items():
+        console.print(
+            f"{name:24s} {value / 2**20:12.3f} MiB" if "bytes" in name else f"{name:24s} {value:12.5f}"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Measures and prints; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
+    parser.add_argument("--sites", action="store_true", help="bytes and gradient error of each sparse place")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    from src import hub
+
+    hub.settle()
+    try:
+        found = sites(chosen.folder) if chosen.sites else sizes(chosen.folder)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    if chosen.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    elif chosen.sites:
+        show(found, Console())
+    else:
+        sys.stdout.writelines(f"{name:14s} {value:>16,}\n" for name, value in found.items())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
