@@ -35,8 +35,7 @@ yes = $(filter-out 0 no false,$(1))
 
 GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 	$(call sweep,task,TASKS) $(call sweep,method,METHODS) $(call sweep,keep_frac,KEEP) $(call sweep,lr,LR) \
-	$(call sweep,seed,SEEDS) $(call sweep,model,MODEL) \
-	$(if $(DATA_DIR),'task.data_dir="$(DATA_DIR)"') $(call sweep,task.rows,ROWS)
+	$(call sweep,seed,SEEDS) $(call sweep,model,MODEL) $(call sweep,task.rows,ROWS)
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
@@ -54,10 +53,10 @@ install: $(READY) ## set up .venv with the pinned dependencies (once; again when
 install-dev: $(READY_DEV)
 
 $(READY): pyproject.toml constraints.txt requirements-data.txt
-	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' tools/install.sh run
+	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' .ci/install.sh run
 
 $(READY_DEV): $(READY)
-	@tools/install.sh dev
+	@.ci/install.sh dev
 
 demo: $(READY) ## the main job: four modes on real sentences, then the report (the minutes are printed first)
 	@sed -n 's/^# *[Tt]ime: */Expected time: /p' conf/experiment/demo.yaml
@@ -65,7 +64,7 @@ demo: $(READY) ## the main job: four modes on real sentences, then the report (t
 	if [ -d multirun/demo ]; then $(RUN) -m src.report multirun/demo || status=$$?; fi; exit $$status
 
 sweep-glue: $(READY) ## the sweep over GLUE; typed again it goes on where it stopped
-	$(RUN) -m src.main $(GRID) $(AT_ONCE)
+	$(if $(DATA_DIR),GLUE_DATA='$(DATA_DIR)' )$(RUN) -m src.main $(GRID) $(AT_ONCE)
 
 test: $(READY_DEV) lint ## set up, check and test everything (at most 15 minutes on 2 cores)
 	$(RUN) -m pytest

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from src import measure, results, tracking
+from src import measure, ranks, results, tracking
 from src.build import build
 from src.errors import UserError
 from src.finetune import Loop
@@ -54,14 +55,15 @@ class Execution:
         settings: the resolved configuration.
         cell: its identity and folder.
         precision: the resolved precision, "32-true" or "bf16-mixed".
+        place: this process among those of the run.
     """
 
-    def __init__(self, settings: dict, cell: Cell, precision: str):
-        self.settings, self.cell, self.precision = settings, cell, precision
+    def __init__(self, settings: dict, cell: Cell, precision: str, place: ranks.Place):
+        self.settings, self.cell, self.precision, self.place = settings, cell, precision, place
         _quieten()
-        if settings["hardware"]["threads"]:
-            torch.set_num_threads(settings["hardware"]["threads"])
-        threads = torch.get_num_threads()
+        threads = settings["hardware"]["threads"] or place.threads(torch.get_num_threads())
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         log.info(
             "%s: %s, precision %s, %d threads", cell.label, settings["hardware"]["name"], precision, threads
         )
@@ -89,6 +91,8 @@ class Execution:
         self.trainer = self._trainer()
 
     def _loggers(self) -> list:
+        if not self.place.leads:
+            return []
         loggers: list = [tracking.MetricsFile(self.cell.folder, self.resumed_at)]
         chosen = self.settings["logger"]
         if chosen["name"] == "wandb":
@@ -116,6 +120,7 @@ class Execution:
             val_check_interval=every * settings["accumulate"] if every else None,
             check_val_every_n_epoch=None if every else 1,
             logger=self.loggers,
+            plugins=[LightningEnvironment()],  # else it finds Slurm by itself and requeues what we requeue
             callbacks=callbacks,
             enable_progress_bar=watched,
             enable_model_summary=False,
@@ -138,7 +143,8 @@ class Execution:
             "train_seconds": round(train_seconds, 1),
             "eval_seconds": round(time.monotonic() - begin, 1),
         }
-        self.keeper.remove()
+        if self.place.leads:
+            self.keeper.remove()
         outcome = {
             "best_metric": self.task.best_metric,
             "direction": self.task.direction,
@@ -174,7 +180,7 @@ class Execution:
 
     def _cost(self) -> dict:
         times = self.settings["probe_steps"]
-        if not (self.steps and times):
+        if not (self.steps and times and self.place.leads):
             return {}
         self.progress.tell("measure", self.steps)
         return self.probe.cost(times)
@@ -182,7 +188,9 @@ class Execution:
     def _deliver(self) -> None:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         folder = self.cell.folder / "model"
-        save_model(self.module.net, self.tokenizer, folder)
+        if self.place.leads:
+            save_model(self.module.net, self.tokenizer, folder)
+        ranks.wait_for_all()
         self.module.net = reload(folder, self.task.head, self.settings["model"]["attention"])
 
     def _score(self) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from src.errors import UserError
-from src.resume import random_state, restore_random_state
+from src.resume import random_states, restore_random_state
 from src.tasks.base import Task
 
 Batch = dict[str, Tensor]
@@ -176,6 +176,10 @@ class FineTune(pl.LightningModule):
         for norm, parameters in by_norm.items():
             torch.nn.utils.clip_grad_norm_(parameters, norm)
 
+    def on_train_start(self) -> None:
+        if self.global_rank:  # each process has a dropout of its own
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
+
     def on_train_epoch_start(self) -> None:
         self.task.set_epoch(self.current_epoch)
 
@@ -212,11 +216,12 @@ class FineTune(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         checkpoint["position"] = {"epoch": self.current_epoch, "batch": batches}
-        checkpoint["random_state"] = random_state()
+        checkpoint["random_states"] = random_states()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.task.start_at(**checkpoint["position"])
-        self._pending_random_state = checkpoint["random_state"]
+        states = checkpoint["random_states"]
+        self._pending_random_state = states[self.global_rank % len(states)]
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         if (

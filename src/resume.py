@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import distributed
 
 from src.errors import UserError
 from src.results import write_atomically
@@ -29,6 +31,15 @@ def random_state() -> dict:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def random_states() -> list[dict]:
+    """Returns the random states of all processes of the run, by rank."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [random_state()]
+    states: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, random_state())
+    return states
 
 
 def restore_random_state(state: dict) -> None:
@@ -89,7 +100,10 @@ class Checkpoints(pl.Callback):
         due = trainer.global_step >= self._saved_step + self.every
         if due and not trainer.fit_loop._should_accumulate() and not self._validates_next(trainer):
             self._saved_step = trainer.global_step
-            replace_file(self.folder / CHECKPOINT, lambda path: trainer.save_checkpoint(path))
+            if trainer.is_global_zero:
+                replace_file(self.folder / CHECKPOINT, trainer.save_checkpoint)
+            else:
+                trainer.save_checkpoint(self.folder / CHECKPOINT)  # takes part; the first process writes
 
     @staticmethod
     def _validates_next(trainer) -> bool:
@@ -110,6 +124,7 @@ class Checkpoints(pl.Callback):
             self.best, self.best_step = score, trainer.global_step
             if trainer.is_global_zero:
                 replace_file(self.folder / BEST, lambda path: torch.save(module.net.state_dict(), path))
+            trainer.strategy.barrier()  # the others will read it
 
     def load_best(self, net: torch.nn.Module) -> None:
         """Loads the best weights into `net`; without a validation so far it stays as it is."""
@@ -136,6 +151,7 @@ class Progress(pl.Callback):
         self.score: float | None = None
         self._written = 0.0
 
+    @rank_zero_only
     def tell(self, phase: str, step: int) -> None:
         """Writes the file now."""
         self._written = time.monotonic()

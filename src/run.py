@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 from omegaconf import DictConfig, OmegaConf
 
-from src import hub, identity, results
+from src import hub, identity, ranks, results
 from src.errors import Held, UserError
 from src.identity import Cell
 from src.provenance import provenance
@@ -28,6 +28,9 @@ def run(cfg: DictConfig) -> dict:
     """
     settings = identity.plain(cfg)
     cell = identity.cell(settings)
+    place = ranks.place(settings["hardware"]["devices"])
+    if not place.leads:
+        return _follow(settings, cell, place)
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _hold(cell), _log_into(cell.folder):
         former = results.read(cell.folder)
@@ -38,10 +41,18 @@ def run(cfg: DictConfig) -> dict:
         record = {"status": "running", "error": None, "identity": cell.identity, "config": settings}
         record["provenance"] = provenance(settings["seed"])
         results.write(cell.folder, record)
-        return _guarded(settings, cell, record)
+        return _guarded(settings, cell, record, place)
 
 
-def _guarded(settings: dict, cell: Cell, record: dict) -> dict:
+def _follow(settings: dict, cell: Cell, place: ranks.Place) -> dict:
+    """Takes part in a run of which another process holds the lock and writes the results."""
+    if not results.is_done(cell.folder, cell.identity):
+        hub.settle()
+        _execute(settings, cell, {}, place)
+    return results.read(cell.folder) or {}
+
+
+def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> dict:
     """Executes and writes the outcome, whatever it is."""
     hub.settle()
     from src.tracking import finish_wandb
@@ -49,7 +60,9 @@ def _guarded(settings: dict, cell: Cell, record: dict) -> dict:
     exit_code = 1
     begin = time.monotonic()
     try:
-        record |= _execute(settings, cell, record["provenance"])
+        _check_devices(settings["hardware"])
+        with ranks.followers(place, _execute, settings, cell, {}):
+            record |= _execute(settings, cell, record["provenance"], place)
         record["provenance"]["seconds"] = round(time.monotonic() - begin, 1)
         record["status"], exit_code = "done", 0
         results.write(cell.folder, record)
@@ -66,16 +79,29 @@ def _guarded(settings: dict, cell: Cell, record: dict) -> dict:
         finish_wandb(exit_code)
 
 
-def _execute(settings: dict, cell: Cell, made: dict) -> dict:
+def _execute(settings: dict, cell: Cell, made: dict, place: ranks.Place) -> dict:
     from src.execution import Execution
 
     hardware = settings["hardware"]
-    execution = Execution(
-        settings, cell, identity.resolved_precision(hardware["accelerator"], hardware["precision"])
-    )
-    outcome = execution()
+    precision = identity.resolved_precision(hardware["accelerator"], hardware["precision"])
+    with ranks.joined(place, hardware["accelerator"]):
+        execution = Execution(settings, cell, precision, place)
+        outcome = execution()
     made |= execution.made()
     return outcome
+
+
+def _check_devices(hardware: dict) -> None:
+    if hardware["accelerator"] != "gpu":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < hardware["devices"]:
+        raise UserError(
+            f"hardware={hardware['name']} wants {hardware['devices']} NVIDIA GPU(s), and torch finds {found} here:"
+            " set hardware=cpu, or install a torch that knows this machine's GPU"
+        )
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@
         ...                       # a program run with server.environment()
         server.runs["id"].history
 
-What arrived is kept by offset, as the real backend keeps it: a line sent twice stands once, and one that a client
-writes over another's is seen. `stop()` is a server that dies, `start()` one that comes back with what it had.
+Rows of history are kept by their `_step`, of which a run has one each; `repeats` counts those that came more than
+once. `stop()` is a server that dies, `start()` one that comes back with what it had.
 """
 
 import base64
@@ -29,28 +29,16 @@ class Run:
     project: str
     attributes: dict = field(default_factory=dict)
     config: dict = field(default_factory=dict)
-    lines: dict[str, dict[int, str]] = field(default_factory=dict)
+    rows: dict[int, dict] = field(default_factory=dict)
+    summary: dict = field(default_factory=dict)
     uploads: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
     complete: bool = False
-    inits: int = 0
-
-    def put(self, name: str, offset: int, lines: list[str]) -> None:
-        kept = self.lines.setdefault(name, {})
-        kept.update({offset + index: line for index, line in enumerate(lines)})
-
-    def _rows(self, name: str) -> list[dict]:
-        kept = self.lines.get(name, {})
-        assert sorted(kept) == list(range(len(kept))), f"{self.id}: a gap in {name}: {sorted(kept)}"
-        return [json.loads(kept[index]) for index in sorted(kept)]
+    repeats: int = 0
 
     @property
     def history(self) -> list[dict]:
-        return self._rows("wandb-history.jsonl")
-
-    @property
-    def summary(self) -> dict:
-        return self._rows("wandb-summary.json")[-1] if "wandb-summary.json" in self.lines else {}
+        return [self.rows[step] for step in sorted(self.rows)]
 
     @property
     def state(self) -> str:
@@ -90,6 +78,7 @@ class StandIn:
         }
 
     def start(self) -> "StandIn":
+        self.stop()
         self.hangs.clear()
         self.released.clear()
         self._server = _Server(self)
@@ -102,8 +91,8 @@ class StandIn:
         server, self._server = self._server, None
         if server is not None:
             self.released.set()
+            server.shutdown()  # first: a thread that still waits on the port would keep it taken
             server.server_close()
-            threading.Thread(target=server.shutdown, daemon=True).start()
             server.drop()
 
     __enter__ = start
@@ -113,7 +102,7 @@ class StandIn:
 
     def history_length(self) -> int:
         with self.lock:
-            return sum(len(run.lines.get("wandb-history.jsonl", ())) for run in self.runs.values())
+            return sum(len(run.rows) for run in self.runs.values())
 
     def allows(self, header: str | None) -> bool:
         try:
@@ -154,20 +143,17 @@ class StandIn:
         return {"model": {"name": variables["project"], "entity": {"name": self.entity}, "bucket": run and self._bucket(run)}}  # fmt: skip
 
     def _bucket(self, run: Run) -> dict:
-        def tail(name: str) -> str:
-            return json.dumps([run.lines[name][max(run.lines[name])]] if run.lines.get(name) else [])
-
         return {
             "id": run.id,
             "name": run.id,
             "displayName": run.attributes.get("displayName", run.id),
             "description": "",
             "summaryMetrics": json.dumps(run.summary),
-            "logLineCount": len(run.lines.get("output.log", ())),
-            "historyLineCount": len(run.lines.get("wandb-history.jsonl", ())),
-            "eventsLineCount": len(run.lines.get("wandb-events.jsonl", ())),
-            "historyTail": tail("wandb-history.jsonl"),
-            "eventsTail": tail("wandb-events.jsonl"),
+            "logLineCount": 0,
+            "historyLineCount": len(run.rows),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in run.history[-1:]]),
+            "eventsTail": "[]",
             "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
             "tags": run.attributes.get("tags") or [],
             "notes": None,
@@ -178,7 +164,6 @@ class StandIn:
     def on_UpsertBucket(self, variables: dict) -> dict:
         new = variables["name"] not in self.runs
         run = self.runs.setdefault(variables["name"], Run(variables["name"], variables.get("project") or "uncategorized"))
-        run.inits += "groupName" in variables and variables.get("summaryMetrics") is None
         unsaid = ("config", "summaryMetrics")
         run.attributes |= {k: v for k, v in variables.items() if v is not None and k not in unsaid}
         if variables.get("config"):
@@ -257,7 +242,12 @@ class StandIn:
         with self.lock:
             run = self.runs[run_id]
             for name, chunk in (body.get("files") or {}).items():
-                run.put(name, chunk["offset"], chunk["content"])
+                lines = [json.loads(line) for line in chunk["content"]] if name.endswith((".jsonl", ".json")) else []
+                if name == "wandb-history.jsonl":
+                    run.repeats += sum(row["_step"] in run.rows for row in lines)
+                    run.rows |= {row["_step"]: row for row in lines}
+                elif name == "wandb-summary.json":
+                    run.summary = lines[-1]
             if body.get("complete"):
                 run.complete, run.exit_code = True, body.get("exitcode")
         return {}

@@ -65,6 +65,12 @@ class AttentionSites:
     weights: Site | None = None
     softmax: Site | None = None
 
+    @property
+    def keep_all(self) -> bool:
+        """Whether there is nothing to leave out: then torch's own operations run."""
+        sites = (self.query, self.key, self.value, self.weights, self.softmax)
+        return all(site is None or site.selector.keep_frac == 1 for site in sites)
+
 
 def for_weights(selector: Selector) -> Selector:
     """Return `selector` as it applies to the attention weights: columns compete within one sample and head."""
@@ -214,7 +220,7 @@ def attention(
         Output (batch, length, heads, head_dim) and weights (batch, heads, length, length).
     """
     sites = getattr(module, "sparse_sites", AttentionSites())
-    if not (module.training and torch.is_grad_enabled()):
+    if not (module.training and torch.is_grad_enabled()) or sites.keep_all:
         sites = AttentionSites()
     dtype = autocast_dtype(query)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)

@@ -1,4 +1,4 @@
-"""Which torch `tools/install.sh` fetches, and what it says first: with a stand-in for .venv/bin/python."""
+"""Which torch `.ci/install.sh` fetches, and what it says first: with a stand-in for .venv/bin/python."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def install(tmp_path: Path, root: Path):
 
     def run(local="exit 1", installed="exit 1", reachable=True, gpu=False, **settings: str):
         folder = tmp_path / "a clone"
-        shutil.copytree(root / "tools", folder / "tools")
+        shutil.copytree(root / ".ci", folder / ".ci")
         for name in ("pyproject.toml", "constraints.txt", "requirements-data.txt"):
             shutil.copy(root / name, folder / name)
         stand_in = STAND_IN.format(local=local, installed=installed, unreachable=int(not reachable))
@@ -37,7 +37,7 @@ def install(tmp_path: Path, root: Path):
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "TORCH_INDEX": "", "PYTHON": "", **settings}
         done = subprocess.run(
-            ["bash", "tools/install.sh", "run"], cwd=folder, env=environment, capture_output=True, text=True
+            ["bash", ".ci/install.sh", "run"], cwd=folder, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         assert (folder / ".venv" / ".installed-run").exists()

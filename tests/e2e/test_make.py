@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("Makefile", "pyproject.toml", "constraints.txt", "requirements-data.txt", "tools")
+FILES = ("Makefile", "pyproject.toml", "constraints.txt", "requirements-data.txt", ".ci")
 OURS = (
     "PYTHON",
     "TORCH_INDEX",
@@ -117,11 +117,15 @@ def test_sweep_glue_without_variables_is_the_experiment(fresh: Path):
         ("MODEL=bert_base", "model=bert_base"),
         ("ROWS=2000", "task.rows=2000"),
         ("JOBS=2", "hydra.launcher.n_jobs=2"),
-        ("DATA_DIR=/data/my glue", "'task.data_dir=\"/data/my glue\"'"),
     ],
 )
 def test_sweep_glue_translates_each_variable(fresh: Path, variable: str, override: str):
     assert sweep(fresh, variable) == f".venv/bin/python -m src.main experiment=sweep_glue {override}"
+
+
+def test_data_dir_reaches_the_sweep_as_the_users_glue_folder(fresh: Path):
+    command = sweep(fresh, "DATA_DIR=/data/my glue")
+    assert command == "GLUE_DATA='/data/my glue' .venv/bin/python -m src.main experiment=sweep_glue"
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,14 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
         report: of a sweep's folder.
         folder: that folder, where the runs' curves and logs are.
     """
-    places = {content.get("identity"): (path, content) for path, content in results.cells(folder)}
-    arms = {family_of(cell): arm for cell in report.cells for arm in report.arms if cell.identity in arm.identities}
-    order = {id(arm): place for place, arm in enumerate(report.arms)}
-    runs = []
-    for cell in report.cells:
-        arm = arms[family_of(cell)]
-        place = next((order[id(a)] for a in report.arms if cell.identity in a.identities), None)
-        runs.append(_run(cell, arm, place, *places.get(cell.identity, (Path(), {}))))
+    left = {content.get("identity"): (path, content) for path, content in results.cells(folder)}
+    place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
+    arms = {family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
     return {
         "name": report.name,
-        "runs": runs,
+        "runs": [
+            _run(cell, arms[family_of(cell)], place.get(cell.identity), *left[cell.identity]) for cell in report.cells
+        ],
         "arms": [_arm(arm, [cell for cell in report.cells if cell.identity in arm.identities]) for arm in report.arms],
         "problems": [_problem(problem, folder) for problem in report.problems],
         "notes": list(report.notes),
@@ -70,8 +67,8 @@ def _run(cell: Cell, arm: Arm, place: int | None, path: Path, content: Mapping[s
         "what": what(arm),
         "scores": {name: number(value) for name, value in cell.test_scores.items()},
         "settings": {key: _plain(value) for key, value in cell.settings.items()},
-        "command": traces.command_of(content) or cell.command,
-        "curves": traces.curves(path / "metrics.csv", cell.steps) if content else {},
+        "command": traces.command_of(content),
+        "curves": traces.curves(path / "metrics.csv", cell.steps),
     }
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fills .venv: torch first, so that nothing replaces it, then the pinned dependencies, then the data archives.
-# Called by the Makefile: tools/install.sh run|GROUP, GROUP an optional group of pyproject.toml.
+# Called by the Makefile: .ci/install.sh run|GROUP, GROUP an optional group of pyproject.toml.
 # Settings: PYTHON (which interpreter), TORCH_INDEX (which index torch comes from).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

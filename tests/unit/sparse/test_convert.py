@@ -1,0 +1,329 @@
+"""Whole models with sites: bytes, gradients, padding, checkpointing, resuming, saving."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+
+from src.errors import UserError
+from src.measure import saved_bytes
+from src.sparse.activation import use_activation
+from src.sparse.context import Draw, Padding
+from src.sparse.convert import sparsify
+from src.sparse.linear import SparseLinear
+from src.sparse.selectors import Selector
+from tests.unit.sparse.nets import gradients, small_batch, small_net
+from tests.unit.sparse.oracle import kept_part, substituted
+from tests.unit.sparse.test_keeping import SELECTORS, names
+
+FAMILIES = ["bert", "roberta", "distilbert"]
+U = 32 * 128 * 768 * 4
+
+
+@pytest.fixture(scope="module")
+def base_layer():
+    """One BERT-base layer without dropout, by attention and activation; its input is (32, 128, 768)."""
+
+    def make(attention, act="gelu"):
+        config = BertConfig(
+            num_hidden_layers=1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation=attention,
+            hidden_act=act,
+            vocab_size=50,
+        )
+        return BertModel(config).train()
+
+    return make
+
+
+def layer_bytes(net):
+    layer = net.encoder.layer[0]
+    x = torch.randn(32, 128, 768, requires_grad=True)
+    return saved_bytes(layer, lambda: layer(x + 0).sum()) / U
+
+
+@pytest.mark.parametrize(
+    ("attention", "act", "dense", "limit"),
+    [("eager", "gelu", 18.005, 11.75), ("sdpa", "gelu", 16.02, 10.65), ("eager", "relu", 14.005, 7.85)],
+)
+def test_bytes_of_a_bert_base_layer(base_layer, attention, act, dense, limit):
+    net = base_layer(attention, act)
+    assert layer_bytes(net) == pytest.approx(dense, rel=0.005)
+    handle = sparsify(net, ("linear",), Selector(0.1), seed=0)
+    assert layer_bytes(net) <= limit
+    assert handle.kept()["achieved"] == pytest.approx(0.1, abs=0.001)
+    assert handle.kept()["fallbacks"] == 0
+
+
+def test_relu_with_sdpa_saves_less_than_dense(base_layer):
+    net = base_layer("sdpa", "relu")
+    dense = layer_bytes(net)
+    sparsify(net, ("linear",), Selector(0.3), seed=0)
+    assert layer_bytes(net) < 0.7 * dense
+
+
+ACTS = ["gelu", "relu", "relu_inplace"]
+
+
+@pytest.mark.parametrize("unit", ["column", "token", "block", "element"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("act", ACTS)
+def test_saved_bytes_never_exceed_dense(act, attention, unit):
+    batch = small_batch()
+    sites = [("linear",)]
+    if attention == "eager":
+        sites += [("attention",), ("softmax",), ("linear", "attention", "softmax", "layer_norm")]
+    for dropout, autocast in itertools.product((0.0, 0.1), (False, True)):
+        dense = small_net(attention=attention, dropout=dropout)
+        use_activation(dense, act)
+
+        def step(net, autocast=autocast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return net(**batch).loss
+
+        limit = saved_bytes(dense, lambda dense=dense, step=step: step(dense))
+        for keep_frac, chosen in itertools.product((0.05, 0.3, 0.5, 0.8, 0.93, 0.97, 0.999, 1.0), sites):
+            net = copy.deepcopy(dense)
+            sparsify(net, chosen, Selector(keep_frac, unit=unit, scope="sample"), seed=0)
+            saved = saved_bytes(net, lambda net=net, step=step: step(net))
+            assert saved <= limit, (keep_frac, chosen, dropout, autocast)
+            assert saved < limit or keep_frac > 0.9
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("selector", SELECTORS, ids=names)
+def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector, attention, padded):
+    batch = small_batch(padded)
+    dense, net = small_net(attention=attention).double(), small_net(attention=attention).double()
+    handle = sparsify(net, ("linear",), selector, seed=7)
+    net(**batch).loss.backward()
+
+    inputs = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0].detach()))
+        for name, module in dense.named_modules()
+    ]
+    dense(**batch)
+    for hook in hooks:
+        hook.remove()
+    padding = Padding.of(batch["attention_mask"])
+    pairs = []
+    for site in handle.sites:
+        if not site.pinned:
+            x = inputs[site.name]
+            pairs.append((x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1)))
+    with substituted(*pairs):
+        dense(**batch).loss.backward()
+    expected, actual = gradients(dense), gradients(net)
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_finds_its_linears_and_keeps_its_names(family):
+    net = small_net(family)
+    keys = list(net.state_dict())
+    parameters = [id(p) for p in net.parameters()]
+    handle = sparsify(net, ("linear",), Selector(0.3), seed=0)
+    assert list(net.state_dict()) == keys
+    assert [id(p) for p in net.parameters()] == parameters
+    assert sum(isinstance(m, SparseLinear) for m in net.modules()) == 12
+    net(**small_batch()).loss.backward()
+    assert len(handle.report()) == 2 * 4  # query, key and value are one
+    assert handle.kept() == {
+        "asked": 0.3,
+        "achieved": pytest.approx(0.31, abs=0.02),
+        "unit": "saved activations",
+        "of": "columns of the inputs of 12 linears",
+        "fallbacks": 0,
+    }
+    handle.check()
+
+
+def test_dx_below_the_layers_is_exact():
+    """Linear sites leave every gradient but those of their weights as it was."""
+    dense, net, batch = small_net(), small_net(), small_batch()
+    sparsify(net, ("linear",), Selector(0.1, rule="random"), seed=0)
+    for model in (dense, net):
+        model(**batch).loss.backward()
+    sparse_weights = {f"{n}.weight" for n, m in net.named_modules() if isinstance(m, SparseLinear)}
+    for name, gradient in gradients(dense).items():
+        if name not in sparse_weights:
+            assert torch.equal(gradients(net)[name], gradient), name
+
+
+def test_sdpa_leaves_the_attention_output_dense_and_says_so():
+    net = small_net(attention="sdpa")
+    handle = sparsify(net, ("linear",), Selector(0.3), seed=0)
+    net(**small_batch()).loss.backward()
+    pinned = [row for row in handle.report() if row["pinned"]]
+    assert len(pinned) == 2
+    assert all("sdpa" in row["fallback"] for row in pinned)
+    assert handle.kept()["fallbacks"] == 0
+    assert handle.kept()["of"] == "columns of the inputs of 10 linears"
+
+
+def test_a_linear_that_cannot_save_is_an_error_unless_allowed():
+    for attention in ("eager", "sdpa"):
+        net = small_net(attention=attention, act="tanh")
+        with pytest.raises(UserError, match=r"Tanh.* saves this tensor itself"):
+            sparsify(net, ("linear",), Selector(0.3), seed=0)
+        net = small_net(attention=attention, act="tanh")
+        handle = sparsify(net, ("linear",), Selector(0.3), seed=0, allow_fallback=True)
+        assert handle.kept()["fallbacks"] == 2
+
+
+def test_a_fallback_in_training_is_counted_and_check_names_it():
+    net = small_net()
+    handle = sparsify(net, ("linear",), Selector(0.98, unit="element"), seed=0)
+    net(**small_batch()).loss.backward()
+    assert handle.kept()["fallbacks"] == 8
+    assert handle.kept()["achieved"] == 1.0
+    with pytest.raises(UserError, match=r"layer\.0\.attention\.self\.query .*not be smaller"):
+        handle.check()
+
+
+@pytest.mark.parametrize(
+    ("sites", "named"),
+    [((), "choose among"), (("linears",), "choose among"), (("activation",), "hidden_act=relu")],
+)
+def test_sites_without_effect_are_errors(sites, named):
+    with pytest.raises(UserError, match=named):
+        sparsify(small_net(), sites, Selector(0.3), seed=0)
+
+
+def test_site_activation_needs_a_linear_that_frees_its_input():
+    with pytest.raises(UserError, match="add site linear"):
+        sparsify(small_net(act="relu"), ("activation",), Selector(0.3), seed=0)
+    net = small_net(act="relu")
+    for layer in net.bert.encoder.layer:
+        layer.output.dense.weight.requires_grad_(False)
+    dense = saved_bytes(net, lambda: net(**small_batch()).loss)
+    sparsify(net, ("activation",), Selector(0.3), seed=0)
+    assert saved_bytes(net, lambda: net(**small_batch()).loss) < dense
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("sites", [("linear",), ("linear", "attention", "softmax", "layer_norm")])
+@pytest.mark.parametrize("rule", ["random", "sampled"])
+def test_gradient_checkpointing_gives_the_same_gradients(rule, sites, reentrant):
+    batch, results = small_batch(), []
+    for checkpointing in (False, True):
+        net = small_net(dropout=0.1, act="relu")
+        sparsify(net, sites, Selector(0.3, rule=rule), seed=0)
+        if checkpointing:
+            net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        torch.manual_seed(4)
+        for _ in range(2):
+            net(**batch).loss.backward()
+        results.append(gradients(net))
+    assert results[0].keys() == results[1].keys()
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], msg=name)
+
+
+def test_gradient_checkpointing_leaves_the_random_numbers_alone():
+    states = []
+    for sparse in (False, True):
+        net = small_net(dropout=0.1)
+        if sparse:
+            sparsify(net, ("linear",), Selector(0.3, rule="random"), seed=0)
+        torch.manual_seed(4)
+        net(**small_batch()).loss.backward()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("rule", ["random", "sampled", "mixed", "top"])
+def test_a_resumed_run_selects_as_the_uninterrupted_one(rule):
+    batch = small_batch()
+    selector = Selector(0.3, rule=rule, coverage=0.5 if rule == "top" else 0.0)
+
+    def train(net, steps):
+        for _ in range(steps):
+            net(**batch).loss.backward()
+        return gradients(net)
+
+    whole = small_net()
+    whole_handle = sparsify(whole, ("linear",), selector, seed=3)
+    train(whole, 2)
+    state = copy.deepcopy(whole_handle.rng_state())
+    whole.zero_grad()
+    expected = train(whole, 2)
+
+    resumed = small_net()
+    handle = sparsify(resumed, ("linear",), selector, seed=99)
+    handle.set_rng_state(state)
+    actual = train(resumed, 2)
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    assert handle.never_selected() == whole_handle.never_selected()
+
+
+def test_columns_never_selected_are_counted():
+    shares = {}
+    for coverage in (0.0, 0.5):
+        net = small_net()
+        handle = sparsify(net, ("linear",), Selector(0.25, coverage=coverage), seed=0)
+        assert handle.never_selected() is None
+        for _ in range(8):
+            net(**small_batch()).loss.backward()
+        shares[coverage] = handle.never_selected()
+    assert shares[0.0] > 0.4  # the same columns each time
+    assert shares[0.5] == 0.0  # an eighth in turn
+
+
+def test_other_forward_passes_do_not_disturb_training():
+    net, batch = small_net(), small_batch()
+    handle = sparsify(net, ("linear",), Selector(0.3, rule="random"), seed=0)
+    net(**batch).loss.backward()
+    before = handle.rng_state()["step"]
+    with torch.no_grad():
+        net(**batch)
+    net.eval()(**batch)
+    net.train()
+    assert handle.rng_state()["step"] == before
+    net(batch["input_ids"], batch["attention_mask"], labels=batch["labels"])  # positional mask
+    assert handle.rng_state()["step"] == before + 1
+    assert handle.context.padding(4, 16).counts == (16, 11, 7, 3)
+
+
+def test_a_copy_trains_alone():
+    net, batch = small_net(), small_batch()
+    handle = sparsify(net, ("linear", "attention"), Selector(0.3, rule="random"), seed=0)
+    twin = copy.deepcopy(net)
+    twin(**batch).loss.backward()
+    assert handle.context.step == 0
+    net(**batch).loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(gradients(net).values(), gradients(twin).values(), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_saved_folder_is_plain_hugging_face(family, tmp_path):
+    net = small_net(family, act="relu")
+    sparsify(net, ("linear", "attention", "softmax", "layer_norm"), Selector(0.3), seed=0)
+    net.save_pretrained(tmp_path)
+    assert "keepfrac" not in (tmp_path / "config.json").read_text()
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert type(plain.get_submodule(plain.base_model_prefix)).__module__.startswith("transformers")
+    assert not any(isinstance(m, SparseLinear) for m in plain.modules())
+    batch = small_batch()
+    torch.testing.assert_close(plain(**batch).logits, net.eval()(**batch).logits)
+
+
+def test_frozen_layers_save_nothing_of_their_inputs():
+    net, batch = small_net(), small_batch()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("attention.self" in name)
+    handle = sparsify(net, ("linear",), Selector(0.3), seed=0)
+    net(**batch).loss.backward()
+    touched = [row for row in handle.report() if row["bytes_kept"]]
+    assert [row["site"].rsplit(".", 1)[1] for row in touched] == ["query", "query"]
+    assert isinstance(net, nn.Module)
