@@ -161,7 +161,8 @@ class Progress(pl.Callback):
         write_atomically(self.path, text)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        if trainer.is_global_zero and time.monotonic() - self._written > 2.0:
+        first = trainer.global_step <= 1
+        if trainer.is_global_zero and (first or time.monotonic() - self._written > 2.0):
             self.tell("train", trainer.global_step)
 
     def on_validation_end(self, trainer, module) -> None:

@@ -1,6 +1,7 @@
 """One run: a resolved configuration in, a folder with results.json, model/ and metrics.csv out."""
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -68,15 +69,23 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         results.write(cell.folder, record)
         log.info("done: %s", cell.folder)
         return record
-    except Exception as error:
+    except Exception as raised:
+        error = _of_disk(raised)
         text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             results.write(cell.folder, record | {"status": "failed", "error": text})
         if not isinstance(error, UserError):
             log.error("%s", redact(traceback.format_exc()))
-        raise
+        raise error from raised if error is not raised else None
     finally:
         finish_wandb(exit_code)
+
+
+def _of_disk(error: Exception) -> Exception:
+    """Returns a plain sentence for a disk that takes no more; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"the disk takes no more ({error}); free space and type the same command again")
+    return error
 
 
 def _execute(settings: dict, cell: Cell, made: dict, place: ranks.Place) -> dict:

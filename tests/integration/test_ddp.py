@@ -64,9 +64,9 @@ def test_scoring_alone_on_two_processes(composed):
     assert run(one)["scores"]["test/accuracy"] == run(two)["scores"]["test/accuracy"]
 
 
-def test_killed_on_the_way_goes_on_bitwise(composed, csv_folder):
+def test_killed_on_the_way_goes_on_bitwise(composed, caplog):
     """With dropout, which each process has of its own: their random states are restored by rank."""
-    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=8", "checkpoint_every=3", "probe_steps=0"]
+    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=4", "checkpoint_every=3", "probe_steps=0"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     folder = identity.cell(broken).folder
@@ -80,9 +80,10 @@ def test_killed_on_the_way_goes_on_bitwise(composed, csv_folder):
     process.kill()  # the leader alone: its follower must end by itself
     process.wait()
     wait_until_gone(process.pid)
-    assert run(broken)["status"] == "done"
+    with caplog.at_level("INFO"):
+        run(broken)
+    assert "goes on from step" in caplog.text
     (weights, results), (again, results_again) = outcome(whole), outcome(broken)
-    assert "goes on from step" in (folder / "run.log").read_text()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert results["scores"] == results_again["scores"]
 

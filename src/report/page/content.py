@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import results
+from src.redact import redact
 from src.report.arms import Arm, family_of
 from src.report.cells import Cell, Problem
 from src.report.page import traces
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _SAME = (
     "task", "method", "lr", "seed", "direction", "val_score", "test_score", "saved_bytes", "saved_bytes_dense",
     "step_seconds", "step_seconds_dense", "peak_bytes", "params", "nonzeros", "train_seconds", "keep_asked",
-    "keep_achieved", "device", "precision", "torch", "git_sha", "date", "fallbacks", "steps", "identity",
+    "keep_achieved", "device", "precision", "torch", "date", "fallbacks", "steps", "identity",
 )  # fmt: skip
 _OF_ARM = ("task", "setup", "metric", "direction", "method", "keep_asked", "keep_achieved", "lr")
 _MEASURED: dict[str, Callable[[Cell], float | None]] = {
@@ -43,27 +44,35 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
     """
     left = {content.get("identity"): (path, content) for path, content in results.cells(folder)}
     place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
-    arms = {family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
-    return {
+    arms = {
+        family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place
+    }
+    shown = sorted(
+        report.cells,
+        key=lambda cell: (report.arms.index(arms[family_of(cell)]), cell.lr or 0, cell.seed or 0),
+    )
+    content = {
         "name": report.name,
-        "runs": [
-            _run(cell, arms[family_of(cell)], place.get(cell.identity), *left[cell.identity]) for cell in report.cells
+        "runs": [_run(cell, arms[family_of(cell)], *left[cell.identity]) for cell in shown],
+        "arms": [
+            _arm(arm, [cell for cell in report.cells if cell.identity in arm.identities])
+            for arm in report.arms
         ],
-        "arms": [_arm(arm, [cell for cell in report.cells if cell.identity in arm.identities]) for arm in report.arms],
         "problems": [_problem(problem, folder) for problem in report.problems],
         "notes": list(report.notes),
     }
+    return _without_secrets(content)
 
 
-def _run(cell: Cell, arm: Arm, place: int | None, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: _plain(getattr(cell, key)) for key in _SAME},
         "cell": path.name,
-        "arm": place,
         "series": arm.label,
         "setup": arm.setup,
         "model": short(cell.model),
         "metric": cell.best_metric,
+        "commit": None if cell.git_sha is None else _short_commit(cell.git_sha),
         "what": what(arm),
         "scores": {name: number(value) for name, value in cell.test_scores.items()},
         "settings": {key: _plain(value) for key, value in cell.settings.items()},
@@ -114,8 +123,23 @@ def _name(content: Mapping[str, Any], part: str) -> str | None:
     return None if name is None else short(traces.shown(str(name)))
 
 
+def _short_commit(sha: str) -> str:
+    """Twelve digits, and whether there were changes; all forty look like a key."""
+    digits, plus, changes = sha.partition("+")
+    return digits[:12] + plus + changes
+
+
 def _sample(sample: Sample) -> dict[str, float | None]:
     return {"n": sample.n, "mean": number(sample.mean), "sd": number(sample.sd)}
+
+
+def _without_secrets(value: Any) -> Any:
+    """A second look at every text, whoever wrote it."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(part) for key, part in value.items()}
+    return [_without_secrets(part) for part in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

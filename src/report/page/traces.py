@@ -1,6 +1,6 @@
 """What a run leaves beside results.json, made fit to be shown: its curves, its command, the end of its log."""
 
-import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def downsample(values: Mapping[int, float], points: int = POINTS) -> Curve:
     if len(steps) > points:
         size = 2 * len(steps) / (points - 2)
         starts = [round(size * number) for number in range((points - 2) // 2 + 1)]
-        stretches = [steps[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        stretches = [steps[start:end] for start, end in itertools.pairwise(starts)]
         kept = {steps[0], steps[-1]}
         for stretch in stretches:
             kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
@@ -54,7 +54,7 @@ def number(value: Any, digits: int = 7) -> float | None:
 
 
 def command_of(content: Mapping[str, Any]) -> str:
-    """The command that makes a run again, from its results.json: exact but for secrets; paths below the root stay short."""
+    """The command that makes a run again, exact but for secrets; a path below the root is relative to it."""
     return redact((content.get("provenance") or {}).get("command") or "").replace(f"{ROOT}/", "")
 
 
@@ -78,15 +78,12 @@ def shown(text: str) -> str:
 
 
 def _lines(path: Path) -> Sequence[tuple[int, str, float]]:
-    rows = []
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            for row in csv.reader(line.replace("\0", "") for line in file):
-                if (parsed := _parse(row)) is not None:
-                    rows.append(parsed)
-    except (OSError, csv.Error):
-        pass
-    return rows
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    parsed = (_parse(line.split(",")) for line in text.splitlines())
+    return [line for line in parsed if line is not None]
 
 
 def _parse(row: Sequence[str]) -> tuple[int, str, float] | None:

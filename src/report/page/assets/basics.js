@@ -23,7 +23,7 @@ const brief = (value) => (known(value) ? String(value) : "–");
 
 function rate(value) {
   if (!known(value)) return "–";
-  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential().replace("e-", "e-") : String(value);
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(value);
 }
 
 function scaled(value, steps, base) {

@@ -35,7 +35,7 @@ function drawPlot(side, metrics, styles) {
       x,
       y,
       mode: x.length > 40 ? "lines" : "lines+markers",
-      line: { color: styles[place].colour, dash: styles[place].dash, width: 2 },
+      line: { color: styles[place].colour, dash: styles[place].dash, width: x.length > 40 ? 1.6 : 2 },
       marker: { size: x.length === 1 ? 10 : 6, symbol: looks.get(run.series).marker },
       hovertext: x.map((step, at) => `<b>${plain(runName(run))}</b><br>step ${step}: ${known(y[at]) ? Number(y[at].toPrecision(5)) : "not finite"}`),
       hoverinfo: "text",
@@ -44,7 +44,9 @@ function drawPlot(side, metrics, styles) {
   });
   const drawnRuns = traces.filter((trace) => trace.x.length).length;
   box.setAttribute("aria-label", `${metric} by step of ${plural(drawnRuns, "run")}`);
-  Plotly.react(box, traces, plotLayout("step", metric), PLOT_CONFIG);
+  const layout = plotLayout("step", metric);
+  layout.yaxis.range = rangeOf(traces.flatMap((trace) => trace.y));
+  Plotly.react(box, traces, layout, PLOT_CONFIG);
 }
 
 function chosenItem(identity, style) {
@@ -52,17 +54,17 @@ function chosenItem(identity, style) {
   const remove = element("button", { type: "button", "aria-label": `Leave out ${runName(run)}` }, "×");
   remove.addEventListener("click", () => {
     toggle([identity], false);
-    (byId("chosen").querySelector("button") || byId("curves")).focus();
+    (byId("chosen").querySelector("button:not(.copy)") || byId("curves")).focus();
   });
   const facts = Object.entries({ ...run.scores, device: run.device, precision: run.precision, torch: run.torch,
-    commit: run.git_sha, identity: run.identity, folder: run.cell, "kept of": run.what, ...run.settings });
+    commit: run.commit, identity: run.identity, folder: run.cell, "kept of": run.what, ...run.settings });
   const list = element("dl", {}, ...facts.filter(([, value]) => known(value)).flatMap(
     ([key, value]) => [element("dt", {}, key), element("dd", {}, String(value))]));
   return element("li", {},
-    element("div", { className: "run" }, dashSwatch(style.colour, style.dash), element("strong", {}, runName(run)),
-      element("span", { className: "soft" }, `test ${run.metric} ${fixed(run.test_score)}`), remove),
-    element("div", { className: "command" }, element("code", {}, run.command || "no command was recorded"),
-      run.command ? copyButton(run.command, runName(run)) : null),
+    element("div", { className: "run" }, element("strong", {}, dashSwatch(style.colour, style.dash), runName(run)),
+      element("span", { className: "soft" }, `test ${run.metric} ${fixed(run.test_score)}`),
+      element("span", { className: "acts" }, run.command ? copyButton(run.command, runName(run)) : null, remove)),
+    element("code", {}, run.command || "no command was recorded"),
     element("details", {}, element("summary", {}, "Settings and scores"), list));
 }
 

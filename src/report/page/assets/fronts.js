@@ -8,6 +8,7 @@ const COSTS = [
   { key: "peak_bytes", title: "peak memory", axis: "peak memory in training (MiB)", form: bytes, unit: 2 ** 20 },
 ];
 const axesOn = new Set();
+const LABELS = ["top right", "bottom right", "top left", "bottom left"]; // neighbours of two series do not overprint
 const drawn = new Map(); // the panels that stand, by group and cost
 
 const costsOf = (cost) => content.arms.map((arm) => arm.cost[cost.key].mean).filter(known);
@@ -44,19 +45,19 @@ function hoverText(arm, cost) {
 function seriesTrace(series, points, front, cost) {
   const look = looks.get(series);
   const colour = colourOf(look);
-  const bars = (values) => ({ type: "data", array: values.map((value) => value || 0), color: colour, thickness: 1.3, width: 4 });
+  const bars = (values) => ({ type: "data", array: values, visible: values.some(known), color: colour, thickness: 1.3, width: 4 });
   const own = points.filter((point) => point.arm.series === series).sort((a, b) => a.x - b.x);
   return {
     x: own.map((point) => point.x),
     y: own.map((point) => point.y),
     error_y: bars(own.map((point) => point.arm.test.sd)),
-    error_x: bars(own.map((point) => (point.arm.cost[cost.key].sd || 0) / cost.unit)),
+    error_x: bars(own.map(({ arm }) => (arm.cost[cost.key].sd ? arm.cost[cost.key].sd / cost.unit : null))),
     customdata: own.map((point) => point.arm.runs),
     hovertext: own.map((point) => hoverText(point.arm, cost)),
     hoverinfo: "text",
     mode: "markers+text",
     text: own.map((point) => (point.arm.dense ? "" : plain(brief(point.arm.keep_asked)))),
-    textposition: "top right",
+    textposition: LABELS[[...looks.keys()].indexOf(series) % LABELS.length],
     textfont: { size: 11, color: tint("soft") },
     marker: {
       symbol: own.map((point) => (front.includes(point) ? look.marker : `${look.marker}-open`)),
@@ -91,7 +92,10 @@ function drawPanel(box, arms, cost) {
   const better = direction === "min" ? "lower is better" : "higher is better";
   box.setAttribute("aria-label", `test ${arms[0].metric} against ${cost.title}: ${plural(points.length, "point")}, ` +
     `${front.length} on the front, ${better}; the table of means has the numbers`);
-  Plotly.react(box, traces, plotLayout(cost.axis, `test ${arms[0].metric}`), PLOT_CONFIG);
+  const layout = plotLayout(cost.axis, `test ${arms[0].metric}`);
+  layout.yaxis.range = rangeOf(points.flatMap(({ arm, y }) => [y - (arm.test.sd || 0), y + (arm.test.sd || 0)]));
+  layout.xaxis.range = rangeOf(points.map(({ x }) => x));
+  Plotly.react(box, traces, layout, PLOT_CONFIG);
   box.removeAllListeners("plotly_click");
   box.on("plotly_click", (event) => {
     const runs = event.points.flatMap((point) => point.customdata || []);
@@ -143,7 +147,8 @@ function startFronts() {
   const spreads = content.arms.some((arm) => known(arm.test.sd));
   byId("fronts-hint").textContent = "The band is the front of the means: filled markers lie on it, hollow ones are beaten " +
     "in both. The number beside a marker is keep. " + (spreads ? "Bars are one sd over seeds." : "One seed: the spread is not known.") +
-    (telling.length < measured.length ? " A cost that is the same for all starts switched off." : "");
+    (telling.length < measured.length ? " A cost that is the same for all starts switched off." : "") +
+    " Click a marker for its curves, with Shift to add them; drag to zoom, double-click to zoom out.";
   byId("fronts").hidden = false;
   listeners.filters.push(drawFronts);
   drawFronts();

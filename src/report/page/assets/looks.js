@@ -83,6 +83,16 @@ function plotLayout(xTitle, yTitle) {
   };
 }
 
+// With room around it; what is nearly one value is not blown up to fill the axis.
+function rangeOf(values) {
+  const finite = values.filter((value) => known(value) && Number.isFinite(value));
+  if (!finite.length) return undefined;
+  const least = Math.min(...finite);
+  const most = Math.max(...finite);
+  const room = Math.max((most - least) * 0.12, 0.01 * Math.max(Math.abs(least), Math.abs(most)), 1e-9);
+  return [least - room, most + room];
+}
+
 const PLOT_CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
 
 function startTheme(redraw) {

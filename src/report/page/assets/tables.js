@@ -48,10 +48,10 @@ function runColumns() {
     column(`test ${metric}`, (run) => run.test_score, (run) => fixed(run.test_score), { numeric: true }),
     column("saved (to dense)", (run) => run.saved_bytes, (run) => bytes(run.saved_bytes) + ratio(over(run.saved_bytes, run.saved_bytes_dense)), { numeric: true }),
     column("step (to dense)", (run) => run.step_seconds, (run) => duration(run.step_seconds) + ratio(over(run.step_seconds, run.step_seconds_dense)), { numeric: true }),
-    column("parameters", (run) => run.params, (run) => count(run.params), { numeric: true }),
-    column("training", (run) => run.train_seconds, (run) => duration(run.train_seconds), { numeric: true }),
-    column("date", (run) => run.date),
     column("command", (run) => run.command, null, { cell: commandCell }),
+    column("training", (run) => run.train_seconds, (run) => duration(run.train_seconds), { numeric: true }),
+    column("parameters", (run) => run.params, (run) => count(run.params), { numeric: true }),
+    column("date", (run) => run.date),
   ];
 }
 
@@ -92,7 +92,7 @@ function rowOf(item, columns, { runs, name }) {
     const inner = each.cell ? each.cell(item) : [each.text(item)];
     if (each.head) inner.unshift(swatch(looks.get(item.series)));
     const cell = element(each.head ? "th" : "td", { className: each.numeric ? "number" : "" }, ...inner);
-    if (each.head) cell.scope = "row";
+    if (each.head) Object.assign(cell, { scope: "row", title: item.series });
     if (each.title2) cell.title = each.title2(item);
     row.append(cell);
   }
