@@ -16,6 +16,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed-run
 READY_DEV := $(VENV)/.installed-dev
+READY_SLURM := $(VENV)/.installed-slurm
 
 # A misspelt variable would otherwise change nothing, silently.
 VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL
@@ -39,7 +40,7 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo sweep-glue test test-slow lint bench clean
+.PHONY: help install install-dev install-slurm demo sweep-glue test test-slow test-slurm lint bench clean
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
@@ -58,6 +59,11 @@ $(READY): pyproject.toml constraints.txt requirements-data.txt
 $(READY_DEV): $(READY)
 	@.ci/install.sh dev
 
+install-slurm: $(READY_SLURM) ## submitit, which hardware=slurm_cpu and slurm_gpu need
+
+$(READY_SLURM): $(READY)
+	@.ci/install.sh slurm
+
 demo: $(READY) ## the main job: four modes on real sentences, then the report (the minutes are printed first)
 	@sed -n 's/^# *[Tt]ime: */Expected time: /p' conf/experiment/demo.yaml
 	@status=0; $(RUN) -m src.main experiment=demo $(AT_ONCE) || status=$$?; \
@@ -71,6 +77,9 @@ test: $(READY_DEV) lint ## set up, check and test everything (at most 15 minutes
 
 test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their length
 	$(RUN) -m pytest -m slow
+
+test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node (at most 5 minutes; skipped without Slurm)
+	$(RUN) -m pytest tests/slurm -m slurm
 
 lint: $(READY_DEV) ## ruff, the layers, types
 	$(RUN) -m ruff check

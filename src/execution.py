@@ -97,7 +97,12 @@ class Execution:
         chosen = self.settings["logger"]
         if chosen["name"] == "wandb":
             one = tracking.wandb_logger(
-                self.cell.folder, chosen, self.settings, self.cell.identity, self.cell.label
+                self.cell.folder,
+                chosen,
+                self.settings,
+                self.cell.identity,
+                self.cell.label,
+                self.resumed_at,
             )
             loggers += [one] if one else []
         return loggers
@@ -143,8 +148,6 @@ class Execution:
             "train_seconds": round(train_seconds, 1),
             "eval_seconds": round(time.monotonic() - begin, 1),
         }
-        if self.place.leads:
-            self.keeper.remove()
         outcome = {
             "best_metric": self.task.best_metric,
             "direction": self.task.direction,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,23 +16,17 @@ PACKAGES = ("torch", "pytorch-lightning", "transformers", "datasets", "hydra-cor
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def provenance(seed: int) -> dict:
-    """Returns what is known of a run when it starts."""
+def provenance(seed: int, overrides: list[str]) -> dict:
+    """Returns what is known of a run when it starts; `overrides` are the key=value words that made it."""
     return {
         **_git(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "argv": redact_all(sys.argv[1:]),
-        "command": redact(command(sys.argv[1:])),
+        "command": redact(shlex.join(["python", "-m", "src.main", *overrides])),
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": None,
     }
-
-
-def command(arguments: list[str]) -> str:
-    """Returns the command line that makes this one run again, without what a launcher added to it."""
-    own = [one for one in arguments if not one.startswith("hydra") and one not in ("-m", "--multirun")]
-    return " ".join(["python -m src.main", *own])
 
 
 def _git() -> dict:

@@ -16,7 +16,8 @@ from datetime import timedelta
 
 from src.errors import UserError
 
-MEETING = timedelta(minutes=30)  # the longest that one process may compute while the others wait
+MEETING = timedelta(minutes=5)  # the longest that processes may differ in their start
+COMPUTING = timedelta(minutes=30)  # the longest that one of them may compute while the others wait
 VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -75,18 +76,17 @@ def joined(place: Place, accelerator: str) -> Iterator[None]:
     os.environ |= dict(zip(VARIABLES, (str(place.rank), "127.0.0.1", str(place.port)), strict=True))
     if accelerator == "gpu":
         cuda.set_device(place.rank)
-    distributed.init_process_group(
-        "nccl" if accelerator == "gpu" else "gloo",
-        init_method=f"tcp://127.0.0.1:{place.port}",
-        rank=place.rank,
-        world_size=place.world,
-        timeout=MEETING,
-    )
+    backend = "nccl" if accelerator == "gpu" else "gloo"
     try:
+        store = distributed.TCPStore("127.0.0.1", place.port, place.world, place.leads, MEETING)
+        distributed.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world, timeout=COMPUTING
+        )
         yield
-        distributed.barrier()  # the first process holds the meeting point: it leaves last
+        distributed.barrier()  # the first process holds the meeting point: none may leave before all are through
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -110,7 +110,9 @@ def followers(place: Place, work: Callable[..., object], *arguments: object) -> 
     if place.by_srun or place.world == 1:
         yield
         return
-    spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in the middle of their work
+    spawn = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would inherit torch's threads in the middle of their work
     started = []
     try:
         for rank in range(1, place.world):
@@ -122,10 +124,9 @@ def followers(place: Place, work: Callable[..., object], *arguments: object) -> 
             started.append((process, ours))
         yield
         for process, _ in started:
-            process.join(MEETING.total_seconds())
+            process.join(COMPUTING.total_seconds())
     except Exception as error:
-        # a follower that failed makes the leader's next exchange fail: the follower's reason is the better one
-        for process, ours in started:
+        for process, ours in started if _lost_a_peer(error) else ():
             if cause := _reason(process, ours):
                 raise cause from error
         raise
@@ -134,6 +135,13 @@ def followers(place: Place, work: Callable[..., object], *arguments: object) -> 
             process.kill()  # they write nothing that a sudden end could tear
             process.join()
             ours.close()
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """Whether this is but the echo of another process's end."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _reason(process, ours) -> Exception | None:

@@ -131,10 +131,11 @@ class Checkpoints(pl.Callback):
         if self.best is not None:
             net.load_state_dict(torch.load(self.folder / BEST, weights_only=True, map_location="cpu"))
 
-    def remove(self) -> None:
-        """Deletes both files, once the run is done."""
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        (self.folder / BEST).unlink(missing_ok=True)
+
+def remove_checkpoints(folder: Path) -> None:
+    """Deletes the files that a finished run needs no more."""
+    for name in (CHECKPOINT, BEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 class Progress(pl.Callback):

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import filelock
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import hub, identity, ranks, results
@@ -40,7 +41,7 @@ def run(cfg: DictConfig) -> dict:
             return former
         (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
         record = {"status": "running", "error": None, "identity": cell.identity, "config": settings}
-        record["provenance"] = provenance(settings["seed"])
+        record["provenance"] = provenance(settings["seed"], _overrides())
         results.write(cell.folder, record)
         return _guarded(settings, cell, record, place)
 
@@ -56,9 +57,10 @@ def _follow(settings: dict, cell: Cell, place: ranks.Place) -> dict:
 def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> dict:
     """Executes and writes the outcome, whatever it is."""
     hub.settle()
+    from src.resume import remove_checkpoints
     from src.tracking import finish_wandb
 
-    exit_code = 1
+    exit_code, text = 1, None
     begin = time.monotonic()
     try:
         _check_devices(settings["hardware"])
@@ -67,6 +69,7 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         record["provenance"]["seconds"] = round(time.monotonic() - begin, 1)
         record["status"], exit_code = "done", 0
         results.write(cell.folder, record)
+        remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
         return record
     except Exception as raised:
@@ -78,7 +81,12 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
             log.error("%s", redact(traceback.format_exc()))
         raise error from raised if error is not raised else None
     finally:
-        finish_wandb(exit_code)
+        finish_wandb(exit_code, text)
+
+
+def _overrides() -> list[str]:
+    """Returns the words of this one run, without what a launcher added: its argv may be another program's."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _of_disk(error: Exception) -> Exception:

@@ -1,13 +1,22 @@
-"""Where a run's figures go: always a csv in its folder, and W&B where it is wanted."""
+"""Where a run's figures go: always a csv in its folder, and W&B where it is wanted.
+
+Names, in metrics.csv and in W&B: train/* and loss/* by step, val/* and test/* (the last ones are the delivered
+model's), kept/*, and in W&B's summary also size/*, cost/*, failed (0 or 1) and error. W&B's own step is the
+optimizer's; a figure that comes twice at one step (an epoch's, then the delivered model's) begins the next row.
+"""
 
 import logging
-import netrc
 import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlparse
+from typing import Any
 
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from src import sync
+from src.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -50,70 +59,168 @@ class MetricsFile(Logger):
         """The configuration stands in config.yaml."""
 
 
-def has_wandb_key() -> bool:
-    """Whether a key is configured, by WANDB_API_KEY or in ~/.netrc; asks nobody."""
-    if os.environ.get("WANDB_API_KEY"):
+class Stream(Logger):
+    """One W&B run. Whatever W&B does, training goes on; the first failure is said, and metrics.csv has it all.
+
+    Args:
+        run: what wandb.init returned.
+        folder: the folder of our run.
+        online: whether it is sent while it is written.
+    """
+
+    def __init__(self, run: Any, folder: Path, online: bool):
+        super().__init__()
+        self.run, self.folder, self.online = run, Path(folder), online
+        self._row, self._names, self._told = 0, set[str](), False
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.run.id
+
+    def log_hyperparams(self, params, *args, **kwargs) -> None:
+        """The resolved configuration was logged at the start."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        at = max(step or 0, self._row)
+        if at == self._row and self._names & row.keys():
+            at += 1
+        self._names = (self._names if at == self._row else set()) | row.keys()
+        self._row = at
+        if at >= self.run.starting_step:  # below: a killed attempt has sent it already
+            self._try(lambda: self.run.log(row, step=at))
+
+    def replay(self) -> None:
+        """Logs what metrics.csv holds: what a killed attempt did not send, or had only offline."""
+        for step, name, value in _figures(self.folder / "metrics.csv"):
+            self.log_metrics({name: value}, step)
+
+    def summarise(self, figures: Mapping[str, Any]) -> None:
+        """Sets final figures."""
+        self._try(lambda: self.run.summary.update(dict(figures)))
+
+    def close(self, exit_code: int, error: str | None) -> None:
+        """Ends the run, within its time limit."""
+        self.summarise({"failed": int(exit_code != 0), "error": error})
+        if self._try(lambda: self.run.finish(exit_code=exit_code)) and self.online and not self._told:
+            sync.mark_sent(Path(self.run.dir).parent)
+
+    def _try(self, do: Callable[[], object]) -> bool:
+        try:
+            do()
+        except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
+            if not self._told:
+                later = sync.command(self.folder.parent)
+                log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(error), later)
+            self._told = True
+            return False
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
-def wandb_logger(folder: Path, settings: dict, config: dict, run_id: str, name: str) -> Logger | None:
+def _figures(path: Path) -> Iterator[tuple[int, str, float]]:
+    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+        step, name, value = line.split(",")
+        yield int(step), name, float(value)
+
+
+def _first_line(error: Exception) -> str:
+    lines = redact(str(error)).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+_open: list[Stream] = []
+
+
+def wandb_logger(
+    folder: Path, settings: dict, config: dict, run_id: str, name: str, resumed_at: int = 0
+) -> Stream | None:
     """Returns the W&B logger of one run: online where a key is configured and the server answers, else offline.
 
     Args:
         folder: the run's folder, under which W&B keeps its files.
         settings: project and entity.
         config: the resolved configuration, logged once.
-        run_id: the cell's identity, so that a resumed cell goes on in the same W&B run.
+        run_id: the cell's identity, with which the id of the W&B run begins. A run that begins anew is a new one in
+            W&B, so that it never mixes with what an earlier one left there.
         name: shown name; the group is the sweep's name.
+        resumed_at: the step from which a resumed run goes on, in the W&B run of the attempt before.
     """
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-    if mode in ("disabled", "dryrun"):
+    mode, reason = sync.decide()
+    if mode == "disabled":
         return None
-    os.environ.setdefault("WANDB_SILENT", "true")
     arguments = {
         "project": settings["project"],
         "entity": settings["entity"],
         "group": config["name"],
         "job_type": config["method"]["name"],
+        "tags": [config["task"]["name"], config["model"]["name"]],
         "name": name,
-        "id": run_id,
-        "resume": "allow",
+        "id": _id(folder, run_id, resumed_at),
+        "resume": "allow" if resumed_at else None,
         "dir": str(folder),
         "config": config,
-        "settings": wandb.Settings(init_timeout=20, finish_timeout=20, console="off"),
     }
+    stream = None
+    if mode == "online":
+        stream, reason = _start(mode, folder, arguments)
+    if stream is None:
+        os.environ[sync.DECISION] = "offline"
+        stream, failure = _start("offline", folder, arguments)
+        why = f"W&B: offline ({reason}); to upload later: {sync.command(folder.parent)}"
+        log.warning("%s", why if stream else f"W&B: nothing is written ({failure}); metrics.csv has every figure")
+    if stream is not None:
+        _open.append(stream)
+        if resumed_at:
+            stream.replay()
+    return stream
+
+
+def _id(folder: Path, run_id: str, resumed_at: int) -> str:
+    former = [path.name.partition("run-")[2].partition("-")[2] for path in sync.attempts(folder)]
+    return former[-1] if resumed_at and former else f"{run_id}-{secrets.token_hex(2)}"
+
+
+def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str]:
+    """Returns the run, or None and what was wrong."""
+    os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        run = wandb.init(mode=mode, **arguments)
-    except (wandb.errors.Error, OSError) as error:
-        log.warning("W&B: %s; going on offline", str(error).splitlines()[0])
-        mode = "offline"
-        run = wandb.init(mode=mode, **arguments)
-    if mode == "offline":
-        log.info("W&B: offline; to upload later: wandb sync %s", Path(run.dir).parent)
-    return WandbLogger(experiment=run)
+        import wandb
+
+        limits = {"init_timeout": 20, "finish_timeout": 20}
+        limits = {name: n for name, n in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
+        # git's remote address may hold a token; the commit stands in results.json
+        options = wandb.Settings(console="off", disable_git=True, finish_timeout_raises=True, **limits)
+        run = wandb.init(mode=mode, reinit="finish_previous", settings=options, **arguments)
+        if mode == "online":
+            log.info("W&B: %s", run.url)
+        return Stream(run, folder, mode == "online"), ""
+    except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
+        return None, _first_line(error)
 
 
-def finish_wandb(exit_code: int) -> None:
-    """Closes the W&B run, if there is one, within its time limit; without it the next run would go on in this one."""
-    import sys
+def finish_wandb(exit_code: int, error: str | None = None) -> None:
+    """Closes the W&B run, if there is one; without it the next run in this process would go on in this one.
 
-    if "wandb" in sys.modules and (wandb := sys.modules["wandb"]).run is not None:
-        wandb.finish(exit_code=exit_code)
+    Args:
+        exit_code: 0 or what went wrong.
+        error: one line, without secrets.
+    """
+    while _open:
+        _open.pop().close(exit_code, error)
 
 
 def summarise(loggers: list, outcome: dict) -> None:
-    """Puts a run's final figures into W&B's summary, as val/*, test/*, kept/*, size/* and cost/*."""
+    """Puts the final figures into W&B's summary under their documented names."""
     figures = dict(outcome["scores"])
     for part in ("kept", "size", "cost"):
-        numbers = {key: value for key, value in outcome[part].items() if isinstance(value, int | float)}
-        figures |= {f"{part}/{key}": value for key, value in numbers.items()}
+        figures |= {
+            f"{part}/{key}": value for key, value in outcome[part].items() if isinstance(value, int | float)
+        }
     for logger in loggers:
-        if hasattr(getattr(logger, "experiment", None), "summary"):
-            logger.experiment.summary.update(figures)
+        if isinstance(logger, Stream):
+            logger.summarise(figures)

@@ -59,7 +59,8 @@ class StandIn:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.hangs = threading.Event()
-        self.dies_after: int | None = None
+        self.forbids = False
+        self.num_connections = 0
         self.released = threading.Event()
         self.lock = threading.RLock()
         self.port, self._server = 0, None
@@ -67,6 +68,8 @@ class StandIn:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    """What it does on request: `hangs` takes connections and never answers, `forbids` lets nobody make a run."""
 
     def environment(self, key: str | None = None) -> dict[str, str]:
         """What a client's environment needs to come here."""
@@ -100,10 +103,6 @@ class StandIn:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def history_length(self) -> int:
-        with self.lock:
-            return sum(len(run.rows) for run in self.runs.values())
-
     def allows(self, header: str | None) -> bool:
         try:
             return base64.b64decode((header or "").removeprefix("Basic ")).decode() == f"api:{self.key}"
@@ -120,6 +119,8 @@ class StandIn:
         with self.lock:
             self.operations.append(name)
             answer = getattr(self, f"on_{name}", None)
+            if self.forbids and name == "UpsertBucket":
+                return {"data": None, "errors": [{"message": "permission denied", "path": ["upsertBucket"]}]}
             if answer is None:
                 self.unknown.append(text)
                 return {"data": None, "errors": [{"message": f"the stand-in has no {name}"}]}
@@ -263,6 +264,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request, client_address):
         self.sockets.add(request)
+        self.owner.num_connections += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request):
@@ -300,9 +302,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answers(self) -> bool:
         owner = self.server.owner
-        if owner.dies_after is not None and owner.history_length() >= owner.dies_after:
-            owner.dies_after = None
-            owner.stop()
         if owner.hangs.is_set():
             owner.released.wait()
         if owner._server is not self.server:

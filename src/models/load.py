@@ -96,6 +96,7 @@ def load_net(
     Raises:
         UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing.
     """
+    quieten()
     if settings["config"]:
         config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
         config = _configured(config, settings, labels, num_labels)

@@ -101,11 +101,6 @@ def test_what_one_process_cannot_do_is_said_by_the_leader(composed, monkeypatch)
     assert results["status"] == "failed" and "rank 1" in results["error"]
 
 
-def test_a_loss_that_is_no_number_is_the_users_error(composed):
-    with pytest.raises(UserError, match="the loss is"):
-        run(composed(*TWO, "lr=1.0", "clip=null", "steps=60", "probe_steps=0", "method=nosp"))
-
-
 @pytest.mark.parametrize("hardware", ["gpu", "gpus"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu_is_one_clear_sentence(composed, hardware):

@@ -62,7 +62,13 @@ def test_a_model_that_saw_a_tasks_rows_is_not_judged_on_it(composed, glue_data):
     folder = identity.cell(composed("epochs=1")).folder
     tuned["provenance"]["trained_on"] = ["rotten_tomatoes"]
     results.write(folder, tuned)
-    overrides = ["task=sst2", f"task.data_dir={glue_data}", "task.rows=64", "model=from_run", f"model.run={folder}"]
+    overrides = [
+        "task=sst2",
+        f"task.data_dir={glue_data}",
+        "task.rows=64",
+        "model=from_run",
+        f"model.run={folder}",
+    ]
     cfg = composed_task(overrides)
     with pytest.raises(UserError, match="shares rows with rotten_tomatoes"):
         run(cfg)
@@ -82,5 +88,7 @@ def test_the_delivered_model_loads_where_the_project_is_absent(composed, tmp_pat
         "from transformers import pipeline;"
         "print(pipeline('text-classification', model=sys.argv[1])('the film was lovely')[0]['label'])"
     )
-    done = subprocess.run([sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split()[-1] in ("good", "bad")

@@ -2,12 +2,13 @@
 
 An activation is stored as `(data, scales)`. The dtype of `data` is the format:
 
-    int8    symmetric 8 bits:  value = code * scale;         scales (rows, groups), bfloat16
-    uint8   asymmetric 8 bits: value = code * step + low;    scales (rows, groups, 2), bfloat16; low >= -4
+    int8    symmetric 8 bits:  value = code * scale;         scales (rows, groups of 32), bfloat16
+    uint8   asymmetric 8 bits: value = code * step + low;    scales (rows, groups of 64, 2), bfloat16; low >= -4
     other   the numbers themselves;                          scales is empty
 
-A group is 64 neighbouring features of one row, so that a channel of outliers spoils its own group alone; the last
-group of an odd width is shorter. The asymmetric format is for what enters a GELU: below -4 the function and its slope
+A group is so many neighbouring features of one row: a channel of outliers spoils its own group alone. The last group
+of an odd width is shorter. (With groups of 64 for int8 too, the gradient at the bottom of six layers of MiniLM is off
+by 1.2 % instead of 1.0 %, for 2 % fewer bytes.) The asymmetric format is for what enters a GELU: below -4 the function and its slope
 vanish, so that nothing is lost there. Dropout masks are never stored: they are a hash of (seed, position).
 All arrays are 2-D and contiguous; "stream" is the dtype of the residual stream, "compute" that of the matmuls.
 """
@@ -18,18 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GROUP = 64
+GROUPS = {torch.int8: 32, torch.uint8: 64}  # features that share a scale
 _WORD = 1 << 32
-
-
-def num_groups(width: int) -> int:
-    """Returns the number of groups of one row."""
-    return -(-width // GROUP)
 
 
 def scales_shape(rows: int, width: int, kind: torch.dtype) -> tuple[int, ...]:
     """Returns the shape of the scales of `rows` x `width` numbers stored as `kind`."""
-    return {torch.int8: (rows, num_groups(width)), torch.uint8: (rows, num_groups(width), 2)}.get(kind, (0,))
+    if kind not in GROUPS:
+        return (0,)
+    groups = -(-width // GROUPS[kind])
+    return (rows, groups) if kind == torch.int8 else (rows, groups, 2)
 
 
 def empty(rows: int, width: int, kind: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -38,24 +37,24 @@ def empty(rows: int, width: int, kind: torch.dtype, device: torch.device) -> tup
     return data, torch.empty(scales_shape(rows, width, kind), dtype=torch.bfloat16, device=device)
 
 
-def _grouped(x: Tensor) -> Tensor:
-    """(rows, width) -> (rows, groups, 64); a short last group is filled up by repeating the row's last feature."""
-    missing = -x.shape[1] % GROUP
+def _grouped(x: Tensor, kind: torch.dtype) -> Tensor:
+    """(rows, width) -> (rows, groups, group); a short last group is filled up by repeating the row's last feature."""
+    missing = -x.shape[1] % GROUPS[kind]
     if missing:
         x = torch.cat([x, x[:, -1:].expand(-1, missing)], dim=1)
-    return x.reshape(x.shape[0], -1, GROUP)
+    return x.reshape(x.shape[0], -1, GROUPS[kind])
 
 
 def _write(x: Tensor, data: Tensor, scales: Tensor) -> None:
     """Stores x (rows, width) into `data` and `scales`, in the format of `data`."""
     if data.dtype == torch.int8:
-        grouped = _grouped(x)
+        grouped = _grouped(x, data.dtype)
         # 126, not 127: the scale is rounded to bfloat16 before it divides, and may come out smaller
         top = torch.linalg.vector_norm(grouped, torch.inf, -1, keepdim=True, dtype=torch.float32)
         scale = (top.clamp_min_(1e-12) / 126).bfloat16()
         codes = (grouped * (1 / scale.float())).round_()
     elif data.dtype == torch.uint8:
-        grouped = _grouped(x)
+        grouped = _grouped(x, data.dtype)
         least, top = torch.aminmax(grouped, dim=-1, keepdim=True)
         low, top = least.float().clamp_min(-4).bfloat16(), top.float().clamp_min_(-3.9)
         # `least * 0` carries a -inf, which the clamp has hidden
@@ -81,11 +80,12 @@ def pack(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def _read(data: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     width = data.shape[1]
-    if data.dtype not in (torch.int8, torch.uint8):
+    if data.dtype not in GROUPS:
         return data.to(dtype)
-    if width % GROUP:
-        data = F.pad(data, (0, -width % GROUP))
-    codes = data.view(data.shape[0], -1, GROUP).to(dtype)
+    group = GROUPS[data.dtype]
+    if width % group:
+        data = F.pad(data, (0, -width % group))
+    codes = data.view(data.shape[0], -1, group).to(dtype)
     if data.dtype == torch.int8:
         return codes.mul_(scales.to(dtype).unsqueeze(-1)).flatten(1)[:, :width]
     step, low = scales.to(dtype).unbind(-1)

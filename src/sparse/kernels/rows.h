@@ -6,10 +6,11 @@
 #include <cstring>
 #include <limits>
 
-constexpr int64_t GROUP = 64;  // features that share one scale: outlier channels spoil their own group alone
-
 // The storage kinds, by the same numbers as `KINDS` in compiled.py.
 enum Kind : int64_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, UINT8 = 3 };
+
+// Features that share one scale: a channel of outliers spoils its own group alone.
+inline int64_t group_of(Kind kind) { return kind == INT8 ? 32 : 64; }
 
 using bf16 = uint16_t;
 
@@ -96,9 +97,10 @@ struct Stored {
   void* data;
   bf16* scales;
   Kind kind;
-  int64_t width, groups;
+  int64_t width, group, groups;
   Stored(void* data, void* scales, int64_t kind, int64_t width)
-      : data(data), scales((bf16*)scales), kind(Kind(kind)), width(width), groups((width + GROUP - 1) / GROUP) {}
+      : data(data), scales((bf16*)scales), kind(Kind(kind)), width(width), group(group_of(Kind(kind))),
+        groups((width + group - 1) / group) {}
 
   void read(int64_t row, float* out) const {
     if (kind == FLOAT32) std::memcpy(out, (float*)data + row * width, width * sizeof(float));
@@ -112,7 +114,7 @@ struct Stored {
     if (kind == BFLOAT16)
       for (int64_t j = 0; j < width; j++) store((bf16*)data + row * width + j, in[j]);
     for (int64_t g = 0; kind >= INT8 && g < groups; g++) {
-      int64_t start = g * GROUP, count = width - start < GROUP ? width - start : GROUP;
+      int64_t start = g * group, count = width - start < group ? width - start : group;
       if (kind == INT8) pack_signed(in + start, (int8_t*)data + row * width + start, scales + row * groups + g, count);
       else pack_unsigned(in + start, (uint8_t*)data + row * width + start, scales + (row * groups + g) * 2, count);
     }
@@ -123,7 +125,7 @@ struct Stored {
   void read_groups(const Code* codes, int64_t row, float* out) const {
     constexpr bool is_signed = std::numeric_limits<Code>::is_signed;
     for (int64_t g = 0; g < groups; g++) {
-      int64_t start = g * GROUP, end = start + GROUP < width ? start + GROUP : width;
+      int64_t start = g * group, end = start + group < width ? start + group : width;
       const bf16* s = scales + (row * groups + g) * (is_signed ? 1 : 2);
       float step = load(s), low = is_signed ? 0.f : load(s + !is_signed);
       for (int64_t j = start; j < end; j++) out[j] = float(codes[j]) * step + low;

@@ -3,8 +3,16 @@ import torch
 
 from src.sparse.context import Padding
 
-
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Activations of a few hundred numbers: starting threads takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=DEVICES)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from src.errors import UserError
-from src.measure import saved_bytes
+from src.measure import saved_bytes, saved_storages
 from src.sparse.activation import use_activation
 from src.sparse.context import Draw, Padding
 from src.sparse.convert import sparsify
@@ -23,35 +23,35 @@ FAMILIES = ["bert", "roberta", "distilbert"]
 U = 32 * 128 * 768 * 4
 
 
-@pytest.fixture(scope="module")
-def base_layer():
-    """One BERT-base layer without dropout, by attention and activation; its input is (32, 128, 768)."""
-
-    def make(attention, act="gelu"):
-        config = BertConfig(
-            num_hidden_layers=1,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            attn_implementation=attention,
-            hidden_act=act,
-            vocab_size=50,
-        )
-        return BertModel(config).train()
-
-    return make
+def base_layer(attention, act):
+    """A BERT-base layer without dropout, as a model of one layer."""
+    sizes = {
+        "num_hidden_layers": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "vocab_size": 50,
+    }
+    return BertModel(BertConfig(**sizes, attn_implementation=attention, hidden_act=act)).train()
 
 
 def layer_bytes(net):
     layer = net.encoder.layer[0]
     x = torch.randn(32, 128, 768, requires_grad=True)
-    return saved_bytes(layer, lambda: layer(x + 0).sum()) / U
+    with saved_storages(layer) as storages:
+        layer(x + 0)
+    return sum(storages.values()) / U
 
 
 @pytest.mark.parametrize(
     ("attention", "act", "dense", "limit"),
-    [("eager", "gelu", 18.005, 11.75), ("sdpa", "gelu", 16.02, 10.65), ("eager", "relu", 14.005, 7.85)],
+    [
+        ("eager", "gelu", 18.005, 11.75),
+        ("sdpa", "gelu", 16.02, 10.65),
+        ("eager", "relu", 14.005, 7.85),
+        ("sdpa", "relu", 12.02, 6.9),  # naively more than dense: ReLU and attention pin what the linears read
+    ],
 )
-def test_bytes_of_a_bert_base_layer(base_layer, attention, act, dense, limit):
+def test_bytes_of_a_bert_base_layer(attention, act, dense, limit):
     net = base_layer(attention, act)
     assert layer_bytes(net) == pytest.approx(dense, rel=0.005)
     handle = sparsify(net, ("linear",), Selector(0.1), seed=0)
@@ -60,26 +60,16 @@ def test_bytes_of_a_bert_base_layer(base_layer, attention, act, dense, limit):
     assert handle.kept()["fallbacks"] == 0
 
 
-def test_relu_with_sdpa_saves_less_than_dense(base_layer):
-    net = base_layer("sdpa", "relu")
-    dense = layer_bytes(net)
-    sparsify(net, ("linear",), Selector(0.3), seed=0)
-    assert layer_bytes(net) < 0.7 * dense
-
-
-ACTS = ["gelu", "relu", "relu_inplace"]
-
-
 @pytest.mark.parametrize("unit", ["column", "token", "block", "element"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", ["gelu", "relu", "relu_inplace"])
 def test_saved_bytes_never_exceed_dense(act, attention, unit):
-    batch = small_batch()
-    sites = [("linear",)]
+    batch, chosen_sites = small_batch(), [("linear",)]
     if attention == "eager":
-        sites += [("attention",), ("softmax",), ("linear", "attention", "softmax", "layer_norm")]
-    for dropout, autocast in itertools.product((0.0, 0.1), (False, True)):
-        dense = small_net(attention=attention, dropout=dropout)
+        chosen_sites.append(("linear", "attention", "softmax", "layer_norm"))
+        chosen_sites.append(("attention",))
+    for dropout, autocast in ((0.0, False), (0.1, False), (0.1, True)):
+        dense = small_net(attention=attention, dropout=dropout, layers=1)
         use_activation(dense, act)
 
         def step(net, autocast=autocast):
@@ -87,11 +77,11 @@ def test_saved_bytes_never_exceed_dense(act, attention, unit):
                 return net(**batch).loss
 
         limit = saved_bytes(dense, lambda dense=dense, step=step: step(dense))
-        for keep_frac, chosen in itertools.product((0.05, 0.3, 0.5, 0.8, 0.93, 0.97, 0.999, 1.0), sites):
+        for keep_frac, sites in itertools.product((0.1, 0.5, 0.93, 0.97, 1.0), chosen_sites):
             net = copy.deepcopy(dense)
-            sparsify(net, chosen, Selector(keep_frac, unit=unit, scope="sample"), seed=0)
+            sparsify(net, sites, Selector(keep_frac, unit=unit, scope="sample"), seed=0)
             saved = saved_bytes(net, lambda net=net, step=step: step(net))
-            assert saved <= limit, (keep_frac, chosen, dropout, autocast)
+            assert saved <= limit, (keep_frac, sites, dropout, autocast)
             assert saved < limit or keep_frac > 0.9
 
 
@@ -106,8 +96,11 @@ def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector,
 
     inputs = {}
     hooks = [
-        module.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0].detach()))
+        module.register_forward_pre_hook(
+            lambda m, args, name=name: inputs.__setitem__(name, args[0].detach())
+        )
         for name, module in dense.named_modules()
+        if isinstance(module, nn.Linear)
     ]
     dense(**batch)
     for hook in hooks:
@@ -117,7 +110,9 @@ def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector,
     for site in handle.sites:
         if not site.pinned:
             x = inputs[site.name]
-            pairs.append((x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1)))
+            pairs.append(
+                (x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1))
+            )
     with substituted(*pairs):
         dense(**batch).loss.backward()
     expected, actual = gradients(dense), gradients(net)
@@ -183,7 +178,7 @@ def test_a_linear_that_cannot_save_is_an_error_unless_allowed():
 def test_a_fallback_in_training_is_counted_and_check_names_it():
     net = small_net()
     handle = sparsify(net, ("linear",), Selector(0.98, unit="element"), seed=0)
-    net(**small_batch()).loss.backward()
+    net(**small_batch(padded=False)).loss.backward()
     assert handle.kept()["fallbacks"] == 8
     assert handle.kept()["achieved"] == 1.0
     with pytest.raises(UserError, match=r"layer\.0\.attention\.self\.query .*not be smaller"):
@@ -219,7 +214,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(rule, sites, reentrant)
         net = small_net(dropout=0.1, act="relu")
         sparsify(net, sites, Selector(0.3, rule=rule), seed=0)
         if checkpointing:
-            net.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            net.activation_checkpointing_enable({"use_reentrant": reentrant})
         torch.manual_seed(4)
         for _ in range(2):
             net(**batch).loss.backward()
@@ -302,7 +297,9 @@ def test_a_copy_trains_alone():
     twin(**batch).loss.backward()
     assert handle.context.step == 0
     net(**batch).loss.backward()
-    assert all(torch.equal(a, b) for a, b in zip(gradients(net).values(), gradients(twin).values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(gradients(net).values(), gradients(twin).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

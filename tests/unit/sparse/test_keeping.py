@@ -100,7 +100,7 @@ def test_top_rules_keep_the_largest(device):
 
 
 def test_blocks_are_those_of_the_original_code(device):
-    """rand_layers.py of the original: reshape(batch, -1, length), max |x|, top K over the batch, K = int(n r + .999)."""
+    """The original code: reshape(batch, -1, length), max |x|, the top K over the batch, K = int(n * keep + 0.999)."""
     x = torch.randn(3, 8, 12, device=device)
     blocks = x.reshape(3, -1, 8).reshape(-1, 8)
     k = int(len(blocks) * 0.3 + 0.999)

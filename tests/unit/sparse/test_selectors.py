@@ -63,7 +63,9 @@ def test_padding_does_not_enter_column_scores(norm, device):
     x = torch.randn(600, 12, device=device)
     real = torch.rand(600, device=device) < 0.7
     x[~real] = 100.0
-    torch.testing.assert_close(column_scores(x, norm, real), column_scores(x[real], norm), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        column_scores(x, norm, real), column_scores(x[real], norm), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_top_takes_the_largest(device):

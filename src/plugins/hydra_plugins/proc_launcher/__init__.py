@@ -62,6 +62,7 @@ class ProcLauncher(Launcher):
         for line in sweep.describe_plan(plan, folder.name, self.n_jobs, self._threads(), expected):
             console.print(line)
         if plan.todo:
+            self._settle_streaming(folder, console)
             self._run(plan, known, console)
         else:
             console.print(f"everything is done: {folder}")
@@ -79,13 +80,21 @@ class ProcLauncher(Launcher):
         told = [f"; experiment={experiment} says: {time}" for time in stated if time]
         return f"{said} until the first cell ends" + "".join(told[:1])
 
+    def _settle_streaming(self, folder: Path, console: Any) -> None:
+        """Finds out once whether the W&B server takes runs: each job alone would wait for it."""
+        if self.config.get("logger", {}).get("name") == "wandb":
+            from src import sync
+
+            if told := sync.settle(folder):
+                console.print(told)
+
     def _run(self, plan: Any, known: dict, console: Any) -> None:
-        from hydra_plugins.proc_launcher._pool import Pool, Stopped
+        from hydra_plugins.proc_launcher._pool import Stopped
 
         from src.errors import UserError
         from src.sweep import failure_table
 
-        pool = Pool(plan.todo, self._command_of, self.n_jobs, self._threads(), known, len(plan.done), console)
+        pool = self._pool(plan, known, console)
         try:
             failures = pool.run()
         except Stopped as stopped:
@@ -98,6 +107,11 @@ class ProcLauncher(Launcher):
             console.print(failure_table(failures), soft_wrap=False)
             total = len(failures) + pool.num_done
             raise UserError(f"{len(failures)} of {total} cells failed; the same command runs them again")
+
+    def _pool(self, plan: Any, known: dict, console: Any) -> Any:
+        from hydra_plugins.proc_launcher._pool import Pool
+
+        return Pool(plan.todo, self._command_of, self.n_jobs, self._threads(), known, len(plan.done), console)
 
     def _threads(self) -> int:
         from src.sweep import threads_per_job

@@ -2,18 +2,18 @@
 
 const shownMetric = [null, null]; // null: the usual one
 
+// The first run of a series has the series' colour; further ones take those that no chosen series has.
 function runLooks() {
+  const colours = COLOURS[theme()];
+  const series = new Set(selected.map((identity) => colourOf(looks.get(runOf.get(identity).series))));
+  const spare = [...colours.filter((colour) => !series.has(colour)), ...colours.filter((colour) => series.has(colour))];
   const taken = new Set();
-  const counts = new Map();
-  return selected.map((identity) => {
-    const own = looks.get(runOf.get(identity).series);
-    const colours = COLOURS[theme()];
-    let colour = colourOf(own);
-    if (taken.has(colour)) colour = colours.find((other) => !taken.has(other)) || colours[counts.size % colours.length];
+  return selected.map((identity, place) => {
+    const own = colourOf(looks.get(runOf.get(identity).series));
+    const free = spare.find((colour) => !taken.has(colour) && !series.has(colour));
+    const colour = taken.has(own) ? free || spare[place % spare.length] : own;
     taken.add(colour);
-    const dash = DASHES[Math.floor(counts.size / colours.length) % DASHES.length];
-    counts.set(identity, colour);
-    return { colour, dash };
+    return { colour, dash: DASHES[Math.floor(place / colours.length) % DASHES.length] };
   });
 }
 
@@ -46,7 +46,7 @@ function drawPlot(side, metrics, styles) {
   box.setAttribute("aria-label", `${metric} by step of ${plural(drawnRuns, "run")}`);
   const layout = plotLayout("step", metric);
   layout.yaxis.range = rangeOf(traces.flatMap((trace) => trace.y));
-  Plotly.react(box, traces, layout, PLOT_CONFIG);
+  draw(box, traces, layout);
 }
 
 function chosenItem(identity, style) {
@@ -74,6 +74,7 @@ function drawCurves() {
   const metrics = [...new Set(selected.flatMap((identity) => Object.keys(runOf.get(identity).curves)))].sort();
   byId("plots").hidden = !metrics.length;
   byId("curves-hint").hidden = metrics.length > 0;
+  byId("clear").hidden = !selected.length;
   if (selected.length && !metrics.length) byId("curves-hint").textContent = "These runs left no curves.";
   if (metrics.length) [0, 1].forEach((side) => drawPlot(side, metrics, styles));
 }
@@ -91,6 +92,10 @@ function startCurves() {
       drawCurves();
     });
     byId("plots").append(element("div", {}, picker, element("div", { id: `plot-${side}`, className: "plot", role: "img" })));
+  });
+  byId("clear").addEventListener("click", () => {
+    select([]);
+    byId("curves").focus();
   });
   byId("curves").hidden = !content.runs.length;
   listeners.selection.push(drawCurves);

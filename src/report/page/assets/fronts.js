@@ -9,7 +9,7 @@ const COSTS = [
 ];
 const axesOn = new Set();
 const LABELS = ["top right", "bottom right", "top left", "bottom left"]; // neighbours of two series do not overprint
-const drawn = new Map(); // the panels that stand, by group and cost
+const drawn = []; // the panels that stand
 
 const costsOf = (cost) => content.arms.map((arm) => arm.cost[cost.key].mean).filter(known);
 const differ = (values) => values.length > 1 && Math.max(...values) > 1.01 * Math.min(...values);
@@ -95,7 +95,7 @@ function drawPanel(box, arms, cost) {
   const layout = plotLayout(cost.axis, `test ${arms[0].metric}`);
   layout.yaxis.range = rangeOf(points.flatMap(({ arm, y }) => [y - (arm.test.sd || 0), y + (arm.test.sd || 0)]));
   layout.xaxis.range = rangeOf(points.map(({ x }) => x));
-  Plotly.react(box, traces, layout, PLOT_CONFIG);
+  draw(box, traces, layout);
   box.removeAllListeners("plotly_click");
   box.on("plotly_click", (event) => {
     const runs = event.points.flatMap((point) => point.customdata || []);
@@ -107,8 +107,11 @@ function drawPanel(box, arms, cost) {
 function drawFronts() {
   const arms = content.arms.filter(passes);
   const holder = byId("panels");
-  for (const box of drawn.values()) Plotly.purge(box);
-  drawn.clear();
+  for (const { box } of drawn) {
+    widths.unobserve(box);
+    Plotly.purge(box);
+  }
+  drawn.length = 0;
   holder.replaceChildren();
   for (const group of new Set(arms.map(groupOf))) {
     const members = arms.filter((arm) => groupOf(arm) === group);
@@ -118,12 +121,12 @@ function drawFronts() {
       if (!pointsOf(members, cost).length) continue;
       const box = element("div", { className: "plot", role: "img" });
       row.append(box);
-      drawn.set(`${group} ${cost.key}`, box);
-      drawPanel(box, members, cost);
+      drawn.push({ box, members, cost });
     }
     if (!row.children.length) row.append(element("p", { className: "hint" }, "Not measured for these runs."));
   }
   if (!arms.length) holder.append(element("p", { className: "hint" }, "No run is left by the filters."));
+  for (const { box, members, cost } of drawn) drawPanel(box, members, cost); // all in place: their widths are final
   drawLegend(arms);
 }
 

@@ -93,7 +93,13 @@ function rangeOf(values) {
   return [least - room, most + room];
 }
 
-const PLOT_CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
+const PLOT_CONFIG = { displaylogo: false, displayModeBar: false };
+const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => target.data && Plotly.Plots.resize(target)));
+
+function draw(box, traces, layout) {
+  Plotly.react(box, traces, layout, PLOT_CONFIG);
+  widths.observe(box);
+}
 
 function startTheme(redraw) {
   const button = byId("theme");
