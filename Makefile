@@ -11,6 +11,7 @@ DATA_DIR ?=
 ROWS ?=
 JOBS ?=
 FULL ?=
+SWEEP ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -19,7 +20,7 @@ READY_DEV := $(VENV)/.installed-dev
 READY_SLURM := $(VENV)/.installed-slurm
 
 # A misspelt variable would otherwise change nothing, silently.
-VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL
+VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(VARIABLES) MAKE% MFLAGS -*,$(GIVEN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -40,7 +41,7 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-slurm demo sweep-glue test test-slow test-slurm lint bench clean
+.PHONY: help install install-dev install-slurm demo sweep-glue test test-slow test-slurm lint bench clean sync dashboard
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
@@ -89,6 +90,12 @@ lint: $(READY_DEV) ## ruff, the layers, types
 
 bench: $(READY_DEV) ## the measurements of tests/bench
 	$(RUN) -m pytest tests/bench -o 'python_files=bench_*.py test_*.py' -o addopts= --timeout=0 -s
+
+sync: $(READY) ## upload the runs that W&B's server has not got yet; SWEEP=multirun/<name>: that sweep's alone
+	$(RUN) -m src.sync $(if $(SWEEP),"$(SWEEP)")
+
+dashboard: $(READY) ## save the W&B workspace of the project; SWEEP=<name>: of that sweep
+	$(RUN) -m src.dashboard $(if $(SWEEP),--sweep "$(SWEEP)")
 
 clean: ## remove .venv and the caches; what is under multirun/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build keepfrac.egg-info

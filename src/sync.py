@@ -16,6 +16,7 @@ import shlex
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -46,10 +47,13 @@ def decide() -> tuple[str, str]:
         return "offline", f"WANDB_MODE={stated}"
     if os.environ.get(DECISION) == "offline":
         return "offline", f"{DECISION}=offline"
-    if not has_wandb_key():
-        return "offline", "no key is configured: `wandb login` stores one"
-    problem = why_not()
+    problem = trouble()
     return ("offline", problem) if problem else ("online", "")
+
+
+def trouble() -> str | None:
+    """Returns why nothing can be sent now: no key, no answer, a refusal; None where it can."""
+    return why_not() if has_wandb_key() else "no key is configured: `wandb login` stores one"
 
 
 def settle(folder: Path) -> str | None:
@@ -74,17 +78,21 @@ def command(folder: Path) -> str:
 
 def base_url() -> str:
     """Returns the server's address as the client reads it: the environment, its settings files, its default."""
+    if address := _stated_address():
+        return address
+    import wandb
+
+    return wandb.Settings().base_url.rstrip("/")
+
+
+def _stated_address() -> str:
     if address := os.environ.get("WANDB_BASE_URL"):
         return address.rstrip("/")
     settings = configparser.ConfigParser(interpolation=None)
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
         settings.read([folder / "settings", Path("wandb") / "settings"])
-    if address := settings.get("default", "base_url", fallback=""):
-        return address.rstrip("/")
-    import wandb
-
-    return wandb.Settings().base_url.rstrip("/")
+    return settings.get("default", "base_url", fallback="").rstrip("/")
 
 
 def has_wandb_key() -> bool:
@@ -95,9 +103,8 @@ def has_wandb_key() -> bool:
 def _key() -> str | None:
     if key := os.environ.get("WANDB_API_KEY"):
         return key
-    hosts = [urlsplit(os.environ.get("WANDB_BASE_URL") or "").netloc]
-    if hosts == [""]:
-        hosts = ["api.wandb.ai", "api.forge.coreweave.com", urlsplit(base_url()).netloc]
+    stated = urlsplit(_stated_address()).netloc
+    hosts = [stated] if stated else ["api.wandb.ai", "api.forge.coreweave.com"]
     places = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
     for place in places:
         with contextlib.suppress(OSError, netrc.NetrcParseError):
@@ -175,13 +182,14 @@ def upload(runs: Sequence[Path]) -> str:
     aside = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_SILENT", DECISION)
     environment = {name: value for name, value in os.environ.items() if name not in aside}
     words = [sys.executable, "-m", "wandb", "sync", "--include-online", *(str(run.resolve()) for run in runs)]
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(words, env=environment, text=True, **options)  # type: ignore[call-overload]
-    try:
-        said, _ = process.communicate(timeout=60 + 10 * len(runs))  # for ever, where the server dies
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        said, _ = process.communicate()
+    options: dict = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with tempfile.TemporaryDirectory() as folder:  # it leaves logs where it is called
+        process = subprocess.Popen(words, env=environment, cwd=folder, text=True, **options)
+        try:
+            said, _ = process.communicate(timeout=60 + 10 * len(runs))  # for ever, where the server dies
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            said, _ = process.communicate()
     return redact(said)
 
 
@@ -192,7 +200,7 @@ def sync(folders: Sequence[Path]) -> int:
     if not waiting:
         say("everything is uploaded\n")
         return 0
-    if problem := why_not() if has_wandb_key() else "no key is configured: `wandb login` stores one":
+    if problem := trouble():
         say(f"{len(waiting)} runs wait, and {problem}\n")
         return 1
     with contextlib.ExitStack() as held:
@@ -204,8 +212,16 @@ def sync(folders: Sequence[Path]) -> int:
             if errors := [line for line in said.splitlines() if "ERROR" in line]:
                 say("\n".join(errors) + "\n")
     left = [run for run in waiting if not _is_sent(run)]
-    say("".join(f"not uploaded: {run.parents[1]}{'' if run in free else ' (it is running)'}\n" for run in left))
+    say("".join(f"not uploaded: {run.parents[1]} ({_why_left(run, free)})\n" for run in left))
     return 1 if left else 0
+
+
+def _why_left(run: Path, free: Sequence[Path]) -> str:
+    if run not in free:
+        return "it is running"
+    # the client writes a file when a block of it is full, or at the run's end
+    written = any(file.stat().st_size for file in run.glob("*.wandb"))
+    return "wandb sync failed" if written else "it was killed: its command goes on and writes it whole"
 
 
 def _hold(cell: Path, held: contextlib.ExitStack) -> bool:
@@ -221,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m src.sync", description="Upload offline runs to W&B.")
     parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; all of multirun by default")
-    folders = parser.parse_args(arguments).folders or [Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun")]
+    folders = parser.parse_args(arguments).folders or [
+        Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun")
+    ]
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         sys.stderr.write(f"error: no such folder: {', '.join(missing)}\n")
         return 1

@@ -1,13 +1,16 @@
 """Where a run's figures go: always a csv in its folder, and W&B where it is wanted.
 
 Names, in metrics.csv and in W&B: train/* and loss/* by step, val/* and test/* (the last ones are the delivered
-model's), kept/*, and in W&B's summary also size/*, cost/*, failed (0 or 1) and error. W&B's own step is the
+model's), kept/*, fidelity/*, and in W&B's summary also size/*, cost/*, failed (0 or 1) and error. W&B's own step is the
 optimizer's; a figure that comes twice at one step (an epoch's, then the delivered model's) begins the next row.
+val/score and test/score, in the summary, are the task's best_metric, so that one workspace serves every task.
 """
 
+import contextlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,13 +68,16 @@ class Stream(Logger):
     Args:
         run: what wandb.init returned.
         folder: the folder of our run.
+        arguments: what wandb.init was called with.
         online: whether it is sent while it is written.
     """
 
-    def __init__(self, run: Any, folder: Path, online: bool):
+    def __init__(self, run: Any, folder: Path, arguments: dict, online: bool):
         super().__init__()
-        self.run, self.folder, self.online = run, Path(folder), online
-        self._row, self._names, self._told = 0, set[str](), False
+        self.run, self.folder, self.arguments, self.online = run, Path(folder), arguments, online
+        self.final: dict[str, Any] = {}
+        self.broken = False
+        self._row, self._names = 0, set[str]()
 
     @property
     def name(self) -> str:
@@ -102,22 +108,28 @@ class Stream(Logger):
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
         """Sets final figures."""
+        self.final |= figures
         self._try(lambda: self.run.summary.update(dict(figures)))
 
     def close(self, exit_code: int, error: str | None) -> None:
-        """Ends the run, within its time limit."""
+        """Ends the run, within its time limit. What the client could not take is written again, offline."""
         self.summarise({"failed": int(exit_code != 0), "error": error})
-        if self._try(lambda: self.run.finish(exit_code=exit_code)) and self.online and not self._told:
+        broken = self.broken
+        if self._try(lambda: self.run.finish(exit_code=exit_code)) and self.online and not broken:
             sync.mark_sent(Path(self.run.dir).parent)
+        if broken and (again := _start("offline", self.folder, self.arguments)[0]):
+            again.replay()
+            again.summarise(self.final)
+            again.close(exit_code, error)
 
     def _try(self, do: Callable[[], object]) -> bool:
         try:
             do()
         except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
-            if not self._told:
+            if not self.broken:
                 later = sync.command(self.folder.parent)
                 log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(error), later)
-            self._told = True
+            self.broken = True
             return False
         return True
 
@@ -169,10 +181,9 @@ def wandb_logger(
     if mode == "online":
         stream, reason = _start(mode, folder, arguments)
     if stream is None:
-        os.environ[sync.DECISION] = "offline"
         stream, failure = _start("offline", folder, arguments)
-        why = f"W&B: offline ({reason}); to upload later: {sync.command(folder.parent)}"
-        log.warning("%s", why if stream else f"W&B: nothing is written ({failure}); metrics.csv has every figure")
+        told = f"offline ({reason}); to upload later: {sync.command(folder.parent)}"
+        log.warning("W&B: %s", told if stream else f"nothing is written ({failure}); metrics.csv has it all")
     if stream is not None:
         _open.append(stream)
         if resumed_at:
@@ -188,9 +199,13 @@ def _id(folder: Path, run_id: str, resumed_at: int) -> str:
 def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str]:
     """Returns the run, or None and what was wrong."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    former = set(sync.attempts(folder))
     try:
         import wandb
 
+        if mode == "offline":
+            with contextlib.suppress(Exception):
+                wandb.teardown(exit_code=1)  # of a client that failed: it would hold the run's id
         limits = {"init_timeout": 20, "finish_timeout": 20}
         limits = {name: n for name, n in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
         # git's remote address may hold a token; the commit stands in results.json
@@ -198,8 +213,10 @@ def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str
         run = wandb.init(mode=mode, reinit="finish_previous", settings=options, **arguments)
         if mode == "online":
             log.info("W&B: %s", run.url)
-        return Stream(run, folder, mode == "online"), ""
+        return Stream(run, folder, arguments, mode == "online"), ""
     except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
+        for stillborn in set(sync.attempts(folder)) - former:
+            shutil.rmtree(stillborn, ignore_errors=True)
         return None, _first_line(error)
 
 
@@ -214,13 +231,18 @@ def finish_wandb(exit_code: int, error: str | None = None) -> None:
         _open.pop().close(exit_code, error)
 
 
-def summarise(loggers: list, outcome: dict) -> None:
-    """Puts the final figures into W&B's summary under their documented names."""
-    figures = dict(outcome["scores"])
+def final_figures(outcome: dict) -> dict[str, float]:
+    """Returns the final figures of a run under their documented names."""
+    scores, best = outcome["scores"], outcome["best_metric"]
+    figures = scores | {f"{split}/score": scores[f"{split}/{best}"] for split in ("val", "test")}
     for part in ("kept", "size", "cost"):
-        figures |= {
-            f"{part}/{key}": value for key, value in outcome[part].items() if isinstance(value, int | float)
-        }
+        numbers = {key: value for key, value in outcome[part].items() if isinstance(value, int | float)}
+        figures |= {f"{part}/{key}": value for key, value in numbers.items()}
+    return figures
+
+
+def summarise(loggers: list, outcome: dict) -> None:
+    """Puts the final figures into W&B's summary."""
     for logger in loggers:
         if isinstance(logger, Stream):
-            logger.summarise(figures)
+            logger.summarise(final_figures(outcome))

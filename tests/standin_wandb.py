@@ -9,6 +9,7 @@ once. `stop()` is a server that dies, `start()` one that comes back with what it
 """
 
 import base64
+import contextlib
 import gzip
 import json
 import re
@@ -127,8 +128,8 @@ class StandIn:
             return {"data": answer(variables)}
 
     def on_Viewer(self, _: dict) -> dict:
-        teams = {"edges": [{"node": {"name": self.entity}}]}
-        return {"viewer": {"id": "u", "entity": self.entity, "username": self.entity, "email": "a@b.c", "flags": "{}", "teams": teams}}  # fmt: skip
+        who = {"id": "u", "entity": self.entity, "username": self.entity, "email": "a@b.c", "flags": "{}"}
+        return {"viewer": who | {"teams": {"edges": [{"node": {"name": self.entity}}]}}}
 
     def on_GetDefaultEntity(self, _: dict) -> dict:
         return {"viewer": {"entity": self.entity, "id": "u", "username": self.entity}}
@@ -141,7 +142,8 @@ class StandIn:
 
     def on_RunResumeStatus(self, variables: dict) -> dict:
         run = self.runs.get(variables["name"])
-        return {"model": {"name": variables["project"], "entity": {"name": self.entity}, "bucket": run and self._bucket(run)}}  # fmt: skip
+        project = {"name": variables["project"], "entity": {"name": self.entity}}
+        return {"model": project | {"bucket": run and self._bucket(run)}}
 
     def _bucket(self, run: Run) -> dict:
         return {
@@ -164,7 +166,9 @@ class StandIn:
 
     def on_UpsertBucket(self, variables: dict) -> dict:
         new = variables["name"] not in self.runs
-        run = self.runs.setdefault(variables["name"], Run(variables["name"], variables.get("project") or "uncategorized"))
+        run = self.runs.setdefault(
+            variables["name"], Run(variables["name"], variables.get("project") or "uncategorized")
+        )
         unsaid = ("config", "summaryMetrics")
         run.attributes |= {k: v for k, v in variables.items() if v is not None and k not in unsaid}
         if variables.get("config"):
@@ -174,7 +178,10 @@ class StandIn:
         return {"upsertBucket": {"bucket": self._bucket(run) | {"project": project}, "inserted": new}}
 
     def on_CreateRunFiles(self, variables: dict) -> dict:
-        files = [{"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"} for name in variables["files"]]
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"}
+            for name in variables["files"]
+        ]
         return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
 
     def on_UpsertView2(self, variables: dict) -> dict:
@@ -202,7 +209,11 @@ class StandIn:
     def _keys(self, run: Run) -> dict:
         rows = run.history
         keys = {
-            key: {"typeCounts": [{"type": "number", "count": len(rows)}], "monotonic": False, "previousValue": 0}
+            key: {
+                "typeCounts": [{"type": "number", "count": len(rows)}],
+                "monotonic": False,
+                "previousValue": 0,
+            }
             for row in rows
             for key in row
         }
@@ -211,10 +222,14 @@ class StandIn:
     def on_Runs(self, variables: dict) -> dict:
         wanted = json.loads(variables.get("filters") or "{}")
         nodes = [self._node(run) for run in self.runs.values() if run.project == variables["project"]]
-        nodes = [n for n in nodes if all(n.get(k) == v for k, v in wanted.items() if k in ("group", "jobType", "state"))]
+        nodes = [
+            n
+            for n in nodes
+            if all(n.get(k) == v for k, v in wanted.items() if k in ("group", "jobType", "state"))
+        ]
         edges = [{"node": node, "cursor": str(index)} for index, node in enumerate(nodes)]
-        page = {"endCursor": None, "hasNextPage": False}
-        return {"project": {"internalId": "1", "runCount": len(edges), "readOnly": False, "runs": {"edges": edges, "pageInfo": page}}}  # fmt: skip
+        runs = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+        return {"project": {"internalId": "1", "runCount": len(edges), "readOnly": False, "runs": runs}}
 
     def on_Run(self, variables: dict) -> dict:
         run = self.runs.get(variables["name"])
@@ -243,7 +258,11 @@ class StandIn:
         with self.lock:
             run = self.runs[run_id]
             for name, chunk in (body.get("files") or {}).items():
-                lines = [json.loads(line) for line in chunk["content"]] if name.endswith((".jsonl", ".json")) else []
+                lines = (
+                    [json.loads(line) for line in chunk["content"]]
+                    if name.endswith((".jsonl", ".json"))
+                    else []
+                )
                 if name == "wandb-history.jsonl":
                     run.repeats += sum(row["_step"] in run.rows for row in lines)
                     run.rows |= {row["_step"]: row for row in lines}
@@ -273,10 +292,8 @@ class _Server(ThreadingHTTPServer):
 
     def drop(self) -> None:
         for each in list(self.sockets):
-            try:
+            with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def handle_error(self, *_):
         """The client resets idle connections."""

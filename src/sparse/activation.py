@@ -63,12 +63,14 @@ class PackedReLU(nn.Module):
         self.behind = behind
         self.site = site
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return max(x, 0)."""
         if not (self.training and torch.is_grad_enabled() and x.requires_grad) or not self._saves(x):
             return F.relu(x, inplace=self.inplace)
         self.site.kept = self.site.of = x.numel()
-        self.site.bytes_dense, self.site.bytes_kept = x.numel() * x.element_size(), -(-x.numel() // 8)
+        self.site.bytes_dense = x.numel() * x.element_size()
+        self.site.bytes_kept = self.site.bytes_predicted = -(-x.numel() // 8)
         return ReLUOfBits.apply(x, self.inplace)
 
     def _saves(self, x: Tensor) -> bool:

@@ -97,9 +97,7 @@ class ScoresOfKept(torch.autograd.Function):
     """Q K^T that saves a part of Q and K."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, query_site: Site, key_site: Site
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, query_site: Site, key_site: Site) -> Tensor:
         """Return Q K^T, (batch, heads, length, length), of Q and K (batch, heads, length, d)."""
         query_layout, query_tensors = _save(query_site, _merge(query))
         key_layout, key_tensors = _save(key_site, _merge(key))
@@ -194,6 +192,7 @@ def _noise(like: Tensor, dropout: float) -> Tensor | None:
     return F.dropout(torch.ones_like(like), dropout) if dropout else None
 
 
+@torch.compiler.disable
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -111,6 +111,7 @@ class Context:
         self.hooked = True
         return net.register_forward_pre_hook(self._begin, with_kwargs=True)
 
+    @torch.compiler.disable
     def _begin(self, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (net.training and torch.is_grad_enabled()):
             return

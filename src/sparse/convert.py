@@ -11,11 +11,17 @@
 A linear frees nothing where a neighbour saves the same tensor anyway (it is *pinned*); there the dense layer stays:
 
 * scaled_dot_product_attention saves its output, the input of the attention-output linear. With it that linear is not a
-  site; the report lists it as pinned.
+  site; the report lists it as pinned. (On a CPU, attention dropout makes PyTorch take a kernel that does not save it.
+  The linear is left out all the same: a method's gradients must not depend on the device.)
 * torch's ReLU saves its output, the input of the second feed-forward linear. With a sparse linear behind it, ReLU
   therefore always becomes the one-bit ReLU: its gradient is the same, and only so does the pair save anything.
 * any other activation that saves its output (tanh, sigmoid) makes the linear behind it fall back: an error unless
   allowed.
+
+Under `torch.compile` the sites run as they are, between compiled graphs: the gradients are the same, the time between
+graphs is not optimised. Activation checkpointing works (see `context`). With DistributedDataParallel each process
+selects from its own share of the batch; draws depend on the seed alone, so random columns, and elements chosen per
+sample, are those of one process with the whole batch; columns chosen by norm may differ.
 
 The pooler and the head see (batch, features) inputs and stay as they are.
 """
@@ -173,7 +179,7 @@ class _Builder:
 
     def _linear(self, paths: tuple[str, ...], bits: int = 0) -> Site:
         trained = sum(bool(find(self.net, path).weight.requires_grad) for path in paths)
-        site = self._site(paths[0], "linear", max(trained, 1), bits)
+        site = self._site(paths[0], "linear", trained, bits)
         for path in paths:
             dense = find(self.net, path)
             if not isinstance(dense, nn.Linear):

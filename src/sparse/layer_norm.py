@@ -27,9 +27,7 @@ class LayerNormOfKept(torch.autograd.Function):
     """F.layer_norm whose backward pass uses what was kept of the normalised input."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site) -> Tensor:
         """Return the normalised, scaled and shifted x; save rstd and a part of x_hat (all where no part is smaller).
 
         Args:
@@ -82,6 +80,7 @@ class SparseLayerNorm(nn.LayerNorm):
         layer.site = site
         return layer
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised, scaled and shifted x."""
         training = self.training and torch.is_grad_enabled()

@@ -107,6 +107,7 @@ class SparseLinear(nn.Linear):
         layer.site = site
         return layer
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return X W^T + b."""
         kept = self._keep(x)

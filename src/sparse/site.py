@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.sparse.context import Context, Padding
 from src.sparse.keeping import keep
-from src.sparse.packing import Kept, smaller
+from src.sparse.packing import Kept, expected_bytes, smaller
 from src.sparse.selectors import Selector
 
 
@@ -55,6 +55,7 @@ class Site:
         self.of = 0
         self.bytes_dense = 0
         self.bytes_kept = 0
+        self.bytes_predicted = 0
         self.seen: Tensor | None = None
         self._memo: tuple[Any, int, Kept | None] | None = None
 
@@ -89,11 +90,12 @@ class Site:
     def _select(self, x: Tensor, cast: bool) -> Kept | None:
         # Autocast makes a cast per operation, and a dense layer saves each of them.
         self.bytes_dense = x.numel() * x.element_size() * (self.members if cast else 1)
+        padding, shape = self._padding(x.shape[0], x.shape[1]), (x.shape[0], x.shape[1], x.shape[2])
+        self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding)
         if not self.smaller(x.shape, x.element_size()):
             self.fallback, self.bytes_kept = "the part would not be smaller than the whole", self.bytes_dense
             self.kept = self.of = x.numel()
             return None
-        padding = self._padding(x.shape[0], x.shape[1])
         with torch.no_grad():
             kept = keep(x, self.selector, padding, self.context.draw(self.number))
             self._note(kept)
@@ -115,7 +117,11 @@ class Site:
         return {**self.__dict__, "_memo": None}
 
     def report(self) -> dict[str, Any]:
-        """Return the last forward pass in figures: asked, achieved, bytes, and why it is dense where it is."""
+        """Return the last forward pass in figures: asked, achieved, bytes, and why it is dense where it is.
+
+        bytes_dense is what a dense layer saves here, bytes_kept what was saved, bytes_predicted what the shapes alone
+        say (an upper bound where zeros need not be stored).
+        """
         return {
             "site": self.name,
             "kind": self.kind,
@@ -125,4 +131,5 @@ class Site:
             "pinned": self.pinned,
             "bytes_dense": self.bytes_dense,
             "bytes_kept": self.bytes_kept,
+            "bytes_predicted": self.bytes_predicted,
         }

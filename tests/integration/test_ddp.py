@@ -44,9 +44,8 @@ def test_two_processes_equal_one(composed, method):
     assert "LOCAL_RANK" not in os.environ
 
 
-@pytest.mark.parametrize("method", ["rand", "norm"])
-def test_every_method_runs_on_two(composed, method):
-    cfg = composed(f"method={method}", *TWO, "steps=4", "fidelity_every=2", "checkpoint_every=2")
+def test_one_process_writes_what_a_run_leaves(composed):
+    cfg = composed("method=norm", *TWO, "steps=4", "fidelity_every=2", "checkpoint_every=2")
     results = run(cfg)
     folder = identity.cell(cfg).folder
     assert results["status"] == "done" and results["kept"]["achieved"] == pytest.approx(0.3, abs=0.01)

@@ -1,5 +1,6 @@
 """Sweeps on a real Slurm, of one node, private to these tests: `make test-slurm`."""
 
+import getpass
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import torch
 from cluster import Cluster, missing
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+PATIENCE = 250  # seconds; a busy machine takes ten times as long as an idle one
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("dull", "awful", "poor")}
 
@@ -49,7 +51,8 @@ class Sweeps:
     """Starts sweeps on the cluster and reads what they leave."""
 
     def __init__(self, cluster: Cluster, data: Path, folder: Path):
-        self.cluster, self.folder = cluster, folder
+        self.started: list[subprocess.Popen] = []
+        self.folder = folder
         self.environment = {**cluster.environment, "KEEPFRAC_MULTIRUN": str(folder)}
         files = [f"task.{split}_file={data}" for split in ("train", "validation", "test")]
         self.common = ["task=csv", *files, "model=bert_tiny", "logger=csv", "batch_size=8", "probe_steps=0"]
@@ -66,7 +69,7 @@ class Sweeps:
             *self.common,
             *arguments,
         ]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=self.environment,
@@ -75,10 +78,12 @@ class Sweeps:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def __call__(self, *arguments: str, hardware: str = "slurm_cpu") -> tuple[int, str]:
         process = self.start(*arguments, hardware=hardware)
-        output, _ = process.communicate(timeout=150)
+        output, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, output
 
     def cells(self, name: str) -> list[Path]:
@@ -88,7 +93,7 @@ class Sweeps:
         return [json.loads((cell / "results.json").read_text()) for cell in self.cells(name)]
 
     def wait_for(self, pattern: str, process: subprocess.Popen) -> Path:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while not (found := list(self.folder.glob(pattern))):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline, f"no {pattern}"
@@ -97,8 +102,13 @@ class Sweeps:
 
 
 @pytest.fixture
-def sweeps(cluster, data, tmp_path) -> Sweeps:
-    return Sweeps(cluster, data, tmp_path / "multirun")
+def sweeps(cluster, data, tmp_path):
+    one = Sweeps(cluster, data, tmp_path / "multirun")
+    yield one
+    for process in one.started:
+        process.terminate()
+        process.communicate()
+    cluster("scancel", "--user", getpass.getuser())
 
 
 def test_an_array_runs_every_cell_once_and_a_local_run_finds_them_done(sweeps):
@@ -121,7 +131,7 @@ def test_a_job_that_raises_and_one_that_is_killed_end_alone(sweeps):
     process = sweeps.start(*grid)
     checkpoint = sweeps.wait_for("mishaps/*/resume.ckpt", process)  # only the long one comes to step 7
     os.kill(process_of(checkpoint.parent), signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "3 of 4 cells failed; the same command runs them again" in output, output
     assert "Traceback" not in output.split("last lines of its log")[0]
@@ -177,7 +187,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(sweeps, cluster):
     cluster("scontrol", "update", f"jobid={job}", f"timelimit={int(elapsed.split(':')[0]) + 2}")
     wait_until(lambda: cluster("squeue", "--noheader", "--format=%T") == "PENDING")
     cluster("scontrol", "update", f"jobid={job}", "timelimit=10")
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert "is queued again" in output
     log = (cell / "run.log").read_text()
@@ -186,8 +196,18 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(sweeps, cluster):
     assert results["status"] == "done" and results["cost"]["steps"] == 40
 
 
+def test_ctrl_c_takes_the_jobs_out_of_the_queue(sweeps, cluster):
+    process = sweeps.start("name=stopped", "steps=100000")
+    wait_until(lambda: cluster("squeue", "--noheader", "--format=%T") == "RUNNING")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "cancelled the jobs in Slurm's queue" in output and "the same command continues" in output
+    wait_until(lambda: not cluster("squeue", "--noheader"))
+
+
 def wait_until(holds) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)

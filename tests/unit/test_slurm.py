@@ -75,14 +75,17 @@ def test_an_attempt_is_a_run_of_its_own(tmp_path, monkeypatch):
 
 
 def test_a_run_that_fails_fails_its_job(tmp_path):
-    with pytest.raises(RuntimeError, match="exit code 3: see .*run.log"):
+    with pytest.raises(RuntimeError, match=r"exit code 3: see .*run\.log"):
         Attempt((sys.executable, "-c", "raise SystemExit(3)"), str(tmp_path), 1)()
 
 
 def test_a_cell_that_another_job_runs_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "HELD_SECONDS", 0)
     flag = tmp_path / "flag"
-    program = f"import os, sys; sys.exit(0 if os.path.exists({str(flag)!r}) else open({str(flag)!r}, 'w').close() or 75)"
+    program = (
+        f"import pathlib, sys; flag = pathlib.Path({str(flag)!r}); there = flag.exists(); flag.touch();"
+        " sys.exit(0 if there else 75)"
+    )
     Attempt((sys.executable, "-c", program), str(tmp_path), 1)()
     assert flag.exists()
 

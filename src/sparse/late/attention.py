@@ -114,7 +114,8 @@ class AttentionBlock(torch.autograd.Function):
         ctx.mark_non_differentiable(hat, hat_scales)
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
         count_saved(plan, x, compute, kept, inner=wq.shape[0] * 4)
-        return y.view_as(x), hat, hat_scales
+        # not a view: autograd forbids to change a view of a custom function in place
+        return torch.ops.aten._unsafe_view(y, x.shape), hat, hat_scales
 
     @staticmethod
     def backward(ctx, dy, _data, _scales):

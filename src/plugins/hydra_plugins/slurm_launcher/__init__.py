@@ -50,7 +50,7 @@ class SlurmLauncher(ProcLauncher):
         options: dict[str, Any],
     ) -> None:
         super().__init__(n_jobs)
-        self.asked = {
+        self.asked: dict[str, Any] = {
             "partition": partition,
             "account": account,
             "time": time,

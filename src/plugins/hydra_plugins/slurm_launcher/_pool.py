@@ -65,7 +65,7 @@ class SlurmPool(Pool):
     ):
         super().__init__(jobs, command, num_at_once, request.cpus, known, num_done, console)
         self.request = request
-        self.running: list[Queued] = []  # type: ignore[assignment]
+        self.running: list[Queued] = []
         self._next_poll = 0.0
 
     def status(self) -> Status:

@@ -5,7 +5,12 @@ import shutil
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from src.sparse import late
 
@@ -35,7 +40,16 @@ def network(family="bert", p=0.0, width=96, heads=4, inner=200, layers=2, **conf
     ).train()
 
 
-def converted(net, keep_frac=1.0, rows="wta", store="exact", context="save", skip_zero_rows=False, seed=0, kernels="auto"):
+def converted(
+    net,
+    keep_frac=1.0,
+    rows="wta",
+    store="exact",
+    context="save",
+    skip_zero_rows=False,
+    seed=0,
+    kernels="auto",
+):
     """`convert` with defaults; returns its handle."""
     return late.convert(net, keep_frac, rows, store, context, skip_zero_rows, seed, kernels)
 

@@ -9,7 +9,10 @@ from src.sparse.late.rows import choose, nonzero_rows
 def gradient(rows=40, width=6, zeros=0, seed=0):
     """Rows of very different size, the last `zeros` of them zero; and inputs."""
     generator = torch.Generator().manual_seed(seed)
-    g = torch.randn(rows, width, generator=generator) * torch.logspace(-2, 1, rows)[torch.randperm(rows, generator=generator)][:, None]
+    g = (
+        torch.randn(rows, width, generator=generator)
+        * torch.logspace(-2, 1, rows)[torch.randperm(rows, generator=generator)][:, None]
+    )
     g[rows - zeros :] = 0
     return g, torch.randn(rows, 5, generator=generator)
 
@@ -66,7 +69,9 @@ def test_wta_has_less_variance_than_random():
     g, x = gradient()
     dense, norms = g.T @ x, g.norm(dim=1)
     errors = {
-        rule: torch.stack([(estimate(g, x, choose(norms, 10, rule, seed)) - dense).norm() for seed in range(100)]).mean()
+        rule: torch.stack(
+            [(estimate(g, x, choose(norms, 10, rule, seed)) - dense).norm() for seed in range(100)]
+        ).mean()
         for rule in ("wta", "random")
     }
     assert errors["wta"] < 0.5 * errors["random"]

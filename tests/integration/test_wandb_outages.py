@@ -1,0 +1,190 @@
+"""W&B out of reach, by the real client: runs go on, say how to upload later, and lose nothing."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import wandb
+from standin_wandb import KEY, StandIn
+
+from src import sync, tracking
+
+CONFIG = {"name": "test", "method": {"name": "nosp"}, "task": {"name": "csv"}, "model": {"name": "tiny"}}
+SETTINGS = {"project": "keepfrac", "entity": None}
+FIGURES = [{"train/loss": 1.0 / step} for step in range(1, 7)]
+
+
+@pytest.fixture
+def server():
+    with StandIn() as one:
+        yield one
+        assert one.unknown == []
+
+
+@pytest.fixture
+def reach(server: StandIn, monkeypatch, tmp_path):
+    """`reach(WANDB_API_KEY=None)`: this process now streams to the stand-in, with that much changed."""
+
+    def change(**changes: str | None) -> None:
+        wanted = server.environment() | {"KEEPFRAC_WANDB": None, "NETRC": str(tmp_path / "netrc")} | changes
+        for name, value in wanted.items():
+            monkeypatch.setenv(name, value or "")  # first, so that what a test changes is put back
+            if value is None:
+                monkeypatch.delenv(name)
+        wandb.teardown()
+
+    yield change
+    tracking.finish_wandb(1)
+    with contextlib.suppress(ConnectionResetError):  # where the client was killed
+        wandb.teardown()
+
+
+def cell(tmp_path: Path) -> Path:
+    folder = tmp_path / "multirun" / "test" / "cell"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def begin(folder: Path, resumed_at: int = 0) -> tuple[tracking.MetricsFile, tracking.Stream | None]:
+    file = tracking.MetricsFile(folder, resumed_at)
+    return file, tracking.wandb_logger(folder, SETTINGS, CONFIG, "0123456789ab", "nosp", resumed_at)
+
+
+def log(loggers, first: int = 1) -> None:
+    for step, row in list(enumerate(FIGURES, start=1))[first - 1 :]:
+        for logger in loggers:
+            logger.log_metrics(row, step)
+
+
+def steps(server: StandIn) -> list[int]:
+    (arrived,) = server.runs.values()
+    assert [row["train/loss"] for row in arrived.history] == [
+        FIGURES[row["_step"] - 1]["train/loss"] for row in arrived.history
+    ]
+    return [row["_step"] for row in arrived.history]
+
+
+WRONG = "local-" + "f" * 48
+OUTAGES = {
+    "no server": ({}, lambda server: server.stop(), "does not answer"),
+    "a server that hangs": ({}, lambda server: server.hangs.set(), "does not answer within 3 s"),
+    "a wrong key": ({"WANDB_API_KEY": WRONG}, lambda server: None, "refuses the key (HTTP 401)"),
+    "a key that is none": ({"WANDB_API_KEY": "abc"}, lambda server: None, "refuses the key"),
+    "no key": ({"WANDB_API_KEY": None}, lambda server: None, "no key is configured"),
+    "no right to the project": ({}, lambda server: setattr(server, "forbids", True), "permission denied"),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_a_run_without_a_server_is_kept_and_uploads_later(server, reach, tmp_path, caplog, capsys, outage):
+    changes, strike, reason = OUTAGES[outage]
+    reach(**changes)
+    strike(server)
+    begun = time.monotonic()
+    with caplog.at_level(logging.INFO, logger="src.tracking"):
+        loggers = begin(cell(tmp_path))
+    assert time.monotonic() - begun < 20  # seconds, on a busy machine
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "src.tracking")
+    assert told.startswith("W&B: offline (")
+    assert reason in told
+    assert f"make sync SWEEP={cell(tmp_path).parent}" in told
+    log(loggers)
+    tracking.finish_wandb(0)
+    assert server.runs == {}
+
+    reach(KEEPFRAC_WANDB="offline")  # as a sweep left it: an upload asks anew
+    server.forbids = False
+    server.start()
+    assert sync.main([str(cell(tmp_path).parent)]) == 0
+    assert "uploaded" in capsys.readouterr().out
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+    (arrived,) = server.runs.values()
+    assert (arrived.exit_code, arrived.attributes["groupName"]) == (0, "test")
+    assert sync.main([str(cell(tmp_path).parent)]) == 0
+    assert capsys.readouterr().out == "everything is uploaded\n"
+    secrets = (KEY.encode(), WRONG.encode())
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(secret in text for secret in secrets for text in files)
+
+
+def test_a_server_that_dies_in_the_middle(server, reach, tmp_path, caplog, capsys):
+    reach(WANDB_FINISH_TIMEOUT="3")
+    loggers = begin(cell(tmp_path))
+    log(loggers)
+    server.stop()
+    begun = time.monotonic()
+    tracking.finish_wandb(0)
+    assert time.monotonic() - begun < 15
+    assert "nothing is lost; to upload later: make sync SWEEP=" in caplog.text
+    assert sync.main([str(cell(tmp_path))]) == 1
+    assert re.search(r"^1 runs wait, and 127.0.0.1:\d+ does not answer", capsys.readouterr().out)
+
+    reach()
+    server.start()
+    assert sync.main([str(cell(tmp_path))]) == 0
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_online_run_is_marked_as_sent(server, reach, tmp_path, capsys):
+    reach()
+    log(begin(cell(tmp_path)))
+    tracking.finish_wandb(0)
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+    assert sync.main([str(cell(tmp_path))]) == 0
+    assert capsys.readouterr().out == "everything is uploaded\n"
+
+
+def test_an_attempt_that_goes_on_offline_uploads_whole(server, reach, tmp_path):
+    reach()
+    file, stream = begin(cell(tmp_path))
+    log([file, stream])
+    tracking.finish_wandb(1)
+    time.sleep(1.1)  # W&B names the folders of attempts by the second
+    reach(WANDB_MODE="offline")
+    log(begin(cell(tmp_path), resumed_at=3), first=4)
+    tracking.finish_wandb(0)
+    server.runs.clear()  # so that only what the second attempt holds is seen
+    reach()
+    assert sync.main([str(cell(tmp_path))]) == 0
+    assert steps(server) == [1, 2, 3, 4, 5, 6]
+    assert list(server.runs) == [stream.run.id]
+
+
+def child(name: str) -> int:
+    """Returns the process id of the child of that name."""
+    lines = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
+    (pid,) = (line.split()[0] for line in lines if f"({name}) " in line and f") S {os.getpid()} " in line)
+    return int(pid)
+
+
+def test_a_client_that_is_killed_ends_no_run(server, reach, tmp_path, caplog):
+    reach()
+    loggers = begin(cell(tmp_path))
+    log(loggers)
+    os.kill(child("wandb-core"), signal.SIGKILL)
+    loggers[0].log_metrics({"val/score": 0.5}, 7)
+    loggers[1].log_metrics({"val/score": 0.5}, 7)
+    loggers[1].summarise({"test/score": 0.25})
+    tracking.finish_wandb(0)
+    assert caplog.text.count("nothing is lost") == 1
+    assert sync.main([str(cell(tmp_path))]) == 0
+    (arrived,) = server.runs.values()
+    assert [row["_step"] for row in arrived.history] == [1, 2, 3, 4, 5, 6, 7]
+    assert (arrived.summary["test/score"], arrived.exit_code) == (0.25, 0)
+
+
+def test_a_sweep_asks_an_absent_server_once(server, reach, tmp_path):
+    reach()
+    server.hangs.set()
+    told = sync.settle(tmp_path)
+    assert told.startswith("W&B: offline (127.0.0.1:")
+    assert os.environ["KEEPFRAC_WANDB"] == "offline"
+    begun = time.monotonic()
+    assert [sync.decide()[0] for _ in range(100)] == ["offline"] * 100
+    assert time.monotonic() - begun < 1
+    assert server.num_connections == 1

@@ -1,0 +1,63 @@
+import pytest
+from torch import nn
+from transformers import BertModel, GPT2Config, GPT2Model
+
+from src.errors import UserError
+from src.models.anatomy import anatomy
+from tests.unit.models.tiny import tiny
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("head", ["classification", "masked_lm"])
+def test_every_path_leads_to_what_it_names(family, head):
+    net = tiny(family, head)
+    parts = anatomy(net)
+    assert parts.family == family
+    assert len(parts.layers) == 3
+    hidden, inner = 32, net.get_submodule(parts.layers[0].ffn_in).out_features
+    for layer in parts.layers:
+        widths = {"query": (hidden, hidden), "key": (hidden, hidden), "value": (hidden, hidden)}
+        widths |= {
+            "attention_output": (hidden, hidden),
+            "ffn_in": (hidden, inner),
+            "ffn_out": (inner, hidden),
+        }
+        for name, (inputs, outputs) in widths.items():
+            linear = net.get_submodule(getattr(layer, name))
+            assert isinstance(linear, nn.Linear)
+            assert (linear.in_features, linear.out_features) == (inputs, outputs)
+        assert (layer.num_heads, layer.head_dim) == (4, 8)
+        assert all(isinstance(net.get_submodule(path), nn.LayerNorm) for path in layer.layer_norms)
+        assert len(layer.layer_norms) == 2
+        assert callable(net.get_submodule(layer.activation))
+        assert layer.query.startswith(layer.attention)
+        assert layer.attention.startswith(layer.path)
+    linears = [path for layer in parts.layers for path in layer.linears]
+    assert len(set(linears)) == 18
+    net.get_submodule(parts.embeddings)
+    assert parts.head
+    assert all(not path.startswith(parts.base) for path in parts.head)
+
+
+def test_a_bare_encoder_has_no_base_and_no_head():
+    net = tiny("bert").bert
+    assert isinstance(net, BertModel)
+    parts = anatomy(net)
+    assert (parts.base, parts.head, parts.embeddings) == ("", (), "embeddings")
+    assert parts.layers[0].query == "encoder.layer.0.attention.self.query"
+
+
+def test_the_pooler_is_named_where_there_is_one():
+    assert anatomy(tiny("bert")).pooler == "bert.pooler"
+    assert anatomy(tiny("roberta")).pooler is None
+    assert anatomy(tiny("distilbert")).pooler is None
+
+
+@pytest.mark.parametrize(
+    "net",
+    [nn.Linear(2, 2), GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))],
+    ids=["none", "gpt2"],
+)
+def test_an_unknown_architecture_is_an_error_that_lists_the_known(net):
+    with pytest.raises(UserError, match=r"bert.*distilbert.*roberta"):
+        anatomy(net)

@@ -1,0 +1,58 @@
+import copy
+
+import torch
+
+from src.sparse.context import Context, Draw, Padding, mixed
+
+
+def test_padding_lists_real_tokens():
+    padding = Padding.of(torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    assert padding.counts == (2, 1)
+    assert padding.rows.tolist() == [0, 1, 3]
+    weights = padding.of_weights(heads=2)
+    assert weights.counts == (2, 2, 1, 1)
+    assert weights.square
+    assert weights.rows.tolist() == [0, 1, 3, 4, 6, 9]
+
+
+def test_nothing_padded_is_no_padding():
+    assert Padding.of(None) is None
+    assert Padding.of(torch.ones(2, 3)) is None
+    assert Padding.of(torch.zeros(2, 1, 3, 3)) is None  # a mask that was already widened
+
+
+def test_padding_belongs_to_its_shape_alone():
+    context = Context(0)
+    context.begin(torch.tensor([[1, 1, 0], [1, 0, 0]]))
+    assert context.padding(2, 3) is not None
+    assert context.padding(3, 2) is None
+    assert context.padding_of_weights(2, 4, 3) is context.padding_of_weights(2, 4, 3)
+    context.begin(None)
+    assert context.padding(2, 3) is None
+
+
+def test_seeds_spread():
+    seeds = {mixed(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
+    assert len(seeds) == 8000
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert mixed(-1, 2**70) >= 0
+
+
+def test_a_rotation_visits_all_and_depends_on_the_site():
+    steps = [set(Draw(0, 1, step).rotation(10, 3, torch.device("cpu")).tolist()) for step in range(4)]
+    assert set().union(*steps) == set(range(10))
+    assert all(len(step) == 3 for step in steps)
+    assert (
+        Draw(0, 2, 0).rotation(100, 9, torch.device("cpu")).tolist()
+        != Draw(0, 1, 0).rotation(100, 9, torch.device("cpu")).tolist()
+    )
+
+
+def test_the_hook_is_copied_with_the_network():
+    net, context = torch.nn.Linear(2, 2), Context(0)
+    context.attach(net)
+    twin = copy.deepcopy(net)
+    twin(torch.ones(1, 2))
+    assert context.step == 0
+    net(torch.ones(1, 2))
+    assert context.step == 1
