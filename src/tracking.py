@@ -142,7 +142,7 @@ def _figures(path: Path) -> Iterator[tuple[int, str, float]]:
 
 def _first_line(error: Exception) -> str:
     lines = redact(str(error)).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 _open: list[Stream] = []

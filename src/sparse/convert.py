@@ -8,6 +8,16 @@
 | softmax    | softmax and P V, fused                        | dX too, grows with depth                |
 | layer_norm | the layers' LayerNorms (normalised input)     | dX too, grows with depth                |
 
+Relative error of dX below the first of six layers, by keep_frac; MiniLM with a fresh head, 32 sentences, rule top:
+
+| site              | elements .1 .3 .5 | columns .1 .3 .5 | tokens .1 .3 .5 |
+| ----------------- | ----------------- | ---------------- | --------------- |
+| linear            | 0    0    0       | 0    0    0      | 0    0    0     |
+| attention         | .58  .36  .20     | .62  .58  .50    | .62  .61  .59   |
+| softmax           | .57  .29  .17     | .68  .44  .32    | 1.00 .87  .70   |
+| attention+softmax | .71  .44  .26     | .76  .65  .56    | 1.00 .90  .79   |
+| layer_norm        | .16  .08  .04     | .26  .17  .11    | .34  .26  .19   |
+
 A linear frees nothing where a neighbour saves the same tensor anyway (it is *pinned*); there the dense layer stays:
 
 * scaled_dot_product_attention saves its output, the input of the attention-output linear. With it that linear is not a

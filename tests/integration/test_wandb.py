@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from standin_wandb import StandIn
+from tests.standin_wandb import StandIn
 
 from src import results, tracking
 from src.run import run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from standin_wandb import KEY, StandIn
+from tests.standin_wandb import KEY, StandIn
 
 from src import sync, tracking
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from standin_wandb import StandIn
+from tests.standin_wandb import StandIn
 
 from src import dashboard, tracking
 

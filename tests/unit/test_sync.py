@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from standin_wandb import StandIn
+from tests.standin_wandb import StandIn
 
 from src import sync
 

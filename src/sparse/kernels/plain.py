@@ -8,8 +8,8 @@ An activation is stored as `(data, scales)`. The dtype of `data` is the format:
 
 A group is so many neighbouring features of one row: a channel of outliers spoils its own group alone. The last group
 of an odd width is shorter. (With groups of 64 for int8 too, the gradient at the bottom of six layers of MiniLM is off
-by 1.2 % instead of 1.0 %, for 2 % fewer bytes.) The asymmetric format is for what enters a GELU: below -4 the function and its slope
-vanish, so that nothing is lost there. Dropout masks are never stored: they are a hash of (seed, position).
+by 1.2 % instead of 1.0 %, for 2 % fewer bytes.) The asymmetric format is for what enters a GELU: below -4 the function
+and its slope vanish, so that nothing is lost there. Dropout masks are never stored: they hash (seed, position).
 All arrays are 2-D and contiguous; "stream" is the dtype of the residual stream, "compute" that of the matmuls.
 """
 

@@ -154,6 +154,36 @@ def test_dx_below_the_layers_is_exact():
             assert torch.equal(gradients(net)[name], gradient), name
 
 
+def error_of_dx(sites, keep_frac):
+    """Relative error of the gradient that reaches the embeddings."""
+    found, batch = [], small_batch()
+    for chosen in ((), sites):
+        net = small_net()
+        if chosen:
+            sparsify(net, chosen, Selector(keep_frac, unit="element", scope="sample"), seed=0)
+        reached = []
+        net.bert.embeddings.register_forward_hook(lambda m, a, out, reached=reached: reached.append(out))
+        grad = torch.autograd.grad(net(**batch).loss, reached)[0]
+        found.append(grad)
+    return float((found[1] - found[0]).norm() / found[0].norm())
+
+
+@pytest.mark.parametrize(
+    ("sites", "limits"),
+    [
+        (("linear",), (0.0, 0.0, 0.0)),
+        (("attention",), (0.2, 0.1, 0.02)),
+        (("softmax",), (0.2, 0.1, 0.02)),
+        (("layer_norm",), (0.2, 0.1, 0.02)),
+        (("linear", "attention", "softmax", "layer_norm"), (0.2, 0.1, 0.02)),
+    ],
+)
+def test_error_of_dx_is_none_for_linears_and_falls_with_keep_frac_elsewhere(sites, limits):
+    errors = [error_of_dx(sites, keep_frac) for keep_frac in (0.1, 0.5, 0.9)]
+    assert errors == sorted(errors, reverse=True)
+    assert all(error <= limit for error, limit in zip(errors, limits, strict=True)), errors
+
+
 def test_sdpa_leaves_the_attention_output_dense_and_says_so():
     net = small_net(attention="sdpa")
     handle = sparsify(net, ("linear",), Selector(0.3), seed=0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import KERNELS, batch, converted, error, gradients, network, stack
+from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients, network, stack
 
 from src.errors import UserError
 from src.sparse.kernels.plain import keep_mask

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nets import batch, converted, network, stack
+from tests.unit.sparse.late.nets import batch, converted, network, stack
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from nets import batch, converted, error, gradients, network
+from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 

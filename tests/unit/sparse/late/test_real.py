@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from nets import converted
+from tests.unit.sparse.late.nets import converted
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.archives import minilm_folder, movie_reviews

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from nets import batch, converted, error, gradients, network
+from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 from torch.nn.parallel import DistributedDataParallel
 
 SETTINGS = {"keep_frac": 0.4, "store": "8bit"}
