@@ -12,15 +12,16 @@ ROWS ?=
 JOBS ?=
 FULL ?=
 SWEEP ?=
+RUN ?=
 
 VENV := .venv
-RUN := $(VENV)/bin/python
+PY := $(VENV)/bin/python
 READY := $(VENV)/.installed-run
 READY_DEV := $(VENV)/.installed-dev
 READY_SLURM := $(VENV)/.installed-slurm
 
 # A misspelt variable would otherwise change nothing, silently.
-VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP
+VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP RUN
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(VARIABLES) MAKE% MFLAGS -*,$(GIVEN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -41,11 +42,11 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-slurm demo sweep-glue test test-slow test-slurm lint bench clean sync dashboard
+.PHONY: help install install-dev install-slurm demo sweep-glue prune-recover flop-sst2 test test-slow test-slurm lint bench bench-latency clean sync dashboard
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 	@printf '\n  PYTHON=<interpreter>  TORCH_INDEX=<index that torch comes from>  JOBS=<runs at once>\n'
 	@printf '  sweep-glue: TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS, lists as a,b; FULL=1 for the whole grid\n'
 
@@ -67,35 +68,56 @@ $(READY_SLURM): $(READY)
 
 demo: $(READY) ## the main job: four modes on real sentences, then the report (the minutes are printed first)
 	@sed -n 's/^# *[Tt]ime: */Expected time: /p' conf/experiment/demo.yaml
-	@status=0; $(RUN) -m src.main experiment=demo $(AT_ONCE) || status=$$?; \
-	if [ -d multirun/demo ]; then $(RUN) -m src.report multirun/demo || status=$$?; fi; exit $$status
+	@status=0; $(PY) -m src.main experiment=demo $(AT_ONCE) || status=$$?; \
+	if [ -d multirun/demo ]; then $(PY) -m src.report multirun/demo || status=$$?; fi; exit $$status
 
 sweep-glue: $(READY) ## the sweep over GLUE; typed again it goes on where it stopped
-	$(if $(DATA_DIR),GLUE_DATA='$(DATA_DIR)' )$(RUN) -m src.main $(GRID) $(AT_ONCE)
+	$(if $(DATA_DIR),GLUE_DATA='$(DATA_DIR)' )$(PY) -m src.main $(GRID) $(AT_ONCE)
+
+FLOP = flop_sst2$(if $(MODEL),_$(MODEL))$(if $(ROWS),_$(ROWS))
+FLOP_ON = task=sst2 batch_size=32 $(if $(ROWS),task.rows=$(ROWS))
+left_by = $$(ls -d multirun/$(FLOP)_$(1)/*/ | head -n 1)
+
+STAGE = task=$(or $(TASKS),sst2) $(if $(ROWS),task.rows=$(ROWS))
+pruned = $$(ls -d multirun/prune_recover_1/l0_k$(or $(KEEP),0.4)_*/ | head -n 1)
+
+prune-recover: $(READY) ## L0 gates to KEEP of the model, then recovery with a sparse backward pass (norm); TASKS MODEL ROWS
+	$(PY) -m src.main name=prune_recover_1 method=l0 keep_frac=$(or $(KEEP),0.4) model=$(or $(MODEL),minilm) $(STAGE)
+	$(PY) -m src.main name=prune_recover_2 method=norm keep_frac=0.3 model=from_run model.run=$(pruned) $(STAGE)
+	$(PY) -m src.report multirun/prune_recover_2
+
+flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train gates, cut, fine-tune again; MODEL ROWS
+	$(PY) -m src.main name=$(FLOP)_1 method=nosp model=$(or $(MODEL),bert_base) $(FLOP_ON) epochs=3 lr=3e-5
+	$(PY) -m src.main experiment=l0_flop name=$(FLOP)_2 model.run=$(call left_by,1) $(FLOP_ON)
+	$(PY) -m src.main name=$(FLOP)_3 method=nosp model=from_run model.run=$(call left_by,2) $(FLOP_ON) epochs=5 lr=1e-6
+	$(PY) -m src.report multirun/$(FLOP)_3
 
 test: $(READY_DEV) lint ## set up, check and test everything (at most 15 minutes on 2 cores)
-	$(RUN) -m pytest
+	$(PY) -m pytest
 
 test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their length
-	$(RUN) -m pytest -m slow
+	$(PY) -m pytest -m slow
 
 test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node (at most 5 minutes; skipped without Slurm)
-	$(RUN) -m pytest tests/slurm -m slurm
+	$(PY) -m pytest tests/slurm -m slurm
 
 lint: $(READY_DEV) ## ruff, the layers, types
-	$(RUN) -m ruff check
-	$(RUN) -m ruff format --check
-	$(RUN) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
-	$(RUN) -m mypy
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	$(PY) -m mypy
 
 bench: $(READY_DEV) ## the measurements of tests/bench
-	$(RUN) -m pytest tests/bench -o 'python_files=bench_*.py test_*.py' -o addopts= --timeout=0 -s
+	$(PY) -m pytest tests/bench -o 'python_files=bench_*.py test_*.py' -o addopts= --timeout=0 -s
+
+bench-latency: $(READY) ## RUN=<folder of a run>: its model beside the dense one, in time and memory
+	$(if $(RUN),,$(error bench-latency needs RUN=<folder of a run, or of a model>))$(PY) -m src.measure $(RUN) --latency
 
 sync: $(READY) ## upload the runs that W&B's server has not got yet; SWEEP=multirun/<name>: that sweep's alone
-	$(RUN) -m src.sync $(if $(SWEEP),"$(SWEEP)")
+	$(PY) -m src.sync $(if $(SWEEP),"$(SWEEP)")
 
 dashboard: $(READY) ## save the W&B workspace of the project; SWEEP=<name>: of that sweep
-	$(RUN) -m src.dashboard $(if $(SWEEP),--sweep "$(SWEEP)")
+	$(PY) -m src.dashboard $(if $(SWEEP),--sweep "$(SWEEP)")
 
 clean: ## remove .venv and the caches; what is under multirun/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build keepfrac.egg-info

@@ -12,15 +12,17 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from src import measure, ranks, results, tracking
+from src import delivery, lineage, ranks, results, tracking
 from src.build import build
 from src.errors import UserError
 from src.finetune import Loop
 from src.identity import Cell
-from src.models.load import load_net, load_tokenizer, quieten, reload, save_model
+from src.models.export import check_ready
+from src.models.load import load_masks, load_net, load_tokenizer, quieten, reload, save_model
 from src.probe import Fidelity, Probe
 from src.provenance import device_name
 from src.resume import CHECKPOINT, Checkpoints, Progress
+from src.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +74,12 @@ class Execution:
 
     def _build(self) -> None:
         settings = self.settings
+        self.form = settings["export"]["name"]
+        if self.form != "none":
+            check_ready(self.form)
         self.tokenizer = load_tokenizer(settings["model"])
         self.task = build_task(settings)
-        self.trained_on = _trained_on(settings, self.task)
+        self.trained_on, self.stages = lineage.trained_on(settings, self.task), lineage.stages(settings)
         self.task.use(self.tokenizer)
         self.task.setup()
         task, model = self.task, settings["model"]
@@ -82,6 +87,7 @@ class Execution:
         self.dense = copy.deepcopy(net)
         self.steps = total_steps(settings, task)
         self.module = build_module(settings, net, task, self.steps)
+        self.module.masks = load_masks(model)
         monitor = f"val/{task.best_metric}"
         self.keeper = Checkpoints(self.cell.folder, settings["checkpoint_every"], monitor, task.direction)
         self.progress = Progress(self.cell.folder / "progress.json", self.steps, monitor)
@@ -105,6 +111,8 @@ class Execution:
                 self.resumed_at,
             )
             loggers += [one] if one else []
+        if chosen["name"] == "tensorboard":
+            loggers.append(TensorBoard(self.cell.folder, self.settings, self.resumed_at))
         return loggers
 
     def _trainer(self) -> pl.Trainer:
@@ -140,7 +148,6 @@ class Execution:
         train_seconds = self._fit() if self.steps else 0.0
         costs = self._cost()
         self.module.finish(self.task.training_batches())
-        kept = self.module.kept()
         self._deliver()
         begin = time.monotonic()
         scores = self._score()
@@ -152,11 +159,14 @@ class Execution:
             "best_metric": self.task.best_metric,
             "direction": self.task.direction,
             "scores": scores,
-            "kept": kept,
-            "size": self._size(),
+            "kept": self.module.kept(),
+            "size": delivery.sizes(self.module.net, self.dense, self.cell.folder),
             "cost": {**costs, **seconds, "steps": self.steps, "best_step": self.keeper.best_step},
         }
         tracking.summarise(self.loggers, outcome)
+        if self.form != "none" and self.place.leads:
+            rows = self.task.inputs(self.task.probe_batch(self.settings["batch_size"]))
+            outcome["export"] = delivery.export_form(self.module.net, self.form, self.cell.folder, rows)
         return outcome
 
     def made(self) -> dict:
@@ -167,6 +177,7 @@ class Execution:
             "threads": torch.get_num_threads(),
             "data": self.task.describe(),
             "trained_on": self.trained_on,
+            "stages": self.stages,
         }
 
     def _fit(self) -> float:
@@ -192,7 +203,8 @@ class Execution:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         folder = self.cell.folder / "model"
         if self.place.leads:
-            save_model(self.module.net, self.tokenizer, folder)
+            save_model(self.module.net, self.tokenizer, folder, self.module.masks)
+            delivery.write_account(self.module.net, self.cell.folder)
         ranks.wait_for_all()
         self.module.net = reload(folder, self.task.head, self.settings["model"]["attention"])
 
@@ -204,10 +216,6 @@ class Execution:
             extra = self.trainer.test(self.module, dataloaders=loader, verbose=False)[0]
             scores |= {key.replace("test/", f"test/{name}_"): value for key, value in extra.items()}
         return {key: value for key, value in scores.items() if key.startswith(("val/", "test/"))}
-
-    def _size(self) -> dict:
-        size = measure.size(self.module.net, self.cell.folder / "model")
-        return {**size, "params_dense": measure.parameters(self.dense)}
 
 
 def probe_of(folder: Path) -> Probe:
@@ -230,20 +238,6 @@ def probe_of(folder: Path) -> Probe:
     module.net.train()
     module.prepare(task.training_batches())
     return Probe(module, dense, settings["batch_size"], found["provenance"]["precision"])
-
-
-def _trained_on(settings: dict, task) -> list[str]:
-    """Returns the tasks that the delivered model has learnt from, by our own runs.
-
-    Raises:
-        UserError: one of them shares rows with this task, whose scores would then be worthless.
-    """
-    run = settings["model"]["run"]
-    former = ((results.read(Path(run)) or {}).get("provenance") or {}).get("trained_on") or [] if run else []
-    shared = sorted(set(former) & set(getattr(task, "overlaps", ())))
-    if shared:
-        raise UserError(f"task={task.name} shares rows with {shared[0]}, on which model.run={run} was tuned")
-    return sorted({*former, task.name}) if settings["epochs"] else former
 
 
 def _resumed_at(checkpoint: Path) -> int:

@@ -8,6 +8,9 @@ The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two
     after_step()            after each optimizer step: schedules, masks
     finish(batches)         once, after fit, on the best weights: harden, merge, cut
     kept()                  what was asked for, what was achieved, and of what
+    watched()               figures to be logged with the losses
+
+Masks that came with the model hold whatever the method: they are applied after each optimizer step.
 
 State that is neither parameter nor buffer goes through `get_extra_state` and `set_extra_state` of nn.Module.
 """
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from src.errors import UserError
+from src.prune.masks import Masks
 from src.resume import random_states, restore_random_state
 from src.tasks.base import Task
 
@@ -71,6 +75,7 @@ class FineTune(pl.LightningModule):
         self.name = name
         self.keep_frac = keep_frac
         self.loop = loop
+        self.masks: Masks | None = None
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
         self.val_metrics, self.val_loss = task.metrics(), MeanMetric()
         self._pending_random_state: dict | None = None
@@ -104,6 +109,10 @@ class FineTune(pl.LightningModule):
     def kept(self) -> dict:
         """Returns asked, achieved (fractions in [0, 1]), unit and `of`; unit None: nothing was left out."""
         return {"asked": self.keep_frac, "achieved": 1.0, "unit": None, "of": "everything"}
+
+    def watched(self) -> dict[str, Tensor | float]:
+        """Returns figures of this step by their full names, such as "kept/target"."""
+        return {}
 
     def get_extra_state(self) -> dict:
         """Returns the method's state that is neither parameter nor buffer, of plain values and tensors."""
@@ -159,11 +168,15 @@ class FineTune(pl.LightningModule):
             )
         if len(terms) > 1:
             self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, batch_size=1)
+        if watched := self.watched():
+            self.log_dict(watched, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
         return total
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
+        if self.masks is not None:
+            self.masks.apply_to(self.net)
         self.after_step()
 
     def configure_gradient_clipping(

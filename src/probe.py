@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from src import measure
+from src.errors import UserError
 from src.finetune import Batch, FineTune
 from src.models.anatomy import anatomy
 
@@ -55,7 +56,19 @@ class Probe:
         return {**figures, "probe": f"{rows} x {length} tokens ({real} real), {self.precision}, {how}"}
 
     def fidelity(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Returns how near the method's gradients are to the dense ones: over all, and by matrix."""
+        """Returns how near the method's gradients are to the dense ones: over all, and by matrix.
+
+        Raises:
+            UserError: the method has changed the model's shapes.
+        """
+        shapes = (
+            {name: p.shape for name, p in net.named_parameters()} for net in (self.module.net, self.dense)
+        )
+        if next(shapes) != next(shapes):
+            raise UserError(
+                f"method {self.module.name} changes the model's shapes: its gradients have no dense ones beside them"
+                " (fidelity_every=null)"
+            )
         state = self.module.get_extra_state()
         was_training = self.module.net.training
         self.module.net.train(), self.dense.train()

@@ -72,7 +72,7 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
         return record
-    except Exception as raised:
+    except Exception as raised:  # noqa: BLE001 - re-raised below, once it is written down
         error = _of_disk(raised)
         text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more

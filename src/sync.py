@@ -155,7 +155,8 @@ def _refusal(host: str, code: int) -> str | None:
 def attempts(cell: Path) -> list[Path]:
     """Returns the folders in which W&B keeps a run's attempts, the newest last; each holds the whole history."""
     found = (path for path in (cell / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink())
-    return sorted(found, key=lambda path: path.name.partition("run-")[2])
+    # within one second it is offline that follows online
+    return sorted(found, key=lambda path: (path.name.partition("run-")[2], path.name.startswith("offline")))
 
 
 def mark_sent(attempt: Path) -> None:
@@ -237,9 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m src.sync", description="Upload offline runs to W&B.")
     parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; all of multirun by default")
-    folders = parser.parse_args(arguments).folders or [
-        Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun")
-    ]
+    everything = Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun")
+    folders = parser.parse_args(arguments).folders or [everything]
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         sys.stderr.write(f"error: no such folder: {', '.join(missing)}\n")
         return 1

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src import sync
 from src.redact import redact
+from src.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class MetricsFile(Logger):
         kept = []
         if resumed_at and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
-            kept = [line for line in lines if line.count(",") == 2 and int(line.split(",")[0]) <= resumed_at]
+            kept = [line for line in lines if line.count(",") == 2 and int(line.split(",")[0]) < resumed_at]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("\n".join(["step,metric,value", *kept]) + "\n", encoding="utf-8")
 
@@ -76,7 +77,7 @@ class Stream(Logger):
         super().__init__()
         self.run, self.folder, self.arguments, self.online = run, Path(folder), arguments, online
         self.final: dict[str, Any] = {}
-        self.broken = False
+        self.failure: Exception | None = None
         self._row, self._names = 0, set[str]()
 
     @property
@@ -112,26 +113,30 @@ class Stream(Logger):
         self._try(lambda: self.run.summary.update(dict(figures)))
 
     def close(self, exit_code: int, error: str | None) -> None:
-        """Ends the run, within its time limit. What the client could not take is written again, offline."""
+        """Ends the run, within its time limit."""
         self.summarise({"failed": int(exit_code != 0), "error": error})
-        broken = self.broken
-        if self._try(lambda: self.run.finish(exit_code=exit_code)) and self.online and not broken:
+        self._try(lambda: self.run.finish(exit_code=exit_code))
+        if self.failure is None and self.online:
             sync.mark_sent(Path(self.run.dir).parent)
-        if broken and (again := _start("offline", self.folder, self.arguments)[0]):
+        # out of time, the client has it all on disk; out of order, it has not
+        if self.failure is not None and not isinstance(self.failure, TimeoutError):
+            self._write_again(exit_code, error)
+
+    def _write_again(self, exit_code: int, error: str | None) -> None:
+        again, _ = _start("offline", self.folder, self.arguments)
+        if again is not None:
             again.replay()
             again.summarise(self.final)
             again.close(exit_code, error)
 
-    def _try(self, do: Callable[[], object]) -> bool:
+    def _try(self, do: Callable[[], object]) -> None:
         try:
             do()
-        except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
-            if not self.broken:
+        except Exception as failure:  # noqa: BLE001 - no failure of W&B's may end a run
+            if self.failure is None:
                 later = sync.command(self.folder.parent)
-                log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(error), later)
-            self.broken = True
-            return False
-        return True
+                log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(failure), later)
+            self.failure = self.failure or failure
 
 
 def _figures(path: Path) -> Iterator[tuple[int, str, float]]:
@@ -206,7 +211,7 @@ def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str
         if mode == "offline":
             with contextlib.suppress(Exception):
                 wandb.teardown(exit_code=1)  # of a client that failed: it would hold the run's id
-        limits = {"init_timeout": 20, "finish_timeout": 20}
+        limits = {"init_timeout": 20, "finish_timeout": 10}
         limits = {name: n for name, n in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
         # git's remote address may hold a token; the commit stands in results.json
         options = wandb.Settings(console="off", disable_git=True, finish_timeout_raises=True, **limits)
@@ -242,7 +247,7 @@ def final_figures(outcome: dict) -> dict[str, float]:
 
 
 def summarise(loggers: list, outcome: dict) -> None:
-    """Puts the final figures into W&B's summary."""
+    """Puts the final figures into W&B's summary, and onto TensorBoard's page of hyperparameters."""
     for logger in loggers:
-        if isinstance(logger, Stream):
+        if isinstance(logger, Stream | TensorBoard):
             logger.summarise(final_figures(outcome))

@@ -1,4 +1,7 @@
-"""`python -m src.measure FOLDER`: sizes of a delivered model; --sites: what a sparse backward pass saves, place by place.
+"""`python -m src.measure FOLDER`: sizes of a delivered model.
+
+--sites: what a sparse backward pass saves, place by place. --latency: times beside the dense original, kept in
+FOLDER/latency.json.
 
 FOLDER is a run's folder, or any Hugging Face folder (without --sites).
 """
@@ -6,6 +9,7 @@ FOLDER is a run's folder, or any Hugging Face folder (without --sites).
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +68,15 @@ def sites(folder: Path) -> dict:
     return {"total": {**saved, "saved_bytes_predicted": predicted, **figures}, "sites": rows}
 
 
+def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict:
+    """Measures the delivered model and its dense original in turns, and writes latency.json into the folder."""
+    from src.measure.latency import latency, save
+
+    found = latency(model_folder(folder), threads, repeats, tell)
+    save(found, folder / "latency.json")
+    return found
+
+
 def show(found: dict, console: Console) -> None:
     """Prints the sites as a table, and the totals below."""
     table = Table("site", "kept", "MiB dense", "MiB kept", "cosine dW", "rel. error dW", "norm ratio", "")
@@ -79,23 +92,44 @@ def show(found: dict, console: Console) -> None:
         )
 
 
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(arguments: list[str]) -> int:
     """Measures and prints; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
     parser.add_argument("--sites", action="store_true", help="bytes and gradient error of each sparse place")
+    parser.add_argument(
+        "--latency", action="store_true", help="p50, p95, throughput, peak memory beside dense"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="with --latency: of the CPU (1)")
+    parser.add_argument("--repeats", type=int, default=50, help="with --latency: rounds at each place (50)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     from src import hub
 
     hub.settle()
     try:
-        found = sites(chosen.folder) if chosen.sites else sizes(chosen.folder)
+        if chosen.latency:
+            quiet = chosen.json
+            found = latencies(
+                chosen.folder,
+                chosen.threads,
+                chosen.repeats,
+                lambda line: None if quiet else _tell(line),
+            )
+        else:
+            found = sites(chosen.folder) if chosen.sites else sizes(chosen.folder)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     if chosen.json:
         sys.stdout.write(json.dumps(found) + "\n")
+    elif chosen.latency:
+        _tell(json.dumps({key: value for key, value in found.items() if key != "rows"}))
     elif chosen.sites:
         show(found, Console())
     else:

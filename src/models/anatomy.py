@@ -22,30 +22,34 @@ class Layer:
         path: the layer itself.
         attention: the module that calls the attention function (it owns query, key and value).
         query, key, value, attention_output, ffn_in, ffn_out: the six linears; their input widths are the hidden size,
-            but for `attention_output` (num_heads * head_dim) and `ffn_out` (intermediate size).
+            but for `attention_output` (num_heads * head_dim) and `ffn_out` (intermediate size). Each may be held as
+            two factors, the linears `p` and `q` inside it.
         activation: the activation between `ffn_in` and `ffn_out`.
         layer_norms: after attention, after the feed-forward block.
         num_heads: of this layer (a cut model may differ from layer to layer).
         head_dim: width of one head.
+
+    In a cut model the paths of a sub-layer that was removed are None; its layer norm stays.
     """
 
     path: str
-    attention: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    ffn_in: str
-    ffn_out: str
-    activation: str
+    attention: str | None
+    query: str | None
+    key: str | None
+    value: str | None
+    attention_output: str | None
+    ffn_in: str | None
+    ffn_out: str | None
+    activation: str | None
     layer_norms: tuple[str, ...]
     num_heads: int
     head_dim: int
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Paths of the six linears, in the order of the forward pass."""
-        return (self.query, self.key, self.value, self.attention_output, self.ffn_in, self.ffn_out)
+        """Paths of the linears that are there, in the order of the forward pass."""
+        six = (self.query, self.key, self.value, self.attention_output, self.ffn_in, self.ffn_out)
+        return tuple(path for path in six if path is not None)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,9 @@ _DISTILBERT = _Names(
     num_heads="n_heads",
 )
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT}
+_FAMILIES |= {f"pruned_{family}": names for family, names in _FAMILIES.items()}  # as `models.cut` leaves them
+_ATTENTION = ("attention", "query", "key", "value", "attention_output")
+_FEED_FORWARD = ("ffn_in", "ffn_out", "activation")
 
 
 def anatomy(net: nn.Module) -> Anatomy:
@@ -148,18 +155,26 @@ def _base(net: nn.Module) -> str:
 
 
 def _layer(net: nn.Module, path: str, names: _Names) -> Layer:
-    attention = net.get_submodule(f"{path}.{names.attention}")
+    layer = net.get_submodule(path)
+    attention = layer.get_submodule(names.attention)
+    removed: tuple[str, ...] = () if _has(layer, names.query) else _ATTENTION
+    removed += () if _has(layer, names.ffn_out) else _FEED_FORWARD
+    roles = {
+        role: None if role in removed else f"{path}.{getattr(names, role)}"
+        for role in _ATTENTION + _FEED_FORWARD
+    }
     return Layer(
         path=path,
-        attention=f"{path}.{names.attention}",
-        query=f"{path}.{names.query}",
-        key=f"{path}.{names.key}",
-        value=f"{path}.{names.value}",
-        attention_output=f"{path}.{names.attention_output}",
-        ffn_in=f"{path}.{names.ffn_in}",
-        ffn_out=f"{path}.{names.ffn_out}",
-        activation=f"{path}.{names.activation}",
+        **roles,
         layer_norms=tuple(f"{path}.{name}" for name in names.layer_norms),
         num_heads=getattr(attention, names.num_heads),
         head_dim=getattr(attention, names.head_dim),
     )
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

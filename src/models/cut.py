@@ -12,7 +12,6 @@ re-initialised, and whatever sat on the old model (hooks, sparse-backward module
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 
 from src.errors import UserError
 from src.models import pruned
-from src.models.anatomy import anatomy
+from src.models.anatomy import Layer, anatomy
 from src.models.slicing import slice_tensors
 from src.prune.attach import FixedGates, read_counts
 from src.prune.structure import ROLES, LayerCounts, ModelShape, Structure
@@ -29,35 +28,13 @@ SIZE_FIELDS = ("head_dim", "layer_heads", "layer_ffn", "low_rank", "original_lay
 CONFIG_OF = {config.model_type.removeprefix("pruned_"): config for config in pruned.CONFIGS}
 
 
-@dataclass(frozen=True)
-class EncoderLayer:
-    """Module paths of a layer, None where an earlier cut removed the sub-layer (see `anatomy.Layer`)."""
-
-    path: str
-    query: str | None
-    key: str | None
-    value: str | None
-    attention_output: str | None
-    ffn_in: str | None
-    ffn_out: str | None
-    layer_norms: tuple[str, ...]
-    head_dim: int
-
-
-def encoder_layers(net: PreTrainedModel) -> list[EncoderLayer]:
+def encoder_layers(net: PreTrainedModel) -> list[Layer]:
     """The layers of a dense, masked, factorised or cut model of a family that can be cut.
 
     Raises:
         UserError: the family is not known.
     """
-    if not isinstance(net.config, pruned.CONFIGS):
-        names = [f.name for f in fields(EncoderLayer)]
-        return [
-            EncoderLayer(**{name: getattr(layer, name) for name in names}) for layer in anatomy(net).layers
-        ]
-    paths, base = pruned.paths_of(net.config), base_path(net)
-    count = net.config.num_hidden_layers
-    return [_cut_layer(net, f"{base}{paths['layers']}.{i}", paths) for i in range(count)]
+    return list(anatomy(net).layers)
 
 
 def base_path(net: PreTrainedModel) -> str:
@@ -134,22 +111,7 @@ def largest_difference(
     return max(worst)
 
 
-def _cut_layer(net: PreTrainedModel, path: str, paths: dict) -> EncoderLayer:
-    def there(role: str) -> str | None:
-        try:
-            net.get_submodule(f"{path}.{paths[role]}")
-        except AttributeError:
-            return None
-        return f"{path}.{paths[role]}"
-
-    norms = tuple(f"{path}.{name}" for name in paths["layer_norms"])
-    parts = {role: there(role) for role in ROLES}
-    return EncoderLayer(path=path, **parts, layer_norms=norms, head_dim=shape_of(net).head_dim)
-
-
-def _config_of(
-    net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[EncoderLayer], structure: Structure
-):
+def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], structure: Structure):
     config_class = CONFIG_OF.get(net.config.model_type.removeprefix("pruned_"))
     if config_class is None:
         raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
@@ -179,7 +141,7 @@ def _attention_of(net: PreTrainedModel) -> str:
 
 
 def _ranks_of(
-    net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[EncoderLayer], kept: list[int]
+    net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], kept: list[int]
 ) -> dict[str, int]:
     """Low-rank linears by their name inside the encoder, layers numbered anew."""
     base, found = base_path(net), {}
@@ -192,9 +154,7 @@ def _ranks_of(
     return found
 
 
-def _renumber(
-    state: dict[str, Tensor], layers: Sequence[EncoderLayer], structure: Structure
-) -> dict[str, Tensor]:
+def _renumber(state: dict[str, Tensor], layers: Sequence[Layer], structure: Structure) -> dict[str, Tensor]:
     """Names for the model in which dropped layers are gone."""
     new_of: dict[str, tuple[int, int]] = {}
     for old, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):

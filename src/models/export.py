@@ -20,13 +20,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.errors import UserError
-from src.models import pruned
-from src.models.cut import SIZE_FIELDS, counts_of, encoder_layers, shape_of
+from src.models.cut import counts_of, encoder_layers, shape_of
+from src.models.original import STOCK_CONFIGS, STOCK_OF, stock_settings
 from src.prune.structure import ROLES
 
-STOCK_OF = {cut: stock for stock, cut in pruned.PRUNED_OF.items()}
-STOCK_CONFIGS = {config: config.__mro__[1] for config in pruned.CONFIGS}
+KINDS = ("stock_uniform", "stock_padded", "torch_export", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_ready(kind: str) -> None:
+    """Says before a run what its end would stumble over.
+
+    Raises:
+        UserError: an unknown form, or one whose packages are not installed.
+    """
+    if kind not in KINDS:
+        raise UserError(f"export is {kind!r}: it must be none or one of {', '.join(KINDS)}")
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None] if kind == "onnx" else []
+    if missing:
+        raise UserError(f"export=onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, Tensor]) -> Path:
@@ -50,8 +62,7 @@ def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, 
         "torch_export": lambda path: torch_export(net, example, path / "model.pt2"),
         "onnx": lambda path: onnx(net, example, path / "model.onnx"),
     }
-    if kind not in writers:
-        raise UserError(f"export is {kind!r}: it must be none or one of {', '.join(writers)}")
+    check_ready(kind)
     target = Path(folder) / kind
     writers[kind](target)
     return target
@@ -110,9 +121,7 @@ def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Pat
     Raises:
         UserError: a package that this needs is not installed.
     """
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(f"export=onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    check_ready("onnx")
     net = _plain(net).eval()
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -133,9 +142,7 @@ def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Pat
 def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
     if type(net) not in STOCK_OF:
         return net
-    settings = net.config.to_dict()
-    for name in (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version"):
-        settings.pop(name, None)
+    settings = stock_settings(net)
     settings["hidden_dim" if "hidden_dim" in settings else "intermediate_size"] = neurons
     config = STOCK_CONFIGS[type(net.config)](**settings)
     parameter = next(net.parameters())

@@ -15,9 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from src import archives, hub
 from src.errors import DataMissing, UserError
+from src.models import pruned
+from src.prune.masks import Masks
 
 log = logging.getLogger(__name__)
 
+pruned.register()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
@@ -118,6 +121,11 @@ def load_net(
     return net
 
 
+def load_masks(settings: dict) -> Masks | None:
+    """Returns the masks that live with the model of the `model` settings; None where it has none."""
+    return None if settings["config"] else Masks.load(Path(model_source(settings)))
+
+
 def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labels: int):
     """Returns a copy of a configuration with the task's labels and the settings of the `model` group."""
     config = copy.deepcopy(config)
@@ -150,13 +158,17 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def save_model(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a plain Hugging Face folder, whole or not at all."""
+def save_model(
+    net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, masks: Masks | None = None
+) -> None:
+    """Writes a plain Hugging Face folder, with the masks beside the weights, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         net.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if masks is not None:
+            masks.save(temporary)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(

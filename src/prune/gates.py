@@ -116,13 +116,13 @@ class Gates(nn.Module):
             by_family = {
                 f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))
             }
-            ranks = [
-                {role: self._probability(f"ranks/{i}/{role}") for role in c.ranks}
-                for i, c in enumerate(self.counts)
-            ]
-        return UnitScores(
-            self.counts, by_family["heads"], by_family["neurons"], ranks if "ranks" in self.families else None
-        )
+            ranks = None
+            if "ranks" in self.families:
+                ranks = [
+                    {role: self._probability(f"ranks/{i}/{role}") for role in c.ranks}
+                    for i, c in enumerate(self.counts)
+                ]
+        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks)
 
     def fixed(self) -> FixedGates:
         """The gates as evaluation has them, as values without gradient: what cutting folds into the weights."""

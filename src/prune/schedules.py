@@ -1,4 +1,4 @@
-"""How a target moves from the dense model to the wanted one, as a function of the share of training done."""
+"""How a target moves from the dense model to the wanted one, and a rate, as functions of the share of training done."""
 
 from __future__ import annotations
 
@@ -26,3 +26,26 @@ def cubic(progress: float, final: float, start: float, end: float) -> float:
     Fast at first, slow near the end, where each weight matters more.
     """
     return 1.0 - (1.0 - final) * (1.0 - (1.0 - ramp(progress, start, end)) ** 3)
+
+
+def constant_rate(progress: float, warmup: float) -> float:
+    """The factor of a rate: linear from 0 to 1 over `warmup`, then 1."""
+    return progress / warmup if progress < warmup else 1.0
+
+
+def linear_rate(progress: float, warmup: float) -> float:
+    """The factor of a rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
+    return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
+
+
+def inverse_root_rate(progress: float, warmup: float) -> float:
+    """The factor of a rate: linear to 1 over `warmup`, then sqrt(warmup / progress): Vaswani et al. 2017, section 5.3.
+
+    Written for a peak of 1: Noam's peak is d^-0.5 warmup_steps^-0.5.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return (warmup / progress) ** 0.5 if progress else 1.0
+
+
+RATES = {"constant": constant_rate, "linear": linear_rate, "inverse_root": inverse_root_rate}

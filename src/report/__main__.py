@@ -88,6 +88,8 @@ def _run(options: argparse.Namespace) -> None:
     report = of_records(options.records) if options.records else of_sweep(options.folder)
     out = options.out or (options.records.with_suffix("") if options.records else options.folder)
     said = [f"wrote {path}" for path in report.write(out, picture=not options.no_picture)]
+    if options.folder and not options.no_picture:
+        said += [f"wrote {path}" for path in report.write_paths(options.folder, out)]
     if options.folder and not options.no_page:
         said.append(f"wrote {report.write_page(options.folder, out)}")
     if options.record is not None:

@@ -27,6 +27,8 @@ class Arm:
             could choose.
         seeds: the seeds behind the numbers.
         val, test: score over seeds. difference: test score less the dense baseline's, paired by seed.
+        hindsight: the best test score over the rates that were tried; it chooses nothing. None: one rate.
+        train_seconds: of the fit, over seeds.
         saved_bytes, step_seconds: cost over seeds, with their ratio to dense measured in the same run.
         identities: of the cells behind the numbers.
     """
@@ -50,6 +52,8 @@ class Arm:
     val: Sample
     test: Sample
     difference: Difference | None
+    hindsight: float | None
+    train_seconds: Sample
     saved_bytes: Sample
     saved_ratio: Sample
     step_seconds: Sample
@@ -134,12 +138,12 @@ def _arms_of_base(members: list[Cell], setup: str, variants: dict[str, str]) -> 
     families: dict[tuple, list[Cell]] = defaultdict(list)
     for cell in members:
         families[_family(cell)].append(cell)
-    chosen = [choice for family in families.values() for choice in _choose(family)]
-    baseline = [cells for cells, _, decided in chosen if cells[0].method == DENSE and decided]
+    chosen = [(*choice, family) for family in families.values() for choice in _choose(family)]
+    baseline = [cells for cells, _, decided, _ in chosen if cells[0].method == DENSE and decided]
     dense = _test_by_seed(baseline[0]) if len(baseline) == 1 else {}
     return [
-        _arm(cells, setup, variants[cells[0].identity], tried, decided, dense)
-        for cells, tried, decided in chosen
+        _arm(cells, setup, variants[cells[0].identity], tried, decided, dense, _hindsight(family))
+        for cells, tried, decided, family in chosen
     ]
 
 
@@ -156,8 +160,22 @@ def _choose(family: list[Cell]) -> list[tuple[list[Cell], int, bool]]:
     return [(by_lr[lr], len(by_lr), True)]
 
 
+def _hindsight(family: list[Cell]) -> float | None:
+    """The best mean test score over the rates that were tried; None where it was one rate."""
+    scores = [summarise(c.test_score for c in family if c.lr == lr).mean for lr in {c.lr for c in family}]
+    known = [score for score in scores if score is not None]
+    best = min if family[0].direction == "min" else max
+    return best(known) if len(scores) > 1 and known else None
+
+
 def _arm(
-    cells: list[Cell], setup: str, variant: str, tried: int, decided: bool, dense: dict[int, float]
+    cells: list[Cell],
+    setup: str,
+    variant: str,
+    tried: int,
+    decided: bool,
+    dense: dict[int, float],
+    hindsight: float | None,
 ) -> Arm:
     first, is_dense = cells[0], cells[0].method == DENSE
     return Arm(
@@ -175,6 +193,8 @@ def _arm(
         val=summarise(cell.val_score for cell in cells),
         test=summarise(cell.test_score for cell in cells),
         difference=None if is_dense else paired(_test_by_seed(cells), dense),
+        hindsight=hindsight,
+        train_seconds=summarise(cell.train_seconds for cell in cells),
         saved_bytes=summarise(cell.saved_bytes for cell in cells),
         saved_ratio=summarise(_ratio(cell.saved_bytes, cell.saved_bytes_dense) for cell in cells),
         step_seconds=summarise(cell.step_seconds for cell in cells),

@@ -67,6 +67,13 @@ class Report:
             written.append(draw(self.arms, image))
         return written
 
+    def write_paths(self, sweep: Path, folder: Path, stem: str = "report") -> list[Path]:
+        """Writes <stem>_paths.png, how runs held a constraint; returns its path, nothing where no run had one."""
+        from src.report.paths import draw_paths
+
+        drawn = draw_paths(sweep, folder / f"{stem}_paths.png")
+        return [drawn] if drawn else []
+
     def write_page(self, sweep: Path, folder: Path, stem: str = "report") -> Path:
         """Writes <stem>.html, the page of the sweep whose folder this is the report of, and returns its path."""
         from src.report.page.html import write_page

@@ -20,6 +20,7 @@ _TOP_LEFT_OUT = {
     "keep_frac",
     "hardware",
     "logger",
+    "export",
     "hydra",
     "checkpoint_every",
     "probe_steps",

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from src.report.arms import Arm, grouped
 from src.report.cells import Cell, Problem
+from src.report.columns import HINDSIGHT, further, tried
 from src.report.statistics import Difference, Sample, accuracy_error
 
 _LEFT = {"method", "of what", "cell", "status", "error"}
@@ -41,7 +42,7 @@ def short(model: str) -> str:
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """One row of text per arm: column -> what stands in it. Numbers that are not known are '-'."""
-    return [_line(arm) for arm in arms]
+    return [_line(arm) | more for arm, more in zip(arms, further(arms), strict=True)]
 
 
 def _line(arm: Arm) -> dict[str, str]:
@@ -101,7 +102,7 @@ def _difference(difference: Difference | None) -> str:
 
 def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list[str]:
     """What a reader must know to read the table rightly."""
-    found = [_MEANS, *_lr_notes(arms)]
+    found = [_MEANS, *_lr_notes(arms), *([HINDSIGHT] if tried(arms) else [])]
     if any(arm.difference for arm in arms):
         found.append(_DIFFERENCES)
     found += _one_test_set(arms) + _unit_notes(arms)

@@ -103,6 +103,7 @@ def use_activation(net: nn.Module, name: str) -> None:
         raise UserError(f"hidden_act={name!r}: choose one of {', '.join(ACTIVATIONS)}")
     make, arguments = ACTIVATIONS[name]
     for layer in anatomy(net).layers:
-        replace(net, layer.activation, make(**arguments))
+        if layer.activation is not None:
+            replace(net, layer.activation, make(**arguments))
     key = "activation" if hasattr(net.config, "activation") else "hidden_act"  # DistilBERT has its own word
     setattr(net.config, key, name.removesuffix("_inplace"))

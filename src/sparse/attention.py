@@ -39,7 +39,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from src.sparse.bits import pack_bits, unpack_bits
+from src.sparse.bits import pack_bits
+from src.sparse.dropout import noise, noise_of_bits
 from src.sparse.linear import autocast_dtype
 from src.sparse.packing import Kept, Layout, unpack_or_whole
 from src.sparse.selectors import Selector
@@ -157,13 +158,13 @@ class SoftmaxValuesOfKept(torch.autograd.Function):
         The random numbers of the dropout mask are those that torch's dropout would draw.
         """
         probabilities = F.softmax(scores, dim=-1)
-        noise = _noise(probabilities, dropout)
-        weights = probabilities if noise is None else probabilities * noise
+        factors = noise(probabilities, dropout) if dropout else None
+        weights = probabilities if factors is None else probabilities * factors
         layout, tensors = _save(softmax_site, probabilities.flatten(0, 1))
         value_layout, value_tensors = _save(value_site, _merge(value))
         ctx.layouts, ctx.cut, ctx.dropout = (layout, value_layout), len(tensors), dropout
         ctx.shape, ctx.dtypes = tuple(scores.shape), (scores.dtype, probabilities.dtype, value.dtype)
-        bits = () if noise is None else (pack_bits(noise != 0),)
+        bits = () if factors is None else (pack_bits(factors != 0),)
         ctx.save_for_backward(*tensors, *value_tensors, *bits)
         ctx.mark_non_differentiable(weights)
         return torch.matmul(weights.to(value.dtype), value), weights
@@ -180,16 +181,11 @@ class SoftmaxValuesOfKept(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             d_weights, weights = torch.matmul(grad, value.mT).to(dtype), probabilities
             if ctx.dropout:
-                noise = unpack_bits(saved[-1], weights.numel()).view(ctx.shape).to(dtype) / (1 - ctx.dropout)
-                d_weights, weights = d_weights * noise, weights * noise
+                factors = noise_of_bits(saved[-1], weights, ctx.dropout)
+                d_weights, weights = d_weights * factors, weights * factors
             d_value = torch.matmul(weights.to(value_dtype).mT, grad)
             d_scores = probabilities * (d_weights - (d_weights * probabilities).sum(-1, keepdim=True))
         return d_scores.to(scores_dtype), d_value, None, None, None
-
-
-def _noise(like: Tensor, dropout: float) -> Tensor | None:
-    """Dropout's factors, 0 or 1 / (1 - p), from torch's own random numbers; None without dropout."""
-    return F.dropout(torch.ones_like(like), dropout) if dropout else None
 
 
 @torch.compiler.disable

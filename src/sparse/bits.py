@@ -16,6 +16,11 @@ from torch import Tensor
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def _in_numpy(x: Tensor) -> bool:
+    """Whether NumPy can work on the memory of `x`."""
+    return x.device.type == "cpu"
+
+
 def magnitude_keys(x: Tensor) -> Tensor:
     """Return integers ordered as |x|, of the same shape and item size; 0 where x is 0. Fresh memory."""
     return x.abs().view(_INTEGERS[x.element_size()])
@@ -23,7 +28,7 @@ def magnitude_keys(x: Tensor) -> Tensor:
 
 def flat_positions(mask: Tensor) -> Tensor:
     """Return the int64 positions of the true elements of `mask` read as one row, ascending."""
-    if mask.device.type == "cpu":
+    if _in_numpy(mask):
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.reshape(-1).nonzero().reshape(-1)
 
@@ -31,7 +36,7 @@ def flat_positions(mask: Tensor) -> Tensor:
 def kth_largest(keys: Tensor, counts: list[int]) -> Tensor:
     """Return (rows, 1): for each row of `keys` (rows, width), its counts[row]-th largest key (counts from 1)."""
     rows, width = keys.shape
-    if keys.device.type == "cpu":
+    if _in_numpy(keys):
         table = keys.numpy()
         kth = [np.partition(table[r], width - counts[r])[width - counts[r]] for r in range(rows)]
         return torch.from_numpy(np.asarray(kth)).reshape(rows, 1)
@@ -52,15 +57,14 @@ def exact_top(keys: Tensor, counts: list[int]) -> Tensor:
     wanted = [max(count, 1) for count in counts]
     boundary = kth_largest(keys, wanted).clamp_(min=1)
     mask = keys >= boundary
-    reached = mask.sum(1) if mask.device.type != "cpu" else _row_counts(mask)
-    excess = reached - torch.tensor(counts, device=keys.device)
+    excess = _row_counts(mask) - torch.tensor(counts, device=keys.device)
     if bool((excess > 0).any()):
         _drop_last_ties(mask, keys, boundary, excess)
     return mask
 
 
 def _row_counts(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1)) if _in_numpy(mask) else mask.sum(1)
 
 
 def _drop_last_ties(mask: Tensor, keys: Tensor, boundary: Tensor, excess: Tensor) -> None:
@@ -76,7 +80,7 @@ def _drop_last_ties(mask: Tensor, keys: Tensor, boundary: Tensor, excess: Tensor
 def pack_bits(mask: Tensor) -> Tensor:
     """Return `mask` as uint8 with one bit per element, lowest bit first, padded with zeros to whole bytes."""
     flat = mask.reshape(-1)
-    if flat.device.type == "cpu":
+    if _in_numpy(flat):
         return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(-1, 8)
     return (padded << torch.arange(8, device=flat.device)).sum(1).to(torch.uint8)
@@ -84,7 +88,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(bits: Tensor, count: int) -> Tensor:
     """Return the first `count` elements of a mask packed by `pack_bits`, as one row of booleans."""
-    if bits.device.type == "cpu":
+    if _in_numpy(bits):
         return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little")).view(torch.bool)
     shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
     return (bits.reshape(-1, 1) >> shifts & 1).bool().reshape(-1)[:count]

@@ -91,8 +91,8 @@ def _keep_columns(task: _Task) -> Kept:
     real = None if task.padding is None else task.padding.mask.reshape(-1)
     scores = column_scores(flat, selector.norm, real) if selector.needs_scores else None
     columns, weight = task.choose(scores, [range(flat.shape[1])])
-    # On a CPU index_select along rows of 2-byte numbers is slower than advanced indexing, of 4-byte numbers faster.
-    values = flat[:, columns] if flat.element_size() == 2 else flat.index_select(1, columns)
+    # As fast as index_select for 4-byte numbers on a CPU, and more than twice as fast for 2-byte ones.
+    values = flat.gather(1, columns.expand(len(flat), -1))
     if weight is not None:
         values = values * weight.to(values.dtype)
     kept = sum(real_tokens(task.shape, task.padding)) * len(columns)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from src.sparse.packing import Kept, Layout, unpack
+from src.sparse.packing import Layout, unpack
 from src.sparse.site import Site
 
 
@@ -110,16 +110,12 @@ class SparseLinear(nn.Linear):
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return X W^T + b."""
-        kept = self._keep(x)
-        if kept is None:
-            return F.linear(x, self.weight, self.bias)
-        dtype = autocast_dtype(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return LinearOfKept.apply(x.to(dtype), self.weight.to(dtype), bias, kept.layout, *kept.tensors)
-
-    def _keep(self, x: Tensor) -> Kept | None:
-        """What is kept of the input; None where F.linear does all there is to do (it saves no X for a frozen W)."""
         training = self.training and torch.is_grad_enabled() and self.weight.requires_grad
         if not training or x.dim() != 3 or self.site.selector.keep_frac == 1:
-            return None
-        return self.site.select(x, x.to(autocast_dtype(x)))
+            return F.linear(x, self.weight, self.bias)  # which saves no X for a frozen W
+        cast = x.to(autocast_dtype(x))
+        kept = self.site.select(x, cast)
+        if kept is None:
+            return F.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(cast.dtype)
+        return LinearOfKept.apply(cast, self.weight.to(cast.dtype), bias, kept.layout, *kept.tensors)

@@ -47,8 +47,8 @@ NORMS = ("inf", "l1", "l2", "var")
 SCALES = ("none", "inverse")
 SCOPES = ("batch", "sample")
 _ORDERS = {"inf": math.inf, "l1": 1, "l2": 2}
-# Column scores go by slices of this many tokens on a CPU: a slice and its square stay in the cache.
-_SLICE = 256
+# Of a slice of rows whose norms are taken at once.
+_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,16 @@ def _check_share(name: str, value: float) -> None:
 
 def row_scores(units: Tensor, norm: str) -> Tensor:
     """Return the norm of each row of `units` (n, width), as float32 (n,)."""
+    # Slice by slice: asking for the float32 norm of bfloat16 numbers at once is 10 times slower on a CPU.
+    parts = units.split(_slice(units, max(1, _NUMBERS // units.shape[1])))
     if norm == "var":
-        return units.float().var(1, unbiased=False)
-    wide = torch.promote_types(units.dtype, torch.float32)
-    return torch.linalg.vector_norm(units, _ORDERS[norm], dim=1, dtype=wide).float()
+        return torch.cat([part.float().var(1, unbiased=False) for part in parts])
+    return torch.cat([torch.linalg.vector_norm(part.float(), _ORDERS[norm], dim=1) for part in parts])
+
+
+def _slice(x: Tensor, rows: int) -> int:
+    """Rows of `x` at a time: few on a CPU, so that a slice and its square stay in the cache; all of them on a GPU."""
+    return rows if x.device.type == "cpu" else max(len(x), 1)
 
 
 def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
@@ -132,7 +138,7 @@ def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
         norm: inf | l1 | l2 | var.
         real: (tokens,) booleans; the other tokens do not count. None: all count.
     """
-    size = _SLICE if x.device.type == "cpu" else max(len(x), 1)
+    size = _slice(x, 256)
     total, first = x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
     for start in range(0, len(x), size):
         part = x[start : start + size].float()

@@ -106,8 +106,9 @@ class Site:
         self.kept, self.of, self.bytes_kept = kept.kept, kept.of, kept.nbytes
         if kept.layout.kind == "columns":
             columns = kept.tensors[1].long()
-            if self.seen is None or self.seen.device != columns.device:
-                self.seen = torch.zeros(kept.layout.shape[2], dtype=torch.bool, device=columns.device)
+            if self.seen is None:
+                self.seen = torch.zeros(kept.layout.shape[2], dtype=torch.bool)
+            self.seen = self.seen.to(columns.device)
             self.seen.index_fill_(0, columns, True)
 
     def _forget(self, _: object) -> None:

@@ -47,6 +47,24 @@ class F1(BinaryCounts):
         return _ratio(2 * right, 2 * right + missed + wrong)
 
 
+class Precision(BinaryCounts):
+    """Share of class 1 among the rows that are called it."""
+
+    def compute(self) -> Tensor:
+        """Returns it; 0 where no row is called class 1."""
+        _, _, wrong, right = self.outcomes()
+        return _ratio(right, right + wrong)
+
+
+class Recall(BinaryCounts):
+    """Share of the rows of class 1 that are called it."""
+
+    def compute(self) -> Tensor:
+        """Returns it; 0 where no row is of class 1."""
+        _, missed, _, right = self.outcomes()
+        return _ratio(right, right + missed)
+
+
 class AccuracyAndF1(BinaryCounts):
     """The mean of accuracy and F1, the official score of MRPC and QQP."""
 
@@ -130,7 +148,13 @@ class PearsonAndSpearman(Correlation):
         return (pearson(preds, target) + pearson(ranks(preds), ranks(target))) / 2
 
 
-BINARY = {"f1": F1, "acc_and_f1": AccuracyAndF1, "mcc": Matthews}
+BINARY = {
+    "f1": F1,
+    "acc_and_f1": AccuracyAndF1,
+    "mcc": Matthews,
+    "precision": Precision,
+    "recall": Recall,
+}
 ANY_CLASSES = {"accuracy": "micro", "f1_macro": "macro"}
 REGRESSION = {
     "pearson": Pearson,

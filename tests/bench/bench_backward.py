@@ -18,6 +18,7 @@ Written to --out; rows of `config, keep_frac, dtype, device, bytes_ratio, time_r
 import argparse
 import copy
 import json
+import os
 import statistics
 import time
 import warnings
@@ -256,6 +257,7 @@ def main(given: list[str] | None = None) -> list[dict]:
     setting |= {
         "gemm": "MKL" if torch.backends.mkl.is_available() else "other",
         "allocator": "torch's default",
+        "load": os.getloadavg()[0],
     }
     rows = []
     for name in options.dtypes:
@@ -288,7 +290,8 @@ def test_late_saves_memory_and_time(tmp_path) -> None:
     ]
     rows = {row["config"]: row for row in main(given)}
     assert rows["late"]["bytes_ratio"] <= 0.17
-    assert rows["late"]["time_ratio"] <= 0.85
+    load = f"the load was {rows['late']['load']:.1f} at the start: this needs an idle machine"
+    assert rows["late"]["time_ratio"] <= 0.85, load
     assert rows["late"]["cosine_dw"] is None or rows["late"]["cosine_dw"] >= 0.92
 
 

@@ -89,9 +89,7 @@ def test_step_time(root, bf16):
     print(
         f"\n{LAYERS} BERT-base layer(s), 32 x 128 tokens, {precision}, {ATTENTION} attention, dropout {DROPOUT}, "
     )
-    print(
-        f"{THREADS} threads, {ROUNDS} rounds; dense {statistics.median(alone):.3f} s, {whole:.0f} MiB"
-    )
+    print(f"{THREADS} threads, {ROUNDS} rounds; dense {statistics.median(alone):.3f} s, {whole:.0f} MiB")
     print(f"{'step time / dense':<18}" + "".join(f"{k:>8}" for k in KEEP) + f"{'saved bytes / dense':>28}")
     for method in METHODS:
         times = "".join(f"{middle[method, k]:>8.3f}" for k in KEEP)

@@ -1,4 +1,4 @@
-"""What a sweep costs beside its runs: `make bench`, or python -m pytest tests/bench/bench_sweep.py -s (see the Makefile).
+"""What a sweep costs beside its runs: `make bench`.
 
 Prints: seconds of a finished sweep of 24 cells called again; seconds from the start of a job to its first step; and
 cells per minute with one job at a time against two, on the same cells.
@@ -18,7 +18,9 @@ def command(folder: Path, *overrides: str) -> float:
     """Runs the command line with its own multirun folder; returns its seconds."""
     environment = os.environ | {"KEEPFRAC_MULTIRUN": str(folder), "KEEPFRAC_HUB": "offline"}
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-m", "src.main", *SMALL, *overrides], cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "src.main", *SMALL, *overrides], cwd=ROOT, env=environment, check=True
+    )
     return time.monotonic() - begin
 
 
@@ -39,7 +41,9 @@ def test_start_of_a_job_to_its_first_step(tmp_path):
             cwd=ROOT,
             env=os.environ | {"KEEPFRAC_MULTIRUN": str(tmp_path), "KEEPFRAC_HUB": "offline"},
         )
-        while not any('"train"' in path.read_text() for path in tmp_path.glob(f"start/*_s{seed}_*/progress.json")):
+        while not any(
+            '"train"' in path.read_text() for path in tmp_path.glob(f"start/*_s{seed}_*/progress.json")
+        ):
             time.sleep(0.02)
         seconds.append(time.time() - begin)
         watch.kill()
@@ -50,6 +54,11 @@ def test_start_of_a_job_to_its_first_step(tmp_path):
 def test_two_jobs_at_once_against_one(tmp_path):
     grid = ("-m", "method=nosp", "seed=0,1,2,3", "steps=40")
     model = ("model=minilm",)
-    took = {jobs: command(tmp_path, *grid, *model, f"name=j{jobs}", f"hydra.launcher.n_jobs={jobs}") for jobs in (1, 2)}
+    took = {
+        jobs: command(tmp_path, *grid, *model, f"name=j{jobs}", f"hydra.launcher.n_jobs={jobs}")
+        for jobs in (1, 2)
+    }
     ratio = took[1] / took[2]
-    sys.stdout.write(f"\n4 cells, one at a time {took[1]:.0f} s, two at once {took[2]:.0f} s: {ratio:.2f} x the throughput\n")
+    sys.stdout.write(
+        f"\n4 cells, one at a time {took[1]:.0f} s, two at once {took[2]:.0f} s: {ratio:.2f} x the throughput\n"
+    )

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from src import identity
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = ("model", "method", "task", "hardware", "logger")
+GROUPS = ("model", "method", "task", "hardware", "logger", "export")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 TARGETS = [
     (group, name) for group, name in OPTIONS if "_target_" in (CONF / group / f"{name}.yaml").read_text()
@@ -73,7 +73,17 @@ def test_an_experiment_gives_its_command_time_and_expected_result(name):
 def test_methods_override_only_the_hooks():
     from src.finetune import FineTune
 
-    hooks = {"prepare", "param_groups", "losses", "after_step", "finish", "kept", "settled_at", "wants"}
+    hooks = {
+        "prepare",
+        "param_groups",
+        "losses",
+        "after_step",
+        "finish",
+        "kept",
+        "watched",
+        "settled_at",
+        "wants",
+    }
     hooks |= {"get_extra_state", "set_extra_state", "__init__"}
     import pytorch_lightning as pl
 

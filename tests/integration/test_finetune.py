@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from src import identity, results
 from src.errors import UserError
+from src.execution import build_task
 from src.finetune import FineTune, warmup_then_linear
 from src.models.load import load_net, load_tokenizer
-from src.execution import build_task
 from src.run import run
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong outside: a full disk, a damaged checkpoint, a task that shares rows, a process without the project."""
+"""What goes wrong outside: a full disk, a damaged checkpoint, shared rows, a process without the project."""
 
 import resource
 import signal

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import wandb
-from tests.standin_wandb import StandIn
 
 from src import results, tracking
 from src.run import run
+from tests.standin_wandb import StandIn
 
 PARTS = ("val", "test", "kept", "size", "cost")
 

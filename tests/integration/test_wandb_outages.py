@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import wandb
-from tests.standin_wandb import KEY, StandIn
 
 from src import sync, tracking
+from tests.standin_wandb import KEY, StandIn
 
 CONFIG = {"name": "test", "method": {"name": "nosp"}, "task": {"name": "csv"}, "model": {"name": "tiny"}}
 SETTINGS = {"project": "keepfrac", "entity": None}
@@ -144,9 +144,8 @@ def test_an_attempt_that_goes_on_offline_uploads_whole(server, reach, tmp_path):
     file, stream = begin(cell(tmp_path))
     log([file, stream])
     tracking.finish_wandb(1)
-    time.sleep(1.1)  # W&B names the folders of attempts by the second
     reach(WANDB_MODE="offline")
-    log(begin(cell(tmp_path), resumed_at=3), first=4)
+    log(begin(cell(tmp_path), resumed_at=4), first=4)
     tracking.finish_wandb(0)
     server.runs.clear()  # so that only what the second attempt holds is seen
     reach()

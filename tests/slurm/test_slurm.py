@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import Cluster, missing
 from safetensors.torch import load_file
+
+from tests.slurm.cluster import Cluster, missing
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 PATIENCE = 250  # seconds; a busy machine takes ten times as long as an idle one

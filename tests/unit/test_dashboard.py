@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.standin_wandb import StandIn
 
 from src import dashboard, tracking
+from tests.standin_wandb import StandIn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # wandb-workspaces writes it
 SNAPSHOT = Path(__file__).with_name("dashboard.json")

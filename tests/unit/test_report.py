@@ -10,6 +10,7 @@ import pytest
 
 from src import results
 from src.errors import UserError
+from src.report import tables
 from src.report.__main__ import main
 from src.report.arms import summarise_cells
 from src.report.build import of_records, of_sweep
@@ -358,3 +359,15 @@ class TestCommand:
             [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
         )
         assert not {"torch", "transformers", "matplotlib", "pandas"} & set(loaded.stdout.split())
+
+
+def test_hindsight_and_parameters_stand_beside_where_they_mean_something(tmp_path):
+    rates = [cell("nosp", lr=1e-5, val=0.7, test=0.9), cell("nosp", lr=2e-5, val=0.8, test=0.6)]
+    cut = cell("l0", test=0.5) | {"size": {"params": 16_000_000, "nonzeros": 16_000_000}}
+    arms = arms_of(tmp_path / "one", *rates, cut)
+    pruned, dense = sorted(tables.lines(arms), key=lambda row: row["method"])
+    assert dense["test accuracy"] == "0.6000" and dense["[best on test]"] == "[0.9000, of 2]"
+    assert pruned["[best on test]"] == "-" and pruned["params"] == "16.00 M" and dense["params"] == "22.70 M"
+    assert any("flatters" in note for note in tables.notes(arms, []))
+    plain = tables.lines(arms_of(tmp_path / "two", cell("nosp"), cell("norm")))
+    assert not {"params", "training", "[best on test]"} & set(plain[0])

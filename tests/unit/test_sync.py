@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tests.standin_wandb import StandIn
 
 from src import sync
+from tests.standin_wandb import StandIn
 
 VARIABLES = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE")
 

@@ -25,7 +25,7 @@ def test_a_resumed_csv_forgets_what_the_killed_attempt_logged_beyond(tmp_path: P
         file.log_metrics({"train/loss": float(step)}, step)
     with file.path.open("a") as torn:
         torn.write("40,train/l")
-    MetricsFile(tmp_path, resumed_at=20)
+    MetricsFile(tmp_path, resumed_at=21)
     assert lines(tmp_path) == ["step,metric,value", "10,train/loss,10.0", "20,train/loss,20.0"]
 
 

@@ -103,7 +103,7 @@ def test_a_model_that_is_nowhere_is_one_error_that_names_both_sources():
 
 def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="^model "):
+    with pytest.raises(UserError, match=r"^model "):
         load(name=str(tmp_path), config=None)
 
 

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
+from src.sparse import bits as module
 from src.sparse.bits import exact_top, flat_positions, magnitude_keys, pack_bits, unpack_bits
+
+
+@pytest.fixture(autouse=True, params=["numpy", "torch"])
+def operations(request, monkeypatch):
+    """Each test with NumPy's operations and with PyTorch's, which a GPU takes."""
+    if request.param == "torch":
+        monkeypatch.setattr(module, "_in_numpy", lambda x: False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -1,16 +1,14 @@
 """Whole models with sites: bytes, gradients, padding, checkpointing, resuming, saving."""
 
 import copy
-import itertools
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
+from transformers import AutoModelForSequenceClassification
 
 from src.errors import UserError
-from src.measure import saved_bytes, saved_storages
-from src.sparse.activation import use_activation
+from src.measure import saved_bytes
 from src.sparse.context import Draw, Padding
 from src.sparse.convert import sparsify
 from src.sparse.linear import SparseLinear
@@ -20,69 +18,6 @@ from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
 FAMILIES = ["bert", "roberta", "distilbert"]
-U = 32 * 128 * 768 * 4
-
-
-def base_layer(attention, act):
-    """A BERT-base layer without dropout, as a model of one layer."""
-    sizes = {
-        "num_hidden_layers": 1,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "vocab_size": 50,
-    }
-    return BertModel(BertConfig(**sizes, attn_implementation=attention, hidden_act=act)).train()
-
-
-def layer_bytes(net):
-    layer = net.encoder.layer[0]
-    x = torch.randn(32, 128, 768, requires_grad=True)
-    with saved_storages(layer) as storages:
-        layer(x + 0)
-    return sum(storages.values()) / U
-
-
-@pytest.mark.parametrize(
-    ("attention", "act", "dense", "limit"),
-    [
-        ("eager", "gelu", 18.005, 11.75),
-        ("sdpa", "gelu", 16.02, 10.65),
-        ("eager", "relu", 14.005, 7.85),
-        ("sdpa", "relu", 12.02, 6.9),  # naively more than dense: ReLU and attention pin what the linears read
-    ],
-)
-def test_bytes_of_a_bert_base_layer(attention, act, dense, limit):
-    net = base_layer(attention, act)
-    assert layer_bytes(net) == pytest.approx(dense, rel=0.005)
-    handle = sparsify(net, ("linear",), Selector(0.1), seed=0)
-    assert layer_bytes(net) <= limit
-    assert handle.kept()["achieved"] == pytest.approx(0.1, abs=0.001)
-    assert handle.kept()["fallbacks"] == 0
-
-
-@pytest.mark.parametrize("unit", ["column", "token", "block", "element"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("act", ["gelu", "relu", "relu_inplace"])
-def test_saved_bytes_never_exceed_dense(act, attention, unit):
-    batch, chosen_sites = small_batch(), [("linear",)]
-    if attention == "eager":
-        chosen_sites.append(("linear", "attention", "softmax", "layer_norm"))
-        chosen_sites.append(("attention",))
-    for dropout, autocast in ((0.0, False), (0.1, False), (0.1, True)):
-        dense = small_net(attention=attention, dropout=dropout, layers=1)
-        use_activation(dense, act)
-
-        def step(net, autocast=autocast):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                return net(**batch).loss
-
-        limit = saved_bytes(dense, lambda dense=dense, step=step: step(dense))
-        for keep_frac, sites in itertools.product((0.1, 0.5, 0.93, 0.97, 1.0), chosen_sites):
-            net = copy.deepcopy(dense)
-            sparsify(net, sites, Selector(keep_frac, unit=unit, scope="sample"), seed=0)
-            saved = saved_bytes(net, lambda net=net, step=step: step(net))
-            assert saved <= limit, (keep_frac, sites, dropout, autocast)
-            assert saved < limit or keep_frac > 0.9
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -159,6 +94,14 @@ def error_of_dx(sites, keep_frac):
     found, batch = [], small_batch()
     for chosen in ((), sites):
         net = small_net()
+        with torch.no_grad():  # attention that is far from uniform, as a trained model's is
+            for layer in net.bert.encoder.layer:
+                for linear in (
+                    layer.attention.self.query,
+                    layer.attention.self.key,
+                    layer.attention.self.value,
+                ):
+                    linear.weight.mul_(25)
         if chosen:
             sparsify(net, chosen, Selector(keep_frac, unit="element", scope="sample"), seed=0)
         reached = []
@@ -172,10 +115,10 @@ def error_of_dx(sites, keep_frac):
     ("sites", "limits"),
     [
         (("linear",), (0.0, 0.0, 0.0)),
-        (("attention",), (0.2, 0.1, 0.02)),
-        (("softmax",), (0.2, 0.1, 0.02)),
-        (("layer_norm",), (0.2, 0.1, 0.02)),
-        (("linear", "attention", "softmax", "layer_norm"), (0.2, 0.1, 0.02)),
+        (("attention",), (0.8, 0.4, 0.05)),
+        (("softmax",), (0.8, 0.06, 0.001)),
+        (("layer_norm",), (0.25, 0.1, 0.015)),
+        (("linear", "attention", "softmax", "layer_norm"), (0.85, 0.4, 0.05)),
     ],
 )
 def test_error_of_dx_is_none_for_linears_and_falls_with_keep_frac_elsewhere(sites, limits):
@@ -290,6 +233,12 @@ def test_a_resumed_run_selects_as_the_uninterrupted_one(rule):
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
     assert handle.never_selected() == whole_handle.never_selected()
+
+
+def test_sites_have_numbers_of_their_own():
+    handle = sparsify(small_net(), ("linear", "attention", "softmax", "layer_norm"), Selector(0.3), seed=0)
+    assert len({site.number for site in handle.sites}) == len(handle.sites)
+    assert len(handle.sites) == 2 * (4 + 3 + 1 + 2)
 
 
 def test_columns_never_selected_are_counted():

@@ -66,7 +66,7 @@ class SlurmPool(Pool):
         super().__init__(jobs, command, num_at_once, request.cpus, known, num_done, console)
         self.request = request
         self.running: list[Queued] = []
-        self._next_poll = 0.0
+        self._next_poll, self._silent = 0.0, False
 
     def status(self) -> Status:
         running = tuple(one.running() for one in self.running if one.state != "PENDING")
@@ -95,6 +95,9 @@ class SlurmPool(Pool):
             return
         self._next_poll = time.monotonic() + POLL_SECONDS
         states = slurm.queued()  # before the results are looked at: a job that is gone has written its own
+        if (states is None) != self._silent:
+            self._silent = states is None
+            self._say("Slurm does not answer; asking again" if self._silent else "Slurm answers again")
         for one in list(self.running):
             if states is not None:
                 self._moved(one, states.get(one.id))

@@ -1,0 +1,49 @@
+"""What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from src import measure, results
+from src.errors import UserError
+from src.models.export import export
+from src.models.original import account_of, original_parameters
+from src.models.pruned import CONFIGS
+
+
+def sizes(net, loaded, folder: Path) -> dict:
+    """Returns the sizes of the delivered model, beside those of the dense original, however many runs ago it was cut.
+
+    Args:
+        net: what is delivered.
+        loaded: the model that the run began with.
+        folder: the run's.
+    """
+    return {**measure.size(net, folder / "model"), "params_dense": original_parameters(loaded)}
+
+
+def write_account(net, folder: Path) -> None:
+    """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
+    if isinstance(net.config, CONFIGS):
+        results.write_atomically(folder / "info.txt", account_of(net).info_txt())
+
+
+def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor]) -> dict[str, str]:
+    """Writes another form of the delivered model into export/.
+
+    Args:
+        net: what is delivered.
+        form: see `models.export`.
+        folder: the run's.
+        rows: inputs of one batch.
+
+    Raises:
+        UserError: it cannot be written; the message says how to go on with the model, which is there.
+    """
+    try:
+        path = export(net.cpu().eval(), form, folder / "export", rows)
+    except UserError as error:
+        again = f"epochs=0 model=from_run model.run={folder}"
+        raise UserError(f"{error}; the model itself is there: go on with {again} export=...") from error
+    return {"form": form, "path": str(path.relative_to(folder))}

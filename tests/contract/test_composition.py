@@ -1,0 +1,107 @@
+"""Each method goes on from what each other left: zeros stay, shapes stay, it reloads, the results name both."""
+
+import shutil
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from src import identity
+from src.models.cut import counts_of
+from src.models.load import load_body
+from src.prune.masks import FILE, Masks, top_mask
+from src.run import run
+from tests.contract.test_conf import CONF
+from tests.integration.conftest import sentences
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+QUICK = {"nosp", "norm", "l0", "l0_factorized", "magnitude", "layer_drop"}  # one of each kind
+PRUNERS = {"l0", "l0_factorized", "magnitude", "random_prune", "layer_drop"}
+TWO_STEPS = {"method.prefinetune": 0, "method.target_warmup": 0.5, "method.settled_at": 0.5}
+
+
+def pairs():
+    for first in METHODS:
+        for second in METHODS:
+            slow = () if {first, second} <= QUICK else (pytest.mark.slow,)
+            yield pytest.param(first, second, marks=slow, id=f"{first}-{second}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(("train", "validation", "test")):
+        lines = ["text,label", *(f"{text},{label}" for text, label in sentences(16, number))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_steps(data, tmp_path_factory):
+    """A function from a method and overrides to (results, folder) of a run of two steps."""
+    root = tmp_path_factory.mktemp("multirun")
+    identity.register()
+
+    def run_(method: str, *overrides: str):
+        with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
+            patch.setenv("KEEPFRAC_MULTIRUN", str(root))
+            base = [
+                f"method={method}",
+                "model=bert_tiny",
+                "task=csv",
+                "logger=csv",
+                "steps=2",
+                "batch_size=8",
+            ]
+            base += [f"task.{name}_file={data}/{name}.csv" for name in ("train", "validation", "test")]
+            base += ["hardware.precision=32-true", "hardware.threads=1", "probe_steps=0", "lr=1e-3"]
+            base += [f"{key}={value}" for key, value in TWO_STEPS.items() if method.startswith("l0")]
+            cfg = compose("config", overrides=[*base, *overrides])
+            return run(cfg), identity.cell(cfg).folder
+
+    return run_
+
+
+@pytest.fixture(scope="module")
+def left_by(two_steps, tmp_path_factory):
+    """A function from a method to the folder of its run; with masks of all matrices, or of the embeddings alone."""
+    done = {}
+
+    def folder_(method: str, everywhere: bool):
+        if (method, everywhere) not in done:
+            folder = tmp_path_factory.mktemp("left") / method
+            shutil.copytree(two_steps(method, "keep_frac=0.75", "name=first")[1], folder)
+            weights = load_file(folder / "model" / "model.safetensors")
+            named = [
+                n for n, w in weights.items() if w.ndim == 2 and ("encoder" in n or "word_embeddings" in n)
+            ]
+            names = named if everywhere else [name for name in named if "embeddings" in name]
+            Masks({n: top_mask(weights[n].abs(), weights[n].numel() // 2) for n in names}).save(
+                folder / "model"
+            )
+            done[method, everywhere] = folder
+        return done[method, everywhere]
+
+    return folder_
+
+
+@pytest.mark.parametrize(("first", "second"), list(pairs()))
+def test_a_method_goes_on_from_what_another_left(two_steps, left_by, first, second):
+    before = left_by(first, everywhere=second != "l0_factorized")
+    keep = 0.5 if second == "layer_drop" else 0.45
+    found, folder = two_steps(
+        second, f"keep_frac={keep}", "model=from_run", f"model.run={before}", f"name={first}"
+    )
+    was, now = (counts_of(load_body(path / "model")) for path in (before, folder))
+    if second in PRUNERS:
+        assert found["kept"]["achieved"] <= keep
+        assert len(now) <= len(was)
+    else:
+        assert now == was
+    weights, masks = (load_file(folder / "model" / name) for name in ("model.safetensors", FILE))
+    assert all(weights[name].shape == mask.shape for name, mask in masks.items())
+    assert all(torch.all(weights[name][~mask] == 0) for name, mask in masks.items())
+    assert [stage["name"] for stage in found["provenance"]["stages"]] == [first]
+    assert found["config"]["method"]["name"] == second
+    assert found["size"]["params"] <= found["size"]["params_dense"]

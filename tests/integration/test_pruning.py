@@ -1,0 +1,201 @@
+"""Structured pruning from the command line's settings to the delivered model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from src import identity
+from src.errors import UserError
+from src.run import run
+from tests.integration.test_resume import Killed, kill_at
+
+METHODS = ("l0", "l0_factorized", "magnitude", "random_prune", "layer_drop")
+FAST = ("method.gate_lr=2.0", "method.multiplier_lr=2.0", "method.prefinetune=0.1", "probe_steps=0")
+
+
+def settings(method: str) -> tuple[str, ...]:
+    return (f"method={method}", *(FAST if method.startswith("l0") else ("probe_steps=0",)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_asked_is_what_the_delivered_model_has(composed, method):
+    cfg = composed(*settings(method), "keep_frac=0.5")
+    found = run(cfg)
+    folder = identity.cell(cfg).folder
+    assert found["kept"]["unit"] == "weights of the encoder's linears"
+    assert 0.45 < found["kept"]["achieved"] <= 0.5
+    assert found["size"]["params"] < found["size"]["params_dense"]
+    net = AutoModelForSequenceClassification.from_pretrained(folder / "model")
+    assert net.config.model_type == "pruned_bert"
+    lines = dict(line.split(": ") for line in (folder / "info.txt").read_text().splitlines())
+    assert float(lines["encoder_linear_weights_keep_frac"]) == pytest.approx(
+        found["kept"]["achieved"], abs=1e-6
+    )
+    assert (
+        int(lines["model_params_kept"]) == sum(p.numel() for p in net.parameters()) == found["size"]["params"]
+    )
+    assert int(lines["model_params_dense"]) == found["size"]["params_dense"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keep_frac_1_is_dense_fine_tuning(composed, method):
+    dense, pruned = composed("method=nosp", "steps=5"), composed(*settings(method), "keep_frac=1", "steps=5")
+    run(dense)
+    found = run(pruned)
+    weights, own = (
+        load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (dense, pruned)
+    )
+    assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in weights)
+    assert found["kept"]["achieved"] == 1.0
+
+
+def test_the_constraint_is_reached_and_its_path_is_logged(composed):
+    cfg = composed(
+        "method=l0", "keep_frac=0.4", "steps=120", "eval_every=60", "probe_steps=0", "method.gate_lr=0.3",
+        "method.multiplier_lr=0.5", "method.families=[heads,neurons]", "method.settled_at=0.9",
+    )  # fmt: skip
+    run(cfg)
+    path = figures(identity.cell(cfg).folder)
+    assert path["kept/target"][0] > 0.9 and path["kept/target"][-1] == pytest.approx(0.4)
+    assert path["kept/expected"][0] > 0.9 and path["kept/expected"][-1] == pytest.approx(0.4, abs=0.06)
+    assert max(path["loss/lambda1"]) > 0 and path["loss/lambda2"][-1] > 0
+    assert path["loss/lr_gates"][1:-2] == pytest.approx([0.3] * len(path["loss/lr_gates"][1:-2]))
+    assert (
+        path["loss/lr_gates"][0] == path["loss/lr_multipliers"][-1] == 0
+    )  # before prefinetune ends, when settled
+    assert path["kept/achieved"][-1] <= 0.4
+
+
+@pytest.mark.parametrize("step", [4, 13, 20])
+@pytest.mark.parametrize("method", ["l0", "l0_factorized", "magnitude"])
+def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
+    """Killed before the gates are on, while they are trained, and after the structure is chosen."""
+    overrides = [
+        *settings(method),
+        "keep_frac=0.5",
+        "checkpoint_every=3",
+        "model.dropout=0.1",
+        "eval_every=7",
+    ]
+    overrides += ["method.prefinetune=0.25"] if method != "magnitude" else ["method.settled_at=0.6"]
+    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    one, two = identity.cell(whole).folder, identity.cell(broken).folder
+    weights, again = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+    results, results_again = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert results["scores"] == results_again["scores"] and results["kept"] == results_again["kept"]
+    assert figures(one) == figures(two)  # expected, target, multipliers and rates among them
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("method=l0", "method.allow_empty=false", "keep_frac=0.01"), "it can be 0.1[0-9]* to 1.0000"),
+        (("method=layer_drop", "keep_frac=0.4"), "it can be 0.5000 to 1.0000"),
+        (("method=l0", "method.settled_at=0.3"), "must rise"),
+        (("method=l0", "method.families=[rows]"), "rows"),
+        (("method=l0", "method.families=[ranks]", "method.cost=latency"), "heads and neurons only"),
+        (("method=l0", "method.cost=watts"), "params, macs, latency"),
+        (("method=l0", "method.rank=8"), "families with ranks"),
+        (("method=l0", "method.train_weights=false"), "settled_at=1"),
+        (("method=l0", "epochs=0"), "epochs=0"),
+        (("method=l0", "method.gate_schedule=cosine"), "inverse_root"),
+    ],
+)
+def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
+    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=said):
+        run(composed(*overrides))
+
+
+def test_a_cut_model_cannot_grow_again(composed):
+    cfg = composed(*settings("magnitude"), "keep_frac=0.5", "steps=2")
+    run(cfg)
+    chain = (*settings("random_prune"), "model=from_run", f"model.run={identity.cell(cfg).folder}", "steps=2")
+    with pytest.raises(UserError, match=r"it can be 0\.\d+ to 0\.[45]\d+"):
+        run(composed(*chain, "keep_frac=0.8"))
+    found = run(composed(*chain, "keep_frac=0.3", "name=again"))
+    assert 0.28 < found["kept"]["achieved"] <= 0.3  # of the dense original, not of what the first left
+    assert (
+        found["size"]["params_dense"]
+        == json.loads((identity.cell(cfg).folder / "results.json").read_text())["size"]["params_dense"]
+    )
+
+
+def test_the_gates_alone_can_be_trained(composed):
+    cfg = composed(
+        *settings("l0_factorized"), "method.train_weights=false", "method.settled_at=1", "method.rank=64",
+        "method.whiten=0", "keep_frac=0.4",
+    )  # fmt: skip
+    found = run(cfg)
+    assert found["kept"]["achieved"] <= 0.4
+
+
+@pytest.mark.parametrize(
+    ("cost", "unit"), [("macs", "MACs of the encoder at 16 tokens"), ("latency", "ms of the")]
+)
+def test_other_costs(composed, cost, unit):
+    cfg = composed(
+        *settings("l0"),
+        f"method.cost={cost}",
+        "method.length=16",
+        "method.latency.repeats=1",
+        "keep_frac=0.5",
+    )
+    found = run(cfg)
+    assert found["kept"]["achieved"] <= 0.5 and found["kept"]["unit"].startswith(unit)
+
+
+def test_pruning_before_training_needs_no_training(composed):
+    found = run(composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0"))
+    assert found["kept"]["achieved"] <= 0.5 and found["size"]["params"] < found["size"]["params_dense"]
+
+
+@pytest.mark.parametrize("form", ["stock_padded", "torch_export"])
+def test_the_other_form_is_written(composed, form):
+    cfg = composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0", f"export={form}")
+    found = run(cfg)
+    path = identity.cell(cfg).folder / found["export"]["path"]
+    assert path.name == form and any(path.iterdir())
+
+
+def test_a_form_that_cannot_hold_the_model_is_refused_and_the_model_is_there(composed):
+    cfg = composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0", "export=stock_uniform")
+    with pytest.raises(UserError, match=r"stock_padded.*epochs=0 model=from_run"):
+        run(cfg)
+    assert (identity.cell(cfg).folder / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize("method", ["l0", "magnitude"])
+def test_two_processes_end_with_one_structure(composed, method):
+    exact = (*settings(method), "keep_frac=0.5", "model.dropout=0", "model.attention_dropout=0", "steps=8")
+    one, two = composed(*exact, "name=one"), composed(*exact, "hardware=cpus", "name=two")
+    alone, together = run(one), run(two)
+    assert together["kept"] == alone["kept"]
+    weights, own = (load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (one, two))
+    for name, weight in weights.items():
+        torch.testing.assert_close(own[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_gradients_are_not_compared_with_dense_ones_of_other_shapes(composed):
+    with pytest.raises(UserError, match="fidelity_every=null"):
+        run(composed(*settings("magnitude"), "keep_frac=0.5", "fidelity_every=2", "steps=4"))
+
+
+def figures(folder) -> dict[str, list[float]]:
+    """The columns of metrics.csv by name."""
+    found: dict[str, list[float]] = {}
+    for line in (folder / "metrics.csv").read_text().splitlines()[1:]:
+        _, name, value = line.split(",")
+        found.setdefault(name, []).append(float(value))
+    return found
