@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,9 @@ class Stream(Logger):
 
     def replay(self) -> None:
         """Logs what metrics.csv holds: what a killed attempt did not send, or had only offline."""
-        for step, name, value in _figures(self.folder / "metrics.csv"):
-            self.log_metrics({name: value}, step)
+        lines = (self.folder / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
+        for step, name, value in (line.split(",") for line in lines):
+            self.log_metrics({name: float(value)}, int(step))
 
     def summarise(self, figures: Mapping[str, Any]) -> None:
         """Sets final figures."""
@@ -120,14 +121,14 @@ class Stream(Logger):
             sync.mark_sent(Path(self.run.dir).parent)
         # out of time, the client has it all on disk; out of order, it has not
         if self.failure is not None and not isinstance(self.failure, TimeoutError):
-            self._write_again(exit_code, error)
+            self._write_again(exit_code)
 
-    def _write_again(self, exit_code: int, error: str | None) -> None:
+    def _write_again(self, exit_code: int) -> None:
         again, _ = _start("offline", self.folder, self.arguments)
         if again is not None:
             again.replay()
             again.summarise(self.final)
-            again.close(exit_code, error)
+            again._try(lambda: again.run.finish(exit_code=exit_code))
 
     def _try(self, do: Callable[[], object]) -> None:
         try:
@@ -137,12 +138,6 @@ class Stream(Logger):
                 later = sync.command(self.folder.parent)
                 log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(failure), later)
             self.failure = self.failure or failure
-
-
-def _figures(path: Path) -> Iterator[tuple[int, str, float]]:
-    for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-        step, name, value = line.split(",")
-        yield int(step), name, float(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -120,7 +120,7 @@ def provoke(outage: Outage, words: list[str], multirun: Path) -> str:
     saw = seen[-1].replace(str(multirun), "multirun") if seen else done.stderr[-200:]
     saw = saw.replace("`", "'")
     saw = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8080", saw)
-    seconds = f"{spent:.1f}" if program[0] == "-c" else "once 3"
+    seconds = f"{spent:.1f}" if program[0] == "-c" else "not timed"
     return f"| {outage.name} | {done.returncode} | `{saw}` | {seconds} | {last}, {sum(whole)} of {len(whole)} whole |"
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.unit.sparse.late.nets import batch, converted, network, stack
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from src.measure import saved_storages
 from src.sparse import late
+from tests.unit.sparse.late.nets import batch, converted, network, stack
 
 BATCH, LENGTH, WIDTH = 32, 128, 768
 UNIT = BATCH * LENGTH * WIDTH * 4

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 
 SETTINGS = {"keep_frac": 0.4, "store": "8bit"}
 

