@@ -17,6 +17,7 @@ RUN ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed-run
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY_DEV := $(VENV)/.installed-dev
 READY_SLURM := $(VENV)/.installed-slurm
 

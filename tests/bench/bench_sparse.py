@@ -28,8 +28,8 @@ METHODS = os.environ.get("METHODS", "rand,norm,norm_top,rand_token,norm_token,bk
 KEEP = [float(k) for k in os.environ.get("KEEP", "0.1,0.3,0.5").split(",")]
 THREADS = int(os.environ.get("THREADS", str(torch.get_num_threads())))
 CLOCK = time.process_time if THREADS == 1 else time.perf_counter
-# In fp32. The limit of the arithmetic for columns and rows is (2 + keep) / 3 of the linears: 0.77 of the step at 0.3. In
-# bf16 the products are 4 times faster and the rest of the step weighs more.
+# In fp32. The limit of the arithmetic for columns and rows is (2 + keep) / 3 of the linears: 0.77 of the step at 0.3.
+# In bf16 the products are 4 times faster and the rest of the step weighs more.
 NORM_AT_03 = 0.90
 
 

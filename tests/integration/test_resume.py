@@ -10,7 +10,7 @@ from src import identity
 from src.resume import CHECKPOINT
 from src.run import run
 
-METHODS = ("nosp", "rand", "norm", "bkrz")
+METHODS = ("nosp", "rand", "norm", "bkrz", "late")
 
 
 class Killed(BaseException):
