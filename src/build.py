@@ -6,15 +6,24 @@ from typing import Any
 from src.errors import UserError
 
 
+def build_target(path: str) -> Any:
+    """Returns what stands under a full import path.
+
+    Raises:
+        UserError: there is nothing under this path.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={path}: {error}") from error
+
+
 def build(settings: dict, **more) -> Any:
     """Returns the object that `_target_` names, built from the other keys and `more`.
 
     Raises:
         UserError: there is nothing under this path.
     """
-    module, _, name = settings["_target_"].rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"_target_={settings['_target_']}: {error}") from error
+    target = build_target(settings["_target_"])
     return target(**{key: value for key, value in settings.items() if key != "_target_"}, **more)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pickle
 import sys
 import time
 import warnings
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from src import delivery, lineage, ranks, results, tracking
+from src import delivery, lineage, measure, ranks, results, tracking
 from src.build import build
 from src.errors import UserError
 from src.finetune import Loop
@@ -146,6 +147,7 @@ class Execution:
     def __call__(self) -> dict:
         """Does it all; returns the parts of results.json that come of it."""
         train_seconds = self._fit() if self.steps else 0.0
+        self.module.to(self.trainer.strategy.root_device)  # Lightning leaves it on the CPU
         costs = self._cost()
         self.module.finish(self.task.training_batches())
         self._deliver()
@@ -161,7 +163,13 @@ class Execution:
             "scores": scores,
             "kept": self.module.kept(),
             "size": delivery.sizes(self.module.net, self.dense, self.cell.folder),
-            "cost": {**costs, **seconds, "steps": self.steps, "best_step": self.keeper.best_step},
+            "cost": {
+                **costs,
+                **seconds,
+                **self._latency(),
+                "steps": self.steps,
+                "best_step": self.keeper.best_step,
+            },
         }
         tracking.summarise(self.loggers, outcome)
         if self.form != "none" and self.place.leads:
@@ -181,7 +189,6 @@ class Execution:
         }
 
     def _fit(self) -> float:
-        begin = time.monotonic()
         checkpoint = self.cell.folder / CHECKPOINT if self.resumed_at else None
         if checkpoint:
             log.info("goes on from step %d", self.resumed_at)
@@ -190,7 +197,7 @@ class Execution:
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         self.keeper.load_best(self.module.net)
-        return time.monotonic() - begin
+        return self.keeper.seconds()
 
     def _cost(self) -> dict:
         times = self.settings["probe_steps"]
@@ -198,6 +205,13 @@ class Execution:
             return {}
         self.progress.tell("measure", self.steps)
         return self.probe.cost(times)
+
+    def _latency(self) -> dict[str, float]:
+        times = self.settings["probe_steps"]
+        if not (times and self.place.leads):
+            return {}
+        pair = {"latency_seconds": self.module.net, "latency_seconds_dense": self.dense}
+        return measure.forward_seconds(pair, 2 * times)
 
     def _deliver(self) -> None:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
@@ -246,9 +260,9 @@ def _resumed_at(checkpoint: Path) -> int:
         return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
     except FileNotFoundError:
         return 0
-    except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
-        log.warning("%s cannot be read (%s); the run begins anew", checkpoint, type(error).__name__)
-        checkpoint.unlink(missing_ok=True)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        log.warning("%s is damaged (%s); the run begins anew", checkpoint, type(error).__name__)
+        checkpoint.replace(checkpoint.with_suffix(".damaged"))
         return 0
 
 

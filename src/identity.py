@@ -18,8 +18,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from src.build import build
+from src.build import build, build_target
 from src.errors import UserError
+from src.models.locate import locate
 
 Check = tuple[Callable[[object], bool], str]
 
@@ -72,11 +73,12 @@ CHECKS: dict[str, Check] = {
     "keep_frac": _FRACTION,
     "method.keep_frac": _FRACTION,
     "task.rows": _or_null(_whole(1)),
-    "task.max_length": _or_null(_whole(2)),
+    "task.max_length": _or_null(_whole(3)),
     "model.attention": _one_of("sdpa", "eager"),
     "model.dropout": _or_null(_number(0, 1, open_high=True)),
     "model.attention_dropout": _or_null(_number(0, 1, open_high=True)),
     "hardware.precision": _one_of("auto", "32-true", "bf16-mixed"),
+    "hardware.devices": _whole(1),
     "hardware.num_workers": _whole(0),
     "hardware.threads": _or_null(_whole(1)),
 }
@@ -148,6 +150,9 @@ def check(cfg: DictConfig | dict) -> None:
             f"batch_size={settings['batch_size']} (over all devices) must be a multiple of"
             f" accumulate={settings['accumulate']} x hardware.devices={settings['hardware']['devices']}"
         )
+    target = build_target(settings["method"]["_target_"])
+    if hasattr(target, "check"):
+        target.check(settings["method"])
 
 
 def fingerprint_of_folder(folder: Path) -> str:
@@ -192,6 +197,8 @@ def identify(settings: dict) -> str:
     hub.settle()
     part = {key: value for key, value in settings.items() if key not in NOT_PART_OF_IT}
     hardware = part.pop("hardware")
+    if hardware["devices"] != 1:
+        part["devices"] = hardware["devices"]  # each process has a dropout of its own
     part["precision"] = resolved_precision(hardware["accelerator"], hardware["precision"])
     task = dict(part["task"])
     part["data"] = _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
@@ -204,7 +211,8 @@ def identify(settings: dict) -> str:
 def _settled(value):
     """Leaves out what is off, so that a new option that is off by default changes no identity.
 
-    Off are null, false and {name: none}. 0.30000000000000004, which a range() leaves, is 0.3.
+    Off are null, false and {name: none}. 0.30000000000000004, which a range() leaves, is 0.3;
+    1.0 is 1.
     """
     if isinstance(value, dict):
         on = {key: _settled(one) for key, one in value.items() if key != "_target_"}
@@ -215,7 +223,9 @@ def _settled(value):
         }
     if isinstance(value, list):
         return [_settled(one) for one in value]
-    return float(f"{value:.10g}") if isinstance(value, float) else value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else float(f"{value:.10g}")
+    return value
 
 
 def _is_place(key: str) -> bool:
@@ -229,6 +239,9 @@ def _model_identity(model: dict) -> dict:
             f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)"
         )
     if not folder.is_dir():
+        for name in (model["name"] if not model["config"] else None, model["tokenizer"]):
+            if name:
+                locate(name, model["package"])  # missing weights are found before a sweep starts
         return model
     return {**model, "run": None, "name": fingerprint_of_folder(folder)}
 

@@ -12,11 +12,16 @@ def trained_on(settings: dict, task) -> list[str]:
     Raises:
         UserError: one of them shares rows with this task, whose scores would then be worthless.
     """
-    run = settings["model"]["run"]
-    former = ((results.read(Path(run)) or {}).get("provenance") or {}).get("trained_on") or [] if run else []
+    model = settings["model"]
+    run = (
+        Path(model["run"]) if model["run"] else Path(model["name"]).parent
+    )  # model.name may be a run's model/
+    former = ((results.read(run) or {}).get("provenance") or {}).get("trained_on") or []
     shared = sorted(set(former) & set(getattr(task, "overlaps", ())))
     if shared:
-        raise UserError(f"task={task.name} shares rows with {shared[0]}, on which model.run={run} was tuned")
+        raise UserError(
+            f"task={task.name} shares rows with {shared[0]}, on which the model of {run} was tuned"
+        )
     return sorted({*former, task.name}) if settings["epochs"] else former
 
 

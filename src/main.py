@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "src" / "plugins"))  # Hydra finds launchers only in a `hydra_plugins` package
-BY_USER = os.environ.get("HYDRA_FULL_ERROR") == "1"
+BY_USER = os.environ.get("HYDRA_FULL_ERROR") == "1" and "KEEPFRAC_JOB" not in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be said in one line
 
 import hydra  # noqa: E402
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from src import identity  # noqa: E402
 from src.errors import Held, UserError  # noqa: E402
+from src.redact import redact  # noqa: E402
 
 HELD = 75  # EX_TEMPFAIL: another process runs this cell
 
@@ -75,6 +76,12 @@ def main() -> int:
         if BY_USER:
             raise
         sys.stderr.write(f"error: {one_line(error)}\n")
+        return 1
+    except Exception as error:
+        if BY_USER:
+            raise
+        text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+        sys.stderr.write(f"error: {text} (HYDRA_FULL_ERROR=1 shows where)\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")

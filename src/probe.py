@@ -49,7 +49,9 @@ class Probe:
     def cost(self, times: int) -> dict:
         """Returns saved bytes, step seconds and peak, with a sentence on what they were measured on."""
         own, dense = self.steps()
+        state = self.module.get_extra_state()
         figures = measure.cost(self.module.net, self.dense, own, dense, times=times)
+        self.module.set_extra_state(state)  # the probe is no part of the run
         rows, length = self._batch["input_ids"].shape
         real = int(self._batch["attention_mask"].sum())
         how = f"forward and backward, median of {times} interleaved"

@@ -4,6 +4,7 @@ Lightning restores the weights, the optimizer and its counters; it saves no rand
 With them a run that was killed in the middle of an epoch ends bitwise as the uninterrupted one (one process).
 """
 
+import math
 import os
 import random
 import time
@@ -89,12 +90,18 @@ class Checkpoints(pl.Callback):
         self.best: float | None = None
         self.best_step: int | None = None
         self._saved_step = 0
+        self._before, self._begun = 0.0, 0.0
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_step": self.best_step}
+        return {"best": self.best, "best_step": self.best_step, "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self._before = state_dict["seconds"]
+
+    def seconds(self) -> float:
+        """Returns the seconds of training so far, over all attempts."""
+        return self._before + (time.monotonic() - self._begun if self._begun else 0.0)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         due = trainer.global_step >= self._saved_step + self.every
@@ -115,12 +122,13 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self._saved_step = trainer.global_step
+        self._begun = time.monotonic()
 
     def on_validation_end(self, trainer, module) -> None:
         if trainer.state.fn != "fit" or module.progress < module.settled_at:
             return
         score = trainer.callback_metrics[self.monitor].item()
-        if self.best is None or self.sign * score > self.sign * self.best:
+        if self.best is None or math.isnan(self.best) or self.sign * score > self.sign * self.best:
             self.best, self.best_step = score, trainer.global_step
             if trainer.is_global_zero:
                 replace_file(self.folder / BEST, lambda path: torch.save(module.net.state_dict(), path))

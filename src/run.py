@@ -33,6 +33,14 @@ def run(cfg: DictConfig) -> dict:
     place = ranks.place(settings["hardware"]["devices"])
     if not place.leads:
         return _follow(settings, cell, place)
+    try:
+        return _lead(settings, cell, place)
+    except OSError as error:
+        raise _of_disk(error) from error
+
+
+def _lead(settings: dict, cell: Cell, place: ranks.Place) -> dict:
+    """Runs the cell under its lock, unless it is done."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with _hold(cell), _log_into(cell.folder):
         former = results.read(cell.folder)
@@ -72,6 +80,9 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
         return record
+    except KeyboardInterrupt:
+        results.write(cell.folder, record | {"status": "failed", "error": "stopped"})
+        raise
     except Exception as raised:  # noqa: BLE001 - re-raised below, once it is written down
         error = _of_disk(raised)
         text = redact(" ".join(f"{type(error).__name__}: {error}".split()))

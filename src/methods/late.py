@@ -1,13 +1,13 @@
 """Late rows: everything is stored in 8 bits, and the rows of each weight gradient are chosen in the backward pass.
 
 The forward pass is unchanged. What the backward pass needs is stored in 8 bits per number (or regenerated: dropout
-masks, attention weights), so the bytes no longer depend on keep_frac; and the tokens that form dW = G^T X are chosen when
-G has arrived, by its norm, which is the right criterion and unknown in the forward pass. dX is exact up to the storage.
+masks, attention weights), so the bytes no longer depend on keep_frac; and the tokens that form dW = G^T X are chosen
+when G has arrived, by its norm, the right criterion, unknown in the forward pass. dX is exact up to the storage.
 
 keep_frac is the share of the real tokens that form each weight gradient: it sets arithmetic alone.
 
-Sources: 8-bit storage after Mesa and GACT; winner-take-all rows after WTA-CRS (Liu et al., NeurIPS 2023), whose gradient
-norms come from the epoch before. Departures: the norms are those of this very step; padding never counts.
+Sources: 8-bit storage after Mesa and GACT; winner-take-all rows after WTA-CRS (Liu et al., NeurIPS 2023), whose
+gradient norms come from the epoch before. Departures: the norms are those of this very step; padding never counts.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,19 @@ class LateRows(FineTune):
     """
 
     def __init__(
-        self, *, net, task, loop, name, keep_frac, rows, store, context, skip_zero_rows, kernels, selection_seed
+        self,
+        *,
+        net,
+        task,
+        loop,
+        name,
+        keep_frac,
+        rows,
+        store,
+        context,
+        skip_zero_rows,
+        kernels,
+        selection_seed,
     ):
         super().__init__(net, task, loop, name, keep_frac)
         self.choices = (keep_frac, rows, store, context, skip_zero_rows, selection_seed, kernels)

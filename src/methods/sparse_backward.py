@@ -12,9 +12,11 @@ key and value, padding is never selected, dW on two-dimensional views, packed ma
 """
 
 from collections.abc import Iterable
+from dataclasses import fields
 
+from src.errors import UserError
 from src.finetune import Batch, FineTune
-from src.sparse.convert import sparsify
+from src.sparse.convert import SITES, sparsify
 from src.sparse.selectors import Selector
 
 
@@ -57,6 +59,7 @@ class SparseBackward(FineTune):
         selection_seed,
     ):
         super().__init__(net, task, loop, name, keep_frac)
+        self.watched_fallbacks = False
         self.sites, self.selection_seed = tuple(sites), selection_seed
         self.selector = Selector(
             keep_frac=keep_frac,
@@ -69,6 +72,19 @@ class SparseBackward(FineTune):
             coverage=coverage,
         )
         self.sparsified = None
+
+    @staticmethod
+    def check(settings: dict) -> None:
+        """Refuses a bad setting before a sweep starts."""
+        if unknown := sorted(set(settings["sites"]) - set(SITES)):
+            raise UserError(f"method.sites={unknown}: choose among {', '.join(SITES)}")
+        names = [field.name for field in fields(Selector)]
+        Selector(**{name: settings[name] for name in names})
+
+    def after_step(self) -> None:
+        if not self.watched_fallbacks and self.sparsified is not None:
+            self.sparsified.check()  # a linear that had to stay dense in this first step
+            self.watched_fallbacks = True
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.sparsified is None:

