@@ -83,6 +83,7 @@ def _scores(wr: Any) -> list:
         against("keep_frac achieved", wr.SummaryMetric("kept/achieved")),
         against("saved bytes", wr.SummaryMetric("cost/saved_bytes"), log_x=True),
         against("seconds of a step", wr.SummaryMetric("cost/step_seconds")),
+        against("seconds of inference", wr.SummaryMetric("cost/latency_seconds")),
         against("parameters that are not zero", wr.SummaryMetric("size/nonzeros"), log_x=True),
         wr.ParallelCoordinatesPlot(
             title="a line per arm", columns=[wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]

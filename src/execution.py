@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import pickle
 import sys
 import time
 import warnings
@@ -260,7 +259,9 @@ def _resumed_at(checkpoint: Path) -> int:
         return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
     except FileNotFoundError:
         return 0
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, MemoryError):
+        raise  # that says nothing of the file
+    except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
         log.warning("%s is damaged (%s); the run begins anew", checkpoint, type(error).__name__)
         checkpoint.replace(checkpoint.with_suffix(".damaged"))
         return 0

@@ -6,6 +6,7 @@ Standard library only, because everything that writes text imports it.
 import os
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 MASK = "***"
 _NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
@@ -15,11 +16,23 @@ _SHAPES = (
     re.compile(r"\blocal-[0-9A-Za-z_-]{20,}"),
     re.compile(r"\bhf_[0-9A-Za-z]{8,}"),
     re.compile(r"\bwandb_v\d+_[0-9A-Za-z_-]{20,}"),
+    re.compile(r"\bsk-[0-9A-Za-z_-]{20,}"),
 )
-_ASSIGNED = re.compile(
-    r"((?:api|access|auth|secret)[_-]?(?:key|token)|password|passwd|secret)(\s*[=:]\s*)[^\s,;}\]'\"]+",
+# pad_token, max_tokens and unit=token are ordinary: a bare "token" is a whole name, and no value
+_SECRET = (
+    r"(?:(?:api|access|auth|secret|private|hf|hub|github|gh|wandb|bearer|refresh|session)[_-]?(?:key|token)"
+    r"|password|passwd|secret|(?<![\w=])(?<!\w-)token)"
+)
+_VALUE = r"(?:(\\?[\"'])[^\n]*?\3|[\"']?[^\s,;}\]'\"]+)"  # \3: the quote it ends with
+_ASSIGNED = re.compile(rf"({_SECRET})(\\?[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE)
+_OPTION = re.compile(rf"(--[\w.-]*?{_SECRET})(\s+)(?!-){_VALUE}", re.IGNORECASE)
+_OPTION_NAME = re.compile(rf"--[\w.-]*?{_SECRET}", re.IGNORECASE)
+_KEY = re.compile(rf"{_SECRET}$", re.IGNORECASE)
+_HEADER = re.compile(
+    r"(authorization\\?[\"']?\s*[=:]\s*\\?[\"']?(?:(?:bearer|basic|token)\s+)?)[^\s,;}\]'\"\\]+",
     re.IGNORECASE,
 )
+_BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 _IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"(?<![\w.~/:*-])/(?:[^\s'\",:/]+/)+([^\s'\",:/]*)")
 
@@ -29,8 +42,9 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 
     Secrets are: the values (8 characters or more) of environment variables whose name holds KEY, TOKEN, SECRET
     or PASSWORD; 40 hexadecimal digits; ``local-`` with 20 or more characters; ``hf_...``; W&B keys; what is
-    assigned to api_key, password and the like; user and password in an address. A git commit has 40 hexadecimal
-    digits too: do not pass it through here.
+    assigned to api_key, password, token and the like, quoted or not, or follows them as an option (``--password x``);
+    ``sk-...``; what stands in an Authorization header or after Bearer; user and password in an address. A git commit
+    has 40 hexadecimal digits too: do not pass it through here.
 
     Args:
         text: anything printable.
@@ -42,12 +56,31 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
     for shape in _SHAPES:
         text = shape.sub(MASK, text)
     text = _IN_URL.sub(rf"\g<1>{MASK}@", text)
-    return _ASSIGNED.sub(rf"\g<1>\g<2>{MASK}", text)
+    text = _BEARER.sub(rf"\g<1>{MASK}", _HEADER.sub(rf"\g<1>{MASK}", text))
+    for named in (_ASSIGNED, _OPTION):
+        text = named.sub(rf"\g<1>\g<2>\g<3>{MASK}\g<3>", text)
+    return text
 
 
 def redact_all(texts: Iterable[str]) -> list[str]:
-    """`redact` on each of several texts (an argv)."""
-    return [redact(text) for text in texts]
+    """`redact` on each of several texts (an argv), where a secret may also follow the option that names it."""
+    texts = list(texts)
+    return [
+        MASK if _OPTION_NAME.fullmatch(before) and not text.startswith("-") else redact(text)
+        for before, text in zip(["", *texts], texts, strict=False)
+    ]
+
+
+def redact_tree(value: Any) -> Any:
+    """`redact` on every string in nested dicts and lists; a string under a secret's name (api_key) goes whole."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if part and isinstance(part, str) and _KEY.search(str(key)) else redact_tree(part)
+            for key, part in value.items()
+        }
+    return [redact_tree(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def hide_paths(text: str) -> str:

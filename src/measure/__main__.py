@@ -79,9 +79,19 @@ def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], No
 
 def show(found: dict, console: Console) -> None:
     """Prints the sites as a table, and the totals below."""
-    table = Table("site", "kept", "MiB dense", "MiB kept", "cosine dW", "rel. error dW", "norm ratio", "")
+    table = Table(
+        "site",
+        "kept",
+        "MiB dense",
+        "MiB kept",
+        "MiB predicted",
+        "cosine dW",
+        "rel. error dW",
+        "norm ratio",
+        "",
+    )
     for row in found["sites"]:
-        mib = [f"{row[key] / 2**20:.3f}" for key in ("bytes_dense", "bytes_kept")]
+        mib = [f"{row[key] / 2**20:.3f}" for key in ("bytes_dense", "bytes_kept", "bytes_predicted")]
         near = [f"{row[key]:.4f}" if key in row else "" for key in ("cosine", "relative_error", "norm_ratio")]
         achieved = "" if row["achieved"] is None else f"{row['achieved']:.4f}"
         table.add_row(row["site"], achieved, *mib, *near, row["fallback"] or "")

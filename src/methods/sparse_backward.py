@@ -26,7 +26,8 @@ class SparseBackward(FineTune):
     Args:
         name: the method's name in results.
         keep_frac: share of the units that is kept, in (0, 1].
-        sites: what is made sparse: linear, and opt-in attention, softmax, layer_norm, activation.
+        sites: what is made sparse: linear, and opt-in attention, softmax, layer_norm, activation, dropout (the last two
+            exact, as packed bits).
         unit: column | token | block | element.
         rule: top | sampled | mixed | random | shifted_relu.
         norm: inf | l1 | l2 | var: the size by which units are ranked.

@@ -22,7 +22,7 @@ class Arm:
         task, model, setup, metric, direction: the group that may be compared; `setup` names the common keys that
             vary within task and model ("batch_size=64"), or is "".
         method, variant: `variant` names the method's own keys that vary ("unit=token"), or is "".
-        keep_asked, keep_achieved, unit, of, fallbacks: what was kept, of what; achieved is a mean over seeds.
+        keep_asked, keep_achieved, unit, of, fallbacks, pinned: what was kept, of what; achieved is a mean over seeds.
         lr, lrs_tried: the chosen rate, and how many were tried. lr_chosen is False where no validation score
             could choose.
         seeds: the seeds behind the numbers.
@@ -45,6 +45,7 @@ class Arm:
     unit: str | None
     of: str | None
     fallbacks: int
+    pinned: int
     lr: float | None
     lrs_tried: int
     lr_chosen: bool
@@ -187,6 +188,7 @@ def _arm(
         unit=None if is_dense else first.keep_unit,
         of=None if is_dense else first.keep_of,
         fallbacks=max(cell.fallbacks or 0 for cell in cells),
+        pinned=max(cell.pinned or 0 for cell in cells),
         lrs_tried=tried,
         lr_chosen=decided,
         seeds=tuple(sorted(cell.seed for cell in cells if cell.seed is not None)),

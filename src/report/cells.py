@@ -23,6 +23,8 @@ _TOP_LEFT_OUT = {
     "export",
     "hydra",
     "checkpoint_every",
+    "eval_batch_size",
+    "fidelity_every",
     "probe_steps",
 }
 _LEFT_OUT = {"task.name", "model.name", "method.name", "method.keep_frac"}
@@ -34,7 +36,9 @@ class Cell:
     """One finished run. Every field is one column of the records, in this order.
 
     `settings` is the flat configuration less seed, lr, keep_frac and what does not change a score: two cells of
-    one task, model and method with equal settings, keep_frac and lr differ by seed alone.
+    one task, model and method with equal settings, keep_frac and lr differ by seed alone. `latency_*` is inference: one
+    forward pass of the delivered and of the dense model, batch 1, length 128. `pinned` counts linears that attention
+    keeps dense. `date` is when the run began, in UTC, as ISO text.
     """
 
     identity: str
@@ -47,6 +51,7 @@ class Cell:
     keep_unit: str | None
     keep_of: str | None
     fallbacks: int | None
+    pinned: int | None
     lr: float | None
     seed: int | None
     epochs: float | None
@@ -62,6 +67,8 @@ class Cell:
     saved_bytes_dense: int | None
     step_seconds: float | None
     step_seconds_dense: float | None
+    latency_seconds: float | None
+    latency_seconds_dense: float | None
     probe: str | None
     params: int | None
     nonzeros: int | None
@@ -146,6 +153,7 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
         keep_unit=kept.get("unit"),
         keep_of=kept.get("of"),
         fallbacks=_fallbacks(kept.get("fallbacks")),
+        pinned=_fallbacks(kept.get("pinned")),
         lr=_number(config.get("lr")),
         seed=config.get("seed"),
         epochs=_number(config.get("epochs")),
@@ -161,6 +169,8 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
         saved_bytes_dense=_integer(cost.get("saved_bytes_dense")),
         step_seconds=_number(cost.get("step_seconds")),
         step_seconds_dense=_number(cost.get("step_seconds_dense")),
+        latency_seconds=_number(cost.get("latency_seconds")),
+        latency_seconds_dense=_number(cost.get("latency_seconds_dense")),
         train_seconds=_number(cost.get("train_seconds")),
         probe=cost.get("probe"),
         params=size.get("params"),
@@ -171,7 +181,7 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
         torch=versions.get("torch"),
         transformers=versions.get("transformers"),
         git_sha=_commit(provenance),
-        date=_day(provenance.get("started")),
+        date=_moment(provenance.get("started")),
         settings=settings_of(config, provenance.get("precision")),
     )
 
@@ -187,6 +197,11 @@ def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict
         if not (copied or key in _LEFT_OUT or leaf in ("_target_", "num_workers")):
             flat[key] = _safe(value) if isinstance(value, str) else value
     return {**flat, "precision": precision}
+
+
+def without_left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as older records have them, less what `settings_of` leaves out today."""
+    return {key: value for key, value in settings.items() if key not in _TOP_LEFT_OUT}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -242,8 +257,12 @@ def _commit(provenance: Mapping[str, Any]) -> str | None:
     return f"{sha}+changes" if sha and provenance.get("git_dirty") else sha
 
 
-def _day(started: Any) -> str | None:
-    """YYYY-MM-DD of a time given as ISO text or as seconds since 1970."""
+def _moment(started: Any) -> str | None:
+    """A time given as ISO text or as seconds since 1970: ISO text in UTC, so that it sorts."""
     if isinstance(started, int | float):
-        return datetime.fromtimestamp(started, UTC).date().isoformat()
-    return str(started)[:10] if started else None
+        return datetime.fromtimestamp(started, UTC).isoformat()
+    try:
+        moment = datetime.fromisoformat(str(started))
+    except ValueError:
+        return str(started) if started else None
+    return moment.astimezone(UTC).isoformat() if moment.tzinfo else str(started)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
-from src.report.cells import Cell
+from src.report.cells import Cell, without_left_out
 from src.report.files import read_text, write_text
+
+_LATER = {"latency_seconds", "latency_seconds_dense", "pinned"}  # columns that older records do not have
 
 
 def records_path(name: str) -> Path:
@@ -50,7 +52,8 @@ def read_records(path: Path) -> list[Cell]:
         UserError: not there, not a records file, or a value that is not of its column's type.
     """
     reader = csv.DictReader(io.StringIO(read_text(path)))
-    missing = [field.name for field in fields(Cell) if field.name not in (reader.fieldnames or ())]
+    found = _LATER.union(reader.fieldnames or ())
+    missing = [field.name for field in fields(Cell) if field.name not in found]
     if missing:
         raise UserError(
             f"{path} is not a records file of this version: it has no column {', '.join(missing)}."
@@ -72,7 +75,8 @@ def _text(value: Any) -> Any:
 
 def _cell(row: dict[str, str], where: str) -> Cell:
     try:
-        return Cell(**{name: _parse(row[name], kind) for name, kind in _kinds().items()})
+        values = {name: _parse(row.get(name, ""), kind) for name, kind in _kinds().items()}
+        return Cell(**values | {"settings": without_left_out(values["settings"] or {})})
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}.") from error
 

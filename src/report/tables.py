@@ -107,11 +107,11 @@ def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list
         found.append(_DIFFERENCES)
     found += _one_test_set(arms) + _unit_notes(arms)
     for arm in arms:
+        place = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
         if arm.fallbacks:
-            keep = number(arm.keep_asked, "{:g}")
-            found.append(
-                f"{arm.label} at {keep} ({heading([arm])}): {arm.fallbacks} sites fell back to dense."
-            )
+            found.append(f"{place}: {arm.fallbacks} sites fell back to dense.")
+        if arm.pinned:
+            found.append(f"{place}: {arm.pinned} linears stay dense: attention saves their input itself.")
     if repeated:
         found.append(f"{repeated} cells repeat a seed of the same arm and lr; the one begun last counts.")
     return found + _measured(cells)

@@ -66,10 +66,14 @@ class PackedReLU(nn.Module):
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return max(x, 0)."""
-        if not (self.training and torch.is_grad_enabled() and x.requires_grad) or not self._saves(x):
+        if not (self.training and torch.is_grad_enabled() and x.requires_grad):
             return F.relu(x, inplace=self.inplace)
         self.site.kept = self.site.of = x.numel()
-        self.site.bytes_dense = x.numel() * x.element_size()
+        # torch's ReLU saves its output, which a linear site behind it counts as its input already.
+        self.site.bytes_dense = x.numel() * x.element_size() if self.behind is None else 0
+        if not self._saves(x):
+            self.site.bytes_kept = self.site.bytes_predicted = self.site.bytes_dense
+            return F.relu(x, inplace=self.inplace)
         self.site.bytes_kept = self.site.bytes_predicted = -(-x.numel() // 8)
         return ReLUOfBits.apply(x, self.inplace)
 

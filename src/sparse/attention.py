@@ -146,6 +146,17 @@ class ValuesOfKept(torch.autograd.Function):
             return torch.matmul(grad, value.mT), torch.matmul(weights.mT, grad), None, None
 
 
+def _count_dropout(site: Site, probabilities: Tensor, dtype: torch.dtype, bits: int) -> None:
+    """Add to the bytes of a softmax site what dropout saves: torch its noise and D, we `bits` bytes."""
+    if bits:
+        noise_bytes = dtype.itemsize if probabilities.device.type == "cpu" else 1
+        site.bytes_dense += probabilities.numel() * (noise_bytes + dtype.itemsize)
+    elif dtype != probabilities.dtype:  # D is a cast of P
+        site.bytes_dense += probabilities.numel() * dtype.itemsize
+    site.bytes_kept += bits
+    site.bytes_predicted += bits
+
+
 class SoftmaxValuesOfKept(torch.autograd.Function):
     """dropout(softmax(S)) V that saves a part of P and V, and the dropout mask as bits."""
 
@@ -165,6 +176,7 @@ class SoftmaxValuesOfKept(torch.autograd.Function):
         ctx.layouts, ctx.cut, ctx.dropout = (layout, value_layout), len(tensors), dropout
         ctx.shape, ctx.dtypes = tuple(scores.shape), (scores.dtype, probabilities.dtype, value.dtype)
         bits = () if factors is None else (pack_bits(factors != 0),)
+        _count_dropout(softmax_site, probabilities, value.dtype, sum(mask.numel() for mask in bits))
         ctx.save_for_backward(*tensors, *value_tensors, *bits)
         ctx.mark_non_differentiable(weights)
         return torch.matmul(weights.to(value.dtype), value), weights
@@ -225,6 +237,8 @@ def attention(
     if sites.softmax is not None and sites.softmax.smaller(scores.flatten(0, 1).shape, scores.element_size()):
         output, weights = SoftmaxValuesOfKept.apply(scores, value, dropout, sites.softmax, sites.value)
     else:
+        if sites.softmax is not None:
+            sites.softmax.stay_whole(scores.numel(), scores.numel() * scores.element_size())
         probabilities = F.softmax(scores, dim=-1)
         weights = F.dropout(probabilities, p=dropout, training=module.training)
         output = _values(weights, probabilities, value, sites)

@@ -66,12 +66,18 @@ def sparsify(
         allow_fallback: whether a linear may stay dense without an error.
 
     Raises:
-        UserError: an unknown site, an attention that never holds what a site would keep, or a linear that cannot
-            save anything.
+        UserError: an unknown site, scale=inverse with a site that it does not make unbiased, an attention that never
+            holds what a site would keep, or a linear that cannot save anything.
     """
     unknown = sorted(set(sites) - set(SITES))
     if unknown or not sites:
         raise UserError(f"sites={list(sites)}: choose among {', '.join(SITES)}")
+    squared = [site for site in ("softmax", "layer_norm") if site in sites]
+    if selector.scale == "inverse" and squared:
+        raise UserError(
+            f"scale=inverse is not unbiased with site {', '.join(squared)}, whose kept part enters dX squared: "
+            "use scale=none or leave the site out"
+        )
     build = Builder(net, anatomy(net), selector, Context(seed))
     for site in SITES:
         if site in sites:

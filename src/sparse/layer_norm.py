@@ -91,4 +91,7 @@ class SparseLayerNorm(nn.LayerNorm):
         return LayerNormOfKept.apply(x, self.weight, self.bias, self.eps, self.site)
 
     def _saves(self, x: Tensor) -> bool:
-        return self.site.smaller(x.shape, x.element_size())
+        if self.site.smaller(x.shape, x.element_size()):
+            return True
+        self.site.stay_whole(x.numel(), x.numel() * x.element_size())
+        return False

@@ -23,8 +23,9 @@ Scores are a norm of the unit: inf max |x|, l1 sum |x|, l2 sqrt(sum x^2), var th
 
 `coverage` gives that share of k to a rotation that visits every column in turn, whatever the rule: without it the top
 rule starves the columns that are never large (their weights get no gradient at all).
-`scale=inverse` divides what is kept by its probability of being kept: with a random rule the gradient is then right in
-the mean. `scope` says among whom units compete: all of the batch, or each sample by itself.
+`scale=inverse` divides what is kept by its probability of being kept: with a random rule the gradients of the sites
+linear and attention are then right in the mean (softmax and layer_norm square what they keep: `sparsify` refuses them).
+`scope` says among whom units compete: all of the batch, or each sample by itself.
 
 Sources: column-row sampling, Drineas et al. 2006; winner-take-all CRS, Liu et al. 2023 (WTA-CRS: `mixed` with
 scale=inverse is its estimator with uniform draws); exact top-k of |x| per sample, Jiang et al. 2022 (BackRazor);
@@ -99,6 +100,8 @@ class Selector:
             raise UserError(
                 "scale=inverse needs probabilities: use rule=random, sampled or mixed with coverage=0"
             )
+        if self.scale == "inverse" and self.rule == "mixed" and self.share == 0:
+            raise UserError("scale=inverse with rule=mixed needs a random part: set share above 0")
 
     @property
     def needs_scores(self) -> bool:
@@ -139,9 +142,14 @@ def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
         real: (tokens,) booleans; the other tokens do not count. None: all count.
     """
     size = _slice(x, 256)
-    total, first = x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
+    total, mean = x.new_zeros(x.shape[1], dtype=torch.float32), None
+    count = max(1, len(x) if real is None else int(real.sum())) if norm == "var" else 1
+    if norm == "var":  # of one pass, E[x^2] - E[x]^2 loses all digits where the mean is large
+        mean = _column_sums(x, real, size) / count
     for start in range(0, len(x), size):
         part = x[start : start + size].float()
+        if mean is not None:
+            part = part - mean
         if real is not None:
             part = part * real[start : start + size, None]
         if norm == "inf":
@@ -150,12 +158,15 @@ def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
             total += part.abs().sum(0)
         else:
             total += (part * part).sum(0)
-        if norm == "var":
-            first += part.sum(0)
-    if norm == "var":
-        count = len(x) if real is None else int(real.sum())
-        return total / count - (first / count) ** 2
-    return total.sqrt() if norm == "l2" else total
+    return total.sqrt() if norm == "l2" else total / count
+
+
+def _column_sums(x: Tensor, real: Tensor | None, size: int) -> Tensor:
+    total = x.new_zeros(x.shape[1], dtype=torch.float32)
+    for start in range(0, len(x), size):
+        part = x[start : start + size].float()
+        total += (part if real is None else part * real[start : start + size, None]).sum(0)
+    return total
 
 
 def choose(
@@ -203,6 +214,8 @@ def _rule(
         return picked, weight if inverse else None
     if selector.rule == "mixed":
         drawn = round(selector.share * k)
+        if inverse and k < n:
+            drawn = max(1, drawn)  # without a draw the others would have no chance at all
         best = scores.topk(k - drawn, sorted=False).indices
         others = _others(best, n)
         picked, weight = _uniform(len(others), drawn, generator)

@@ -93,13 +93,18 @@ class Site:
         padding, shape = self._padding(x.shape[0], x.shape[1]), (x.shape[0], x.shape[1], x.shape[2])
         self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding)
         if not self.smaller(x.shape, x.element_size()):
-            self.fallback, self.bytes_kept = "the part would not be smaller than the whole", self.bytes_dense
-            self.kept = self.of = x.numel()
+            self.stay_whole(x.numel(), self.bytes_dense)
             return None
         with torch.no_grad():
             kept = keep(x, self.selector, padding, self.context.draw(self.number))
             self._note(kept)
         return kept
+
+    def stay_whole(self, numbers: int, size: int) -> None:
+        """Note that an activation of so many numbers and bytes is saved whole, as a part would not be smaller."""
+        self.fallback = "the part would not be smaller than the whole"
+        self.kept = self.of = numbers
+        self.bytes_dense = self.bytes_kept = size
 
     def _note(self, kept: Kept) -> None:
         self.fallback = None
@@ -121,7 +126,8 @@ class Site:
         """Return the last forward pass in figures: asked, achieved, bytes, and why it is dense where it is.
 
         bytes_dense is what a dense layer saves here, bytes_kept what was saved, bytes_predicted what the shapes alone
-        say (an upper bound where zeros need not be stored).
+        say (an upper bound where zeros need not be stored). What two sites share, such as the output of a ReLU and the
+        input of the linear behind it, counts as dense bytes of one of them: the linear.
         """
         return {
             "site": self.name,

@@ -46,7 +46,10 @@ class Sparsified:
         refuse_fallbacks([site for site in self.fallbacks() if site.kind == "linear"])
 
     def kept(self) -> dict[str, Any]:
-        """Return asked, achieved (share of the numbers of real tokens), unit, of (what) and the number of fallbacks."""
+        """Return asked, achieved (share of the numbers of real tokens), unit, of (what), fallbacks and pinned.
+
+        fallbacks: sites that had to stay dense; pinned: linears that do because a neighbour saves the tensor.
+        """
         active = [site for site in self.sites if not site.pinned and site.kind not in EXACT]
         of = sum(site.of * site.members for site in active)
         linears = sum(site.members for site in active if site.kind == "linear")
@@ -61,6 +64,7 @@ class Sparsified:
             if active
             else "all activations",
             "fallbacks": len(self.fallbacks()),
+            "pinned": sum(site.members for site in self.sites if site.pinned and site.kind == "linear"),
         }
 
     def never_selected(self) -> float | None:
@@ -72,14 +76,15 @@ class Sparsified:
 
     def rng_state(self) -> dict[str, Any]:
         """Return what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
-        seen = {site.number: site.seen.cpu() for site in self.sites if site.seen is not None}
+        seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
         return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
         """Continue from `rng_state()` of an earlier process."""
         self.context.seed, self.context.step = state["seed"], state["step"]
         for site in self.sites:
-            site.seen = state["seen"].get(site.number)
+            seen = state["seen"].get(site.number)
+            site.seen = None if seen is None else seen.clone()
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:

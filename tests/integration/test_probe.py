@@ -32,6 +32,9 @@ def test_watching_the_fidelity_changes_nothing(composed):
     folders = [identity.cell(cfg).folder for cfg in (plain, watched)]
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in folders)
     assert all((one[name] == other[name]).all() for name in one)
+    lines = [(folder / "metrics.csv").read_text().splitlines() for folder in folders]
+    never = [[line for line in found if "kept/never_selected" in line] for found in lines]
+    assert never[0] == never[1] and never[0]
     assert "fidelity/cosine_dw" in (folders[1] / "metrics.csv").read_text()
 
 

@@ -48,7 +48,7 @@ def test_every_name_it_shows_is_one_that_runs_write():
         "best_metric": "accuracy",
         "kept": {"asked": 0.3, "achieved": 0.3},
         "size": {"nonzeros": 1},
-        "cost": {"saved_bytes": 1, "step_seconds": 1.0},
+        "cost": {"saved_bytes": 1, "step_seconds": 1.0, "latency_seconds": 1.0},
     }
     written = set(tracking.final_figures(outcome)) | {"train/loss"}
     assert shown

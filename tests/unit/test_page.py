@@ -116,6 +116,14 @@ class TestContent:
             assert arm["test"]["mean"] == pytest.approx(sum(run["test_score"] for run in members) / 3)
             assert arm["cost"]["step_seconds"]["sd"] > 0
 
+    def test_latency_is_a_cost_where_it_was_measured(self, tmp_path):
+        for seed, changes in enumerate(({}, {"cost.latency_seconds": 0.02})):
+            sweeps.leave(tmp_path / str(seed), sweeps.run("sst2", "norm", 0.3, seed, **changes))
+        content = content_of(of_sweep(tmp_path), tmp_path)
+        assert [run["latency_seconds"] for run in content["runs"]] == [None, 0.02]
+        assert content["arms"][0]["cost"]["latency_seconds"] == {"n": 1, "mean": 0.02, "sd": None}
+        assert content["runs"][0]["date"] == "2026-01-02"
+
     def test_a_run_whose_lr_was_not_chosen_still_has_its_series(self, tmp_path):
         for lr, val in ((1e-5, 0.7), (5e-5, 0.8)):
             changes = {"config.lr": lr, "scores.val/accuracy": val, "identity": f"id{lr}"}
@@ -143,6 +151,16 @@ class TestContent:
         told = {"config.method.name": f"m-{sweeps.SECRET}", "kept.of": sweeps.SECRET}
         sweeps.leave(folder / "x", sweeps.run("sst2", "norm", 0.3, 5, **told))
         assert sweeps.SECRET not in json.dumps(content_of(of_sweep(folder), folder))
+
+
+def test_no_two_of_twenty_series_look_alike():
+    program = (html.ASSETS / "looks.js").read_text(encoding="utf-8")
+    colours, markers = (
+        re.findall(r'"([^"]+)"', re.search(rf"{name}:? (?:= )?\[(.*?)\]", program)[1])
+        for name in ("light", "MARKERS")
+    )
+    assert "colour: place % COLOURS.light.length, marker: MARKERS[place++ % MARKERS.length]" in program
+    assert len({(colours[n % len(colours)], markers[n % len(markers)]) for n in range(20)}) == 20
 
 
 class TestFile:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.redact import hide_paths, redact, redact_all
+from src.redact import hide_paths, redact, redact_all, redact_tree
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,24 @@ from src.redact import hide_paths, redact, redact_all
         ("sha256 " + "a" * 64, "sha256 " + "a" * 64),
         ("local-file tokenizer=fast hf_hub", "local-file tokenizer=fast hf_hub"),
         ("", ""),
+        ("password='hunter22' x", "password='***' x"),
+        ('api_key="abcd1234"', 'api_key="***"'),
+        ('{"api_key": "sekret99", "a": 1}', '{"api_key": "***", "a": 1}'),
+        ('{\\"token\\": \\"sek ret\\"}', '{\\"token\\": \\"***\\"}'),
+        ("token=abc12345 logger.token=a HF_TOKEN=b", "token=*** logger.token=*** HF_TOKEN=***"),
+        (
+            "run --password hunter2 --token abc --hf-token='a b' -v",
+            "run --password *** --token *** --hf-token='***' -v",
+        ),
+        ("Authorization: Bearer xyz.abc-1", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic eHl6'}", "{'Authorization': 'Basic ***'}"),
+        ("sent Bearer abcdefgh1234", "sent Bearer ***"),
+        ("sk-abcdefghij0123456789 task-abcdefghij0123456789", "*** task-abcdefghij0123456789"),
+        (
+            "tokenizer=a max_tokens=5 pad_token=[PAD] keep_frac=0.1",
+            "tokenizer=a max_tokens=5 pad_token=[PAD] keep_frac=0.1",
+        ),
+        ("unit=token: none --max-token 5 --token --x", "unit=token: none --max-token 5 --token --x"),
     ],
 )
 def test_shapes(text, expected):
@@ -37,6 +55,27 @@ def test_values_of_the_environment():
 def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("SOME_SECRET", "correct horse battery")
     assert redact_all(["a", "x=correct horse battery"]) == ["a", "x=***"]
+
+
+def test_an_option_of_an_argv_hides_what_follows():
+    assert redact_all(["--api-key", "abcd", "--token", "-v", "a"]) == [
+        "--api-key",
+        "***",
+        "--token",
+        "-v",
+        "a",
+    ]
+
+
+def test_a_tree():
+    tree = {
+        "a": ["token=abc", {"api_key": "hunter2", "unit": "token", "n": 3}],
+        "token": None,
+        "password": "",
+    }
+    clean = {"a": ["token=***", {"api_key": "***", "unit": "token", "n": 3}], "token": None, "password": ""}
+    assert redact_tree(tree) == clean
+    assert redact_tree(clean) == clean
 
 
 @pytest.mark.parametrize(

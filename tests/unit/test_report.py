@@ -168,6 +168,18 @@ class TestArms:
         (arm,) = arms_of(tmp_path, cell(test=0.1), cell(test=0.9, **later))
         assert (arm.test.n, arm.test.mean) == (1, 0.9)
 
+    def test_of_one_day_the_one_begun_last_counts(self, tmp_path):
+        early, late = (
+            {"provenance.started": f"2025-03-01T{clock}"} for clock in ("09:00:00+02:00", "08:00:00+00:00")
+        )
+        (arm,) = arms_of(tmp_path, cell(test=0.9, **late), cell(test=0.1, **early))
+        assert (arm.test.n, arm.test.mean) == (1, 0.9)
+
+    def test_what_changes_no_score_splits_no_arm(self, tmp_path):
+        other = {"config.eval_batch_size": 64, "config.fidelity_every": 5}
+        (arm,) = arms_of(tmp_path, cell(seed=0), cell(seed=1, **other))
+        assert arm.test.n == 2
+
     def test_a_score_that_is_not_a_number_is_left_out(self, tmp_path):
         (arm,) = arms_of(tmp_path, cell(seed=0, test=0.5), cell(seed=1, test=float("nan")))
         assert (arm.test.n, arm.test.mean) == (1, 0.5)
@@ -194,6 +206,13 @@ class TestPage:
         assert (
             "3 sites fell back to dense" in of_sweep(sweep(tmp_path, cell(**{"kept.fallbacks": 3}))).table()
         )
+
+    def test_pinned_linears_are_told(self, tmp_path):
+        table = of_sweep(sweep(tmp_path, cell(**{"kept.pinned": 6}), cell("rand"))).table()
+        assert (
+            "norm at 0.3 (rotten_tomatoes, all-MiniLM-L6-v2): 6 linears stay dense: attention saves" in table
+        )
+        assert table.count("stay dense") == 1
 
     def test_failed_and_unfinished_cells_are_listed_without_secrets(self, tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")
@@ -263,6 +282,22 @@ class TestRecords:
         record(cells, path)
         assert read_records(path) == cells
         assert of_records(path).table() == of_sweep(tmp_path / "demo").table()
+
+    def test_of_an_older_version_are_read(self, tmp_path):
+        path = tmp_path / "demo.csv"
+        cells, _ = read_sweep(sweep(tmp_path / "demo", cell(**{"cost.latency_seconds": 0.01})))
+        record(cells, path)
+        assert read_records(path)[0].latency_seconds == 0.01
+        (row,) = csv.DictReader(path.open(encoding="utf-8"))
+        for name in ("latency_seconds", "latency_seconds_dense", "pinned"):
+            del row[name]
+        row["settings"] = json.dumps(json.loads(row["settings"]) | {"eval_batch_size": 64})
+        with path.open("w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+        (old,) = read_records(path)
+        assert (old.latency_seconds, old.pinned, old.settings) == (None, None, cells[0].settings)
 
     def test_hold_no_path_of_the_machine(self, tmp_path):
         cells, _ = read_sweep(small_sweep(tmp_path / "demo"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import results
-from src.redact import redact
+from src.redact import redact_tree
 from src.report.arms import Arm, family_of
 from src.report.cells import Cell, Problem
 from src.report.page import traces
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 _SAME = (
     "task", "method", "lr", "seed", "direction", "val_score", "test_score", "saved_bytes", "saved_bytes_dense",
-    "step_seconds", "step_seconds_dense", "peak_bytes", "params", "nonzeros", "train_seconds", "keep_asked",
-    "keep_achieved", "device", "precision", "torch", "date", "fallbacks", "steps", "identity",
+    "step_seconds", "step_seconds_dense", "latency_seconds", "latency_seconds_dense", "peak_bytes", "params", "nonzeros", "train_seconds", "keep_asked",
+    "keep_achieved", "device", "precision", "torch", "fallbacks", "steps", "identity",
 )  # fmt: skip
 _OF_ARM = ("task", "setup", "metric", "direction", "method", "keep_asked", "keep_achieved", "lr")
 _MEASURED: dict[str, Callable[[Cell], float | None]] = {
     "saved_bytes": lambda cell: cell.saved_bytes,
     "step_seconds": lambda cell: cell.step_seconds,
+    "latency_seconds": lambda cell: cell.latency_seconds,
     "params": lambda cell: cell.params,
     "nonzeros": lambda cell: cell.nonzeros,
     "peak_bytes": lambda cell: cell.peak_bytes,
@@ -61,13 +62,14 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
         "problems": [_problem(problem, folder) for problem in report.problems],
         "notes": list(report.notes),
     }
-    return _without_secrets(content)
+    return redact_tree(content)  # a second look at every text, whoever wrote it
 
 
 def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: _plain(getattr(cell, key)) for key in _SAME},
         "cell": path.name,
+        "date": cell.date and cell.date[:10],
         "series": arm.label,
         "setup": arm.setup,
         "model": short(cell.model),
@@ -131,15 +133,6 @@ def _short_commit(sha: str) -> str:
 
 def _sample(sample: Sample) -> dict[str, float | None]:
     return {"n": sample.n, "mean": number(sample.mean), "sd": number(sample.sd)}
-
-
-def _without_secrets(value: Any) -> Any:
-    """A second look at every text, whoever wrote it."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _without_secrets(part) for key, part in value.items()}
-    return [_without_secrets(part) for part in value] if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

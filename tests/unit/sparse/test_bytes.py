@@ -77,3 +77,21 @@ def test_saved_bytes_never_exceed_dense(act, attention, unit):
             saved = saved_bytes(net, lambda net=net, step=step: step(net))
             assert saved <= limit, (keep_frac, sites, dropout, autocast)
             assert saved < limit or keep_frac > 0.9
+
+
+@pytest.mark.parametrize(
+    ("act", "attention", "sites", "keep_frac"),
+    [
+        ("relu", "eager", ("linear",), 0.3),
+        ("relu", "sdpa", ("linear",), 0.3),
+        ("gelu", "eager", ("linear", "softmax"), 0.3),
+        ("relu", "eager", ("linear", "softmax"), 0.97),
+    ],
+)
+def test_the_sites_explain_the_saved_bytes(act, attention, sites, keep_frac):
+    batch, dense = small_batch(), small_net(attention=attention, act=act, dropout=0.1)
+    net = copy.deepcopy(dense)
+    handle = sparsify(net, sites, Selector(keep_frac), seed=0)
+    saved = saved_bytes(net, lambda: net(**batch).loss)
+    freed = sum(row["bytes_dense"] - row["bytes_kept"] for row in handle.report())
+    assert saved_bytes(dense, lambda: dense(**batch).loss) - freed == pytest.approx(saved, rel=0.01)

@@ -73,6 +73,7 @@ def test_every_family_finds_its_linears_and_keeps_its_names(family):
         "unit": "saved activations",
         "of": "columns of the inputs of 12 linears",
         "fallbacks": 0,
+        "pinned": 0,
     }
     handle.check()
 
@@ -136,6 +137,7 @@ def test_sdpa_leaves_the_attention_output_dense_and_says_so():
     assert all("sdpa" in row["fallback"] for row in pinned)
     assert handle.kept()["fallbacks"] == 0
     assert handle.kept()["of"] == "columns of the inputs of 10 linears"
+    assert handle.kept()["pinned"] == 2
 
 
 def test_a_linear_that_cannot_save_is_an_error_unless_allowed():
@@ -165,6 +167,33 @@ def test_a_fallback_in_training_is_counted_and_check_names_it():
 def test_sites_without_effect_are_errors(sites, named):
     with pytest.raises(UserError, match=named):
         sparsify(small_net(), sites, Selector(0.3), seed=0)
+
+
+@pytest.mark.parametrize("site", ["softmax", "layer_norm"])
+def test_sites_that_inverse_weights_leave_biased_are_refused(site):
+    with pytest.raises(UserError, match=f"site {site}, .* squared"):
+        sparsify(small_net(), ("linear", site), Selector(0.3, rule="random", scale="inverse"), seed=0)
+
+
+def test_a_softmax_that_stays_whole_says_so():
+    net = small_net(dropout=0.1)
+    handle = sparsify(net, ("softmax",), Selector(0.99), seed=0)
+    net(**small_batch()).loss.backward()
+    assert all(row["fallback"] and row["achieved"] == 1 for row in handle.report())
+    assert all(row["bytes_dense"] == row["bytes_kept"] > 0 for row in handle.report())
+
+
+def test_the_state_does_not_change_with_later_steps():
+    net = small_net()
+    handle = sparsify(net, ("linear",), Selector(0.1, rule="random"), seed=0)
+    net(**small_batch()).loss.backward()
+    state, before = handle.rng_state(), handle.never_selected()
+    net(**small_batch()).loss.backward()
+    assert handle.never_selected() < before
+    handle.set_rng_state(state)
+    net(**small_batch()).loss.backward()
+    handle.set_rng_state(state)
+    assert handle.never_selected() == before
 
 
 def test_site_activation_needs_a_linear_that_frees_its_input():

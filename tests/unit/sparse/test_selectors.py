@@ -28,6 +28,7 @@ def pick(scores, k, selector, step=0):
         ({"rule": "shifted_relu"}, "unit=element"),
         ({"unit": "token", "coverage": 0.5}, "unit=column"),
         ({"rule": "top", "scale": "inverse"}, "rule=random"),
+        ({"rule": "mixed", "scale": "inverse", "share": 0}, "share above 0"),
     ],
 )
 def test_bad_settings_name_what_is_wrong(setting, named):
@@ -119,6 +120,21 @@ def test_inverse_weights_are_one_over_the_chance_of_being_kept(rule):
     if rule == "sampled":  # 8 and 4 are certain, then chances are proportional: 2 of 6
         assert count[:2].tolist() == [draws, draws]
         torch.testing.assert_close(count[2:] / draws, scores[2:] * 2 / 6, atol=0.03, rtol=0)
+
+
+def test_mixed_with_inverse_weights_draws_at_least_one():
+    scores, total = torch.tensor([8.0, 4.0, 2.0, 1.0]), torch.zeros(4)
+    for step in range(4000):
+        chosen, weight = pick(scores, 1, Selector(0.25, rule="mixed", scale="inverse", share=0.4), step)
+        total[chosen] += weight
+    torch.testing.assert_close(total / 4000, torch.ones(4), atol=0.12, rtol=0)
+
+
+def test_the_variance_of_columns_with_a_large_mean(device):
+    x = torch.randn(600, 12, device=device) + 1e4
+    torch.testing.assert_close(
+        column_scores(x, "var").double(), x.double().var(0, unbiased=False), rtol=1e-3, atol=0
+    )
 
 
 def test_coverage_visits_every_column():

@@ -3,6 +3,7 @@
 const COSTS = [
   { key: "saved_bytes", title: "saved for backward", axis: "saved for the backward pass (MiB)", form: bytes, unit: 2 ** 20 },
   { key: "step_seconds", title: "step time", axis: "time of a training step (ms)", form: duration, unit: 1e-3 },
+  { key: "latency_seconds", title: "latency", axis: "inference: a forward pass, batch 1, length 128 (ms)", form: duration, unit: 1e-3 },
   { key: "params", title: "parameters", axis: "parameters (millions)", form: count, unit: 1e6 },
   { key: "nonzeros", title: "nonzero parameters", axis: "nonzero parameters (millions)", form: count, unit: 1e6 },
   { key: "peak_bytes", title: "peak memory", axis: "peak memory in training (MiB)", form: bytes, unit: 2 ** 20 },

@@ -1,13 +1,17 @@
 """In the company of what training brings: accumulation, checkpointing, autocast, resume, several processes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 
+ROOT = Path(__file__).parents[4]
 SETTINGS = {"keep_frac": 0.4, "store": "8bit"}
 
 
@@ -152,6 +156,15 @@ def _work(rank, folder):
 
 
 def test_two_processes(tmp_path):
-    multiprocessing.spawn(_work, (str(tmp_path),), nprocs=2)
+    code = "import sys; from tests.unit.sparse.late.test_training import _work; _work(int(sys.argv[1]), sys.argv[2])"
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], cwd=ROOT)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert one["loss"] != two["loss"] and torch.equal(one["grad"], two["grad"])
