@@ -16,7 +16,7 @@ from src import hub, identity, ranks, results
 from src.errors import Held, UserError
 from src.identity import Cell
 from src.provenance import provenance
-from src.redact import redact
+from src.redact import redact, redact_tree
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ def _lead(settings: dict, cell: Cell, place: ranks.Place) -> dict:
         if former is not None and results.is_done(cell.folder, cell.identity):
             log.info("already done: %s", cell.folder)
             return former
-        (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
-        record = {"status": "running", "error": None, "identity": cell.identity, "config": settings}
+        shown = redact_tree(settings)
+        (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
+        record = {"status": "running", "error": None, "identity": cell.identity, "config": shown}
         record["provenance"] = provenance(settings["seed"], _overrides())
         results.write(cell.folder, record)
         return _guarded(settings, cell, record, place)

@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src import sync
-from src.redact import redact
+from src.redact import redact, redact_tree
 from src.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def wandb_logger(
         "id": _id(folder, run_id, resumed_at),
         "resume": "allow" if resumed_at else None,
         "dir": str(folder),
-        "config": config,
+        "config": redact_tree(config),
     }
     stream = None
     if mode == "online":

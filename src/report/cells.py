@@ -27,7 +27,7 @@ _TOP_LEFT_OUT = {
     "fidelity_every",
     "probe_steps",
 }
-_LEFT_OUT = {"task.name", "model.name", "method.name", "method.keep_frac"}
+_LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
 _MARKS_OF_A_CELL = ("run.log", "config.yaml", "progress.json", ".hydra", ".lock")
 
 
@@ -201,7 +201,7 @@ def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict
 
 def without_left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as older records have them, less what `settings_of` leaves out today."""
-    return {key: value for key, value in settings.items() if key not in _TOP_LEFT_OUT}
+    return {key: value for key, value in settings.items() if key not in _TOP_LEFT_OUT | _LEFT_OUT}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

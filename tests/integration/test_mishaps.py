@@ -92,3 +92,12 @@ def test_the_delivered_model_loads_where_the_project_is_absent(composed, tmp_pat
         [sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.split()[-1] in ("good", "bad")
+
+
+def test_a_secret_in_the_configuration_reaches_no_file(composed, monkeypatch):
+    secret = "local-" + "5ecre7" * 7
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    cfg = composed("epochs=0", "+logger.api_key=${oc.env:WANDB_API_KEY}", "name=secret")
+    run(cfg)
+    files = [path for path in identity.cell(cfg).folder.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if secret.encode() in path.read_bytes()]

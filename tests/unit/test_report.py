@@ -176,7 +176,7 @@ class TestArms:
         assert (arm.test.n, arm.test.mean) == (1, 0.9)
 
     def test_what_changes_no_score_splits_no_arm(self, tmp_path):
-        other = {"config.eval_batch_size": 64, "config.fidelity_every": 5}
+        other = {"config.eval_batch_size": 64, "config.task.eval_batch_size": 64, "config.fidelity_every": 5}
         (arm,) = arms_of(tmp_path, cell(seed=0), cell(seed=1, **other))
         assert arm.test.n == 2
 
@@ -288,7 +288,8 @@ class TestRecords:
         cells, _ = read_sweep(sweep(tmp_path / "demo", cell(**{"cost.latency_seconds": 0.01})))
         record(cells, path)
         assert read_records(path)[0].latency_seconds == 0.01
-        (row,) = csv.DictReader(path.open(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            (row,) = csv.DictReader(file)
         for name in ("latency_seconds", "latency_seconds_dense", "pinned"):
             del row[name]
         row["settings"] = json.dumps(json.loads(row["settings"]) | {"eval_batch_size": 64})

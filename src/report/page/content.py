@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _SAME = (
     "task", "method", "lr", "seed", "direction", "val_score", "test_score", "saved_bytes", "saved_bytes_dense",
-    "step_seconds", "step_seconds_dense", "latency_seconds", "latency_seconds_dense", "peak_bytes", "params", "nonzeros", "train_seconds", "keep_asked",
-    "keep_achieved", "device", "precision", "torch", "fallbacks", "steps", "identity",
+    "step_seconds", "step_seconds_dense", "latency_seconds", "latency_seconds_dense", "peak_bytes", "params",
+    "nonzeros", "train_seconds", "keep_asked", "keep_achieved", "device", "precision", "torch", "fallbacks", "steps",
+    "identity",
 )  # fmt: skip
 _OF_ARM = ("task", "setup", "metric", "direction", "method", "keep_asked", "keep_achieved", "lr")
 _MEASURED: dict[str, Callable[[Cell], float | None]] = {
