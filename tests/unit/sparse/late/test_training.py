@@ -155,6 +155,7 @@ def _work(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # two processes that meet by gloo: 9 to 16 s, once more than 60 s on a busy machine
 def test_two_processes(tmp_path):
     code = "import sys; from tests.unit.sparse.late.test_training import _work; _work(int(sys.argv[1]), sys.argv[2])"
     ranks = [
