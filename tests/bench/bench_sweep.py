@@ -19,7 +19,7 @@ def command(folder: Path, *overrides: str) -> float:
     environment = os.environ | {"KEEPFRAC_MULTIRUN": str(folder), "KEEPFRAC_HUB": "offline"}
     begin = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "src.main", *SMALL, *overrides], cwd=ROOT, env=environment, check=True
+        [sys.executable, "-m", "src.main", *overrides, *SMALL], cwd=ROOT, env=environment, check=True
     )
     return time.monotonic() - begin
 
