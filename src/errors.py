@@ -11,3 +11,6 @@ class DataMissing(UserError):
 
 class Held(UserError):
     """Another process is running this very cell."""
+
+    EXIT_CODE = 75
+    """EX_TEMPFAIL: how a command says so to the launcher that started it."""

@@ -19,8 +19,6 @@ from src import identity  # noqa: E402
 from src.errors import Held, UserError  # noqa: E402
 from src.redact import redact  # noqa: E402
 
-HELD = 75  # EX_TEMPFAIL: another process runs this cell
-
 
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def entry(cfg) -> None:
@@ -71,7 +69,7 @@ def main() -> int:
         entry()
     except Held as error:
         sys.stderr.write(f"{error}\n")
-        return HELD
+        return Held.EXIT_CODE
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if BY_USER:
             raise

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.errors import UserError
+from src.errors import Held, UserError
 
-HELD = 75  # exit code of a run whose cell another process holds
 HELD_SECONDS = 30
 MOST_AT_ONCE = 1000  # jobs of an array; Slurm's own limit (MaxArraySize) is 1001 unless it is set
 GONE = frozenset(
@@ -113,7 +112,7 @@ class Attempt:
             RuntimeError: the run failed, so that Slurm calls the job failed too.
         """
         code = self._run()
-        while code == HELD:  # a job of an earlier launch: what it leaves is as good
+        while code == Held.EXIT_CODE:  # a job of an earlier launch: what it leaves is as good
             time.sleep(HELD_SECONDS)
             code = self._run()
         if code:

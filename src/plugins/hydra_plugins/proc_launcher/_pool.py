@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.live import Live
 
 from src import results, sweep
+from src.errors import Held
 from src.redact import redact
 from src.sweep import Failure, Job, Kind, Running, Status
 
-HELD = 75  # exit code of a job whose cell another process holds
 TICK_SECONDS = 0.1
 POLL_SECONDS = 2.0
 GRACE_SECONDS = 10.0
@@ -163,7 +163,7 @@ class Pool:
             job, code = child.job, child.process.returncode
             if results.is_done(job.folder, job.identity):
                 self._finished(job, f"in {sweep.duration(time.time() - child.started)}")
-            elif code == HELD:
+            elif code == Held.EXIT_CODE:
                 self._postpone(job)
             else:
                 self._failed(job, _why(job, code), child.log, sweep.log_tail(child.log, child.log_start))
