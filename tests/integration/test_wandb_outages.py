@@ -1,10 +1,11 @@
 """W&B out of reach, by the real client: runs go on, say how to upload later, and lose nothing."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
-import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -154,18 +155,21 @@ def test_an_attempt_that_goes_on_offline_uploads_whole(server, reach, tmp_path):
     assert list(server.runs) == [stream.run.id]
 
 
-def child(name: str) -> int:
-    """Returns the process id of the child of that name."""
+def kill_client() -> None:
+    """Kills the process that the client started, and reaps it: the client that lost it never does."""
     lines = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat")]
-    (pid,) = (line.split()[0] for line in lines if f"({name}) " in line and f") S {os.getpid()} " in line)
-    return int(pid)
+    (pid,) = (line.split()[0] for line in lines if "(wandb-core) " in line and f") S {os.getpid()} " in line)
+    processes = [one for one in gc.get_objects() if type(one) is subprocess.Popen]
+    (client,) = (one for one in processes if one.pid == int(pid) and one.returncode is None)
+    client.kill()
+    client.wait()
 
 
 def test_a_client_that_is_killed_ends_no_run(server, reach, tmp_path, caplog):
     reach()
     loggers = begin(cell(tmp_path))
     log(loggers)
-    os.kill(child("wandb-core"), signal.SIGKILL)
+    kill_client()
     loggers[0].log_metrics({"val/score": 0.5}, 7)
     loggers[1].log_metrics({"val/score": 0.5}, 7)
     loggers[1].summarise({"test/score": 0.25})
