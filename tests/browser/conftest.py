@@ -42,21 +42,23 @@ class Page:
 
     def open(self, path: Path, width: int = 1280, height: int = 900) -> "Page":
         """Opens a file at a screen's width and waits until its pictures stand."""
-        from selenium.webdriver.support.ui import WebDriverWait
-
         self.driver.get("about:blank")
         self.log("browser"), self.log("performance")  # of the page before
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         self.driver.get(path.as_uri())
-        WebDriverWait(self.driver, 90).until(
-            lambda _: self.js("return document.documentElement.dataset.state")
-        )
-        assert self.js("return document.documentElement.dataset.state") == "ready", self.log("browser")
+        state = self.soon(lambda: self.js("return document.documentElement.dataset.state"), seconds=90)
+        assert state == "ready", self.log("browser")
         return self
 
     def js(self, code: str, *arguments):
         return self.driver.execute_script(code, *arguments)
+
+    def soon(self, look, seconds: float = 20):
+        """Returns what `look()` returns, once that is true."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, seconds).until(lambda _: look())
 
     def all(self, selector: str) -> list:
         return self.driver.find_elements("css selector", selector)

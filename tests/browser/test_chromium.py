@@ -158,7 +158,7 @@ class TestCommand:
     def test_is_copied(self, page, written):
         page.open(written("large"))
         page.one("#runs tbody tr:nth-child(4) button.copy").click()
-        assert page.one("#said").text.startswith("Copied the command of bkrz")
+        assert page.soon(lambda: page.one("#said").text).startswith("Copied the command of bkrz")
         page.js(
             "const t = document.createElement('textarea'); t.id = 'paste'; document.body.prepend(t); t.focus()"
         )
