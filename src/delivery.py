@@ -1,5 +1,6 @@
 """What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from src import measure, results
 from src.errors import UserError
+from src.models.cuttable import CONFIGS
 from src.models.export import export
 from src.models.original import account_of, original_parameters
-from src.models.pruned import CONFIGS
+
+EXAMPLES = "examples.json"
 
 
 def sizes(net, loaded, folder: Path) -> dict:
@@ -29,7 +32,13 @@ def write_account(net, folder: Path) -> None:
         results.write_atomically(folder / "info.txt", account_of(net).info_txt())
 
 
-def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor]) -> dict[str, str]:
+def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
+    """Writes examples.json where the task generates: by split, what was said of each meaning, and its references."""
+    if examples:
+        results.write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
+
+
+def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor]) -> dict[str, str | int]:
     """Writes another form of the delivered model into export/.
 
     Args:
@@ -46,4 +55,6 @@ def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor]) -> dic
     except UserError as error:
         again = f"epochs=0 model=from_run model.run={folder}"
         raise UserError(f"{error}; the model itself is there: go on with {again} export=...") from error
-    return {"form": form, "path": str(path.relative_to(folder))}
+    files = path.rglob("*") if path.is_dir() else [path]
+    weights = sum(file.stat().st_size for file in files if file.is_file())
+    return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}

@@ -1,6 +1,7 @@
 """The work of one run: build, fit, finish, deliver, score. It knows plain settings and nothing of Hydra."""
 
 import copy
+import functools
 import logging
 import os
 import sys
@@ -14,13 +15,16 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from src import delivery, lineage, measure, ranks, results, tracking
 from src.build import build
+from src.distill.build import distiller_of
+from src.distill.examine import examine
 from src.errors import UserError
 from src.finetune import Loop
 from src.identity import Cell
 from src.models.export import check_ready
-from src.models.load import load_masks, load_net, load_tokenizer, quieten, reload, save_model
+from src.models.load import load_masks, load_net, load_tokenizer, quieten, reload, save_model, weights_note
 from src.probe import Fidelity, Probe
 from src.provenance import device_name
+from src.regularize import OPTIONS
 from src.resume import CHECKPOINT, Checkpoints, Progress
 from src.tensorboard import TensorBoard
 
@@ -36,7 +40,8 @@ def build_task(settings: dict):
 def build_module(settings: dict, net, task, total_steps: int):
     """Returns the method's LightningModule."""
     keys = ("lr", "weight_decay", "warmup", "clip")
-    loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps)
+    options = {key: settings[key] for key in OPTIONS if key in settings}  # older runs have none
+    loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps, **options)
     return build(settings["method"], net=net, task=task, loop=loop)
 
 
@@ -77,17 +82,20 @@ class Execution:
         self.form = settings["export"]["name"]
         if self.form != "none":
             check_ready(self.form)
-        self.tokenizer = load_tokenizer(settings["model"])
         self.task = build_task(settings)
+        self.tokenizer = load_tokenizer(settings["model"], self.task.training_texts)
         self.trained_on, self.stages = lineage.trained_on(settings, self.task), lineage.stages(settings)
+        self._enlarge()
         self.task.use(self.tokenizer)
         self.task.setup()
         task, model = self.task, settings["model"]
         net = load_net(model, task.head, task.labels, task.num_labels, len(self.tokenizer))
+        net.config.problem_type = task.problem_type  # type: ignore[union-attr]
         self.dense = copy.deepcopy(net)
         self.steps = total_steps(settings, task)
         self.module = build_module(settings, net, task, self.steps)
         self.module.masks = load_masks(model)
+        self.module.distiller = distiller_of(settings, task, self.tokenizer, net) if self.steps else None
         monitor = f"val/{task.best_metric}"
         self.keeper = Checkpoints(self.cell.folder, settings["checkpoint_every"], monitor, task.direction)
         self.progress = Progress(self.cell.folder / "progress.json", self.steps, monitor)
@@ -95,6 +103,21 @@ class Execution:
         self.loggers = self._loggers()
         self.probe = Probe(self.module, self.dense, settings["batch_size"], self.precision)
         self.trainer = self._trainer()
+
+    def _enlarge(self) -> None:
+        """Gives the training split the rows of `augment`."""
+        settings, path = self.settings, self.cell.folder / "progress.json"
+        if settings["augment"]["name"] == "none" or not settings["epochs"]:
+            return
+        grow = functools.partial(
+            build(settings["augment"]),
+            task=self.task.name,
+            leads=self.place.leads,
+            device="cuda" if settings["hardware"]["accelerator"] == "gpu" else "cpu",
+            bf16=self.precision == "bf16-mixed",
+            tell=lambda done, of: Progress(path, of, "").tell("augment", done),
+        )
+        self.task.enlarge(grow)
 
     def _loggers(self) -> list:
         if not self.place.leads:
@@ -145,6 +168,7 @@ class Execution:
 
     def __call__(self) -> dict:
         """Does it all; returns the parts of results.json that come of it."""
+        taught = self._examine_teacher()
         train_seconds = self._fit() if self.steps else 0.0
         self.module.to(self.trainer.strategy.root_device)  # Lightning leaves it on the CPU
         costs = self._cost()
@@ -152,6 +176,8 @@ class Execution:
         self._deliver()
         begin = time.monotonic()
         scores = self._score()
+        if self.place.leads:
+            delivery.write_examples(self.task.examples(), self.cell.folder)
         seconds = {
             "train_seconds": round(train_seconds, 1),
             "eval_seconds": round(time.monotonic() - begin, 1),
@@ -170,6 +196,7 @@ class Execution:
                 "best_step": self.keeper.best_step,
             },
         }
+        outcome |= taught
         tracking.summarise(self.loggers, outcome)
         if self.form != "none" and self.place.leads:
             rows = self.task.inputs(self.task.probe_batch(self.settings["batch_size"]))
@@ -185,7 +212,17 @@ class Execution:
             "data": self.task.describe(),
             "trained_on": self.trained_on,
             "stages": self.stages,
+            "weights": weights_note(self.settings["model"]),
         }
+
+    def _examine_teacher(self) -> dict:
+        """Scores the teacher, where there is one, before anyone learns from it."""
+        if self.module.distiller is None:
+            return {}
+        teacher, device = self.module.distiller.teacher, self.trainer.strategy.root_device
+        scores = examine(teacher, self.task, device, self.precision)
+        log.info("teacher: %s", ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        return {"teacher": {"scores": scores, "params": measure.parameters(teacher)}}
 
     def _fit(self) -> float:
         checkpoint = self.cell.folder / CHECKPOINT if self.resumed_at else None
@@ -216,7 +253,8 @@ class Execution:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         folder = self.cell.folder / "model"
         if self.place.leads:
-            save_model(self.module.net, self.tokenizer, folder, self.module.masks)
+            tokenizer = getattr(self.task, "tokenizer", None) or self.tokenizer  # a method may have changed it
+            save_model(self.module.net, tokenizer, folder, self.module.masks)
             delivery.write_account(self.module.net, self.cell.folder)
         ranks.wait_for_all()
         self.module.net = reload(folder, self.task.head, self.settings["model"]["attention"])
@@ -241,7 +279,9 @@ def probe_of(folder: Path) -> Probe:
     if found is None or found["status"] != "done":
         raise UserError(f"{folder}: not the folder of a finished run")
     _quieten()
-    settings = found["config"] | {"model": found["config"]["model"] | {"run": str(folder), "config": None}}
+    settings = found["config"] | {
+        "model": found["config"]["model"] | {"run": str(folder), "config": None, "tokenizer": None}
+    }
     task = build_task(settings)
     tokenizer = load_tokenizer(settings["model"])
     task.use(tokenizer)

@@ -3,7 +3,8 @@
 The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two methods compares nothing but them:
 
     prepare(batches)        once per fit, before the optimizer exists: surgery, masks, gates, scores that need data
-    param_groups()          parameters with lr, weight_decay, and optionally maximize, clip, schedule
+    param_groups()          parameters with lr, weight_decay, and optionally maximize, schedule, eps, clip (the norm of
+                            all that have the same one together) or clip_each (of each tensor by itself)
     losses(batch, outputs)  named terms that are added to the task's loss
     after_step()            after each optimizer step: schedules, masks
     finish(batches)         once, after fit, on the best weights: harden, merge, cut
@@ -23,8 +24,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from src.distill.distiller import Distiller
 from src.errors import UserError
 from src.prune.masks import Masks
+from src.regularize import Attack, Averages, add_gradients, by_depth, divergence, refuse_without_dropout
 from src.resume import random_states, restore_random_state
 from src.tasks.base import Task
 
@@ -41,6 +44,10 @@ class Loop:
         warmup: share of the steps in which the rate rises linearly, in [0, 1).
         clip: largest norm of the gradient; None: no clipping.
         total_steps: optimizer steps of the whole fit.
+        fgm: length of an attack on the word embeddings, > 0; None: no attack. See `regularize` for this and the rest.
+        ema: decay of the average of the weights that is evaluated and delivered, in (0, 1); None: no average.
+        r_drop: weight of the divergence of two passes, > 0; None: one pass.
+        layer_decay: factor of the rate from one layer to the one below, in (0, 1]; None: one rate.
     """
 
     lr: float
@@ -48,6 +55,10 @@ class Loop:
     warmup: float
     clip: float | None
     total_steps: int
+    fgm: float | None = None
+    ema: float | None = None
+    r_drop: float | None = None
+    layer_decay: float | None = None
 
 
 def warmup_then_linear(progress: float, warmup: float) -> float:
@@ -76,6 +87,10 @@ class FineTune(pl.LightningModule):
         self.keep_frac = keep_frac
         self.loop = loop
         self.masks: Masks | None = None
+        self.distiller: Distiller | None = None
+        self.averages: Averages | None = None
+        self.attack = None if loop.fgm is None else Attack(loop.fgm)
+        self._batch: Batch = {}
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
         self.val_metrics, self.val_loss = task.metrics(), MeanMetric()
         self._pending_random_state: dict | None = None
@@ -136,9 +151,17 @@ class FineTune(pl.LightningModule):
         if stage == "fit":
             self.net.train()  # from_pretrained leaves eval mode, in which dropout is silently off
             self.prepare(self.task.training_batches())
+            if self.loop.r_drop is not None:
+                refuse_without_dropout(self.net)
+            if self.loop.ema is not None:
+                self.averages = Averages(self.net, self.loop.ema)
 
     def configure_optimizers(self):
-        groups = [{"clip": None, **group} for group in self.param_groups() if group["params"]]
+        own = {"lr": self.loop.lr, "weight_decay": self.loop.weight_decay, "clip": self.loop.clip}
+        taught = [] if self.distiller is None else [{"params": list(self.distiller.parameters()), **own}]
+        groups = [{"clip": None, **group} for group in [*self.param_groups(), *taught] if group["params"]]
+        if self.loop.layer_decay is not None:
+            groups = by_depth(groups, self.net, self.loop.layer_decay)
         schedules = [group.pop("schedule", self.schedule) for group in groups]
         optimizer = torch.optim.AdamW(groups, fused=True)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -155,8 +178,16 @@ class FineTune(pl.LightningModule):
 
     def loss_of(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss of one batch, and the named terms whose sum it is, the task's first."""
-        outputs = self.net(**self.task.inputs(batch))
-        terms = {"task": self.task.loss(outputs, batch), **self.losses(batch, outputs)}
+        inputs = self.task.inputs(batch)
+        if self.distiller is None:
+            outputs, taught, weight = self.net(**inputs), {}, 1.0
+        else:
+            (outputs, taught), weight = self.distiller(self.net, inputs), self.distiller.recipe.w_label
+        terms = {"task": weight * self.task.loss(outputs, batch), **taught, **self.losses(batch, outputs)}
+        if self.loop.r_drop is not None:
+            again = self.net(**inputs)
+            terms["task"] = (terms["task"] + weight * self.task.loss(again, batch)) / 2
+            terms["r_drop"] = self.loop.r_drop * divergence(outputs.logits, again.logits, self.task.problem)
         return torch.stack([term.float() for term in terms.values()]).sum(), terms
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -168,7 +199,7 @@ class FineTune(pl.LightningModule):
             )
         if len(terms) > 1:
             self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, batch_size=1)
-        if watched := self.watched():
+        if watched := {**self.task.watched(terms["task"].detach()), **self.watched()}:
             self.log_dict(watched, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
         return total
@@ -178,16 +209,48 @@ class FineTune(pl.LightningModule):
         if self.masks is not None:
             self.masks.apply_to(self.net)
         self.after_step()
+        if self.averages is not None:
+            self.averages.update(self.net)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         by_norm: dict[float, list] = {}
         for group in optimizer.param_groups:
-            if group["clip"] is not None:
+            if group.get("clip_each"):
+                for parameter in group["params"]:
+                    torch.nn.utils.clip_grad_norm_([parameter], group["clip_each"])
+            elif group["clip"] is not None:
                 by_norm.setdefault(group["clip"], []).extend(group["params"])
         for norm, parameters in by_norm.items():
             torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self.attack is not None:
+            self.attack.watch(self.net)
+
+    def on_after_backward(self) -> None:
+        if self.attack is None:
+            return
+        trainer, batch = self.trainer, self._batch
+        with trainer.precision_plugin.train_step_context(), self.attack.on(self.net):
+            loss = self.task.loss(self.net(**self.task.inputs(batch)), batch)
+        parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
+        whole = not trainer.fit_loop._should_accumulate()
+        add_gradients(loss / trainer.accumulate_grad_batches, parameters, synchronise=whole)
+        self.log("loss/adversarial", loss.detach(), batch_size=1)
+
+    def on_validation_start(self) -> None:
+        if self.averages is not None and self.trainer.state.fn == "fit":
+            self.averages.put_on(self.net, self.masks)
+
+    def on_validation_end(self) -> None:  # after the callbacks': the best weights that they keep are the average
+        if self.averages is not None and self.trainer.state.fn == "fit":
+            self.averages.take_off(self.net)
+
+    def on_train_end(self) -> None:
+        if self.averages is not None:
+            self.averages.put_on(self.net, self.masks)
 
     def on_train_start(self) -> None:
         if self.global_rank:  # each process has a dropout of its own
@@ -202,9 +265,10 @@ class FineTune(pl.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         outputs = self.net(**self.task.inputs(batch))
-        predictions, targets = self.task.predict(outputs, batch)
+        task = self.task
+        predictions, targets = task.scored(self.net, outputs, batch)
         self.val_metrics.update(predictions, targets)
-        self.val_loss.update(self.task.loss(outputs, batch).float(), weight=len(targets))
+        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.weight(batch, targets))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -230,13 +294,18 @@ class FineTune(pl.LightningModule):
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         checkpoint["position"] = {"epoch": self.current_epoch, "batch": batches}
         checkpoint["random_states"] = random_states()
+        if self.averages is not None:
+            checkpoint["averages"] = self.averages.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.task.start_at(**checkpoint["position"])
+        if self.averages is not None:
+            self.averages.load_state_dict(checkpoint["averages"])
         states = checkpoint["random_states"]
         self._pending_random_state = states[self.global_rank % len(states)]
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        self._batch = batch
         if (
             self._pending_random_state is not None
         ):  # here: nothing draws between this point and the forward pass

@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from src.build import build, build_target
+from src.distill.recipe import recipe_of
 from src.errors import UserError
-from src.models.locate import locate
+from src.models.locate import ROUNDED, locate, locate_teacher
 
 Check = tuple[Callable[[object], bool], str]
 
@@ -66,6 +67,10 @@ CHECKS: dict[str, Check] = {
     "warmup": _number(0, 1, open_high=True),
     "weight_decay": _number(0),
     "clip": _or_null(_number(0, open_low=True)),
+    "fgm": _or_null(_number(0, open_low=True)),
+    "ema": _or_null(_number(0, 1, open_low=True, open_high=True)),
+    "r_drop": _or_null(_number(0, open_low=True)),
+    "layer_decay": _or_null(_FRACTION),
     "eval_every": _or_null(_whole(1)),
     "checkpoint_every": _whole(1),
     "probe_steps": _whole(0),
@@ -73,6 +78,11 @@ CHECKS: dict[str, Check] = {
     "keep_frac": _FRACTION,
     "method.keep_frac": _FRACTION,
     "task.rows": _or_null(_whole(1)),
+    "augment.times": _or_null(_whole(1)),
+    "augment.p": _number(0, 1),
+    "augment.candidates": _whole(1),
+    "augment.glove_words": _whole(1),
+    "augment.words": _one_of("auto", "masked_lm", "neighbours"),
     "task.max_length": _or_null(_whole(3)),
     "model.attention": _one_of("sdpa", "eager"),
     "model.dropout": _or_null(_number(0, 1, open_high=True)),
@@ -150,6 +160,12 @@ def check(cfg: DictConfig | dict) -> None:
             f"batch_size={settings['batch_size']} (over all devices) must be a multiple of"
             f" accumulate={settings['accumulate']} x hardware.devices={settings['hardware']['devices']}"
         )
+    recipe_of(settings)
+    for key in ("fgm", "ema"):
+        if settings.get(key) is not None and settings["hardware"]["strategy"] == "fsdp":
+            raise UserError(f"{key}={settings[key]}: must be null where a strategy shards the weights (fsdp)")
+    if select(settings, "export.name") == "peft" and settings["method"].get("merge", "keep") != "keep":
+        raise UserError("export=peft needs method.merge=keep: merged updates cannot be taken out again")
     target = build_target(settings["method"]["_target_"])
     if hasattr(target, "check"):
         target.check(settings["method"])
@@ -202,8 +218,13 @@ def identify(settings: dict) -> str:
     part["precision"] = resolved_precision(hardware["accelerator"], hardware["precision"])
     task = dict(part["task"])
     part["data"] = _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
-    part["task"] = {key: value for key, value in task.items() if not _is_place(key)}
+    part["task"] = _without_places(task)
     part["model"] = _model_identity(part["model"])
+    if (folder := part["method"].get("adapter")) and Path(folder).is_dir():
+        part["method"] = part["method"] | {"adapter": fingerprint_of_folder(Path(folder))}
+    if "_target_" in (augment := part.get("augment") or {}):
+        part["augment"] = build_target(augment["_target_"]).contents(augment)
+    part["distill"] = _distill_identity(part.get("distill") or {})
     text = json.dumps(_settled(part), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -228,6 +249,15 @@ def _settled(value):
     return value
 
 
+def _without_places(task: dict) -> dict:
+    """Leaves out where the data lies, also of a task within a task."""
+    return {
+        key: _without_places(value) if isinstance(value, dict) else value
+        for key, value in task.items()
+        if not _is_place(key)
+    }
+
+
 def _is_place(key: str) -> bool:
     return key in ("data_dir", "folder", "num_workers", "eval_batch_size") or key.endswith("_file")
 
@@ -240,10 +270,20 @@ def _model_identity(model: dict) -> dict:
         )
     if not folder.is_dir():
         for name in (model["name"] if not model["config"] else None, model["tokenizer"]):
-            if name:
-                locate(name, model["package"])  # missing weights are found before a sweep starts
+            if isinstance(name, str):
+                found = locate(name, model["package"])  # missing weights are found before a sweep starts
+                if found.endswith(ROUNDED):
+                    model = {**model, "weights": Path(found).name}  # not those that the hub has by this name
         return model
     return {**model, "run": None, "name": fingerprint_of_folder(folder)}
+
+
+def _distill_identity(distill: dict) -> dict | None:
+    """A teacher counts by its content; without one nothing of the group does."""
+    if recipe_of({"distill": distill or {"name": "none"}}) is None:
+        return None
+    source = locate_teacher(distill["teacher"])
+    return {**distill, "teacher": fingerprint_of_folder(Path(source)) if Path(source).is_dir() else source}
 
 
 def _short(value: object) -> str:

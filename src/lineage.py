@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from src import results
+from src.distill.recipe import recipe_of
 from src.errors import UserError
 
 
@@ -16,13 +17,23 @@ def trained_on(settings: dict, task) -> list[str]:
     run = (
         Path(model["run"]) if model["run"] else Path(model["name"]).parent
     )  # model.name may be a run's model/
-    former = ((results.read(run) or {}).get("provenance") or {}).get("trained_on") or []
-    shared = sorted(set(former) & set(getattr(task, "overlaps", ())))
-    if shared:
-        raise UserError(
-            f"task={task.name} shares rows with {shared[0]}, on which the model of {run} was tuned"
-        )
+    teacher = _teacher(settings)
+    for who, tasks in ((f"the model of {run}", _tasks_of(run)), (f"the teacher {teacher}", _tasks_of(teacher))):
+        if shared := sorted(set(tasks) & set(getattr(task, "overlaps", ()))):
+            raise UserError(f"task={task.name} shares rows with {shared[0]}, on which {who} was tuned")
+    former = [*_tasks_of(run), *_tasks_of(teacher)]
     return sorted({*former, task.name}) if settings["epochs"] else former
+
+
+def _tasks_of(run: Path | None) -> list[str]:
+    return (((results.read(run) or {}).get("provenance") or {}).get("trained_on") or []) if run else []
+
+
+def _teacher(settings: dict) -> Path | None:
+    """The folder of the teacher's run, which hands on what it was tuned on; None: no teacher, or no run of ours."""
+    recipe = recipe_of(settings) if settings["epochs"] else None
+    name = Path(recipe.teacher) if recipe and recipe.teacher else None
+    return name if name is None or results.read(name) is not None else name.parent
 
 
 def stages(settings: dict) -> list[dict]:

@@ -1,8 +1,10 @@
 """The probe: the batch on which a method's cost and the fidelity of its gradients are measured against dense."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 
 from src import measure
@@ -23,22 +25,32 @@ class Probe:
 
     def __init__(self, module: FineTune, dense: nn.Module, rows: int, precision: str):
         self.module, self.dense, self.precision = module, dense, precision
+        self._rows, self._tokenizer = rows, getattr(module.task, "tokenizer", None)
         self._batch = module.task.probe_batch(rows)
 
     def batch(self) -> Batch:
         """Returns the batch on the device of the model."""
-        device = next(self.module.net.parameters()).device
-        self.dense.to(device)
-        return {name: tensor.to(device) for name, tensor in self._batch.items()}
+        self.dense.to(self._device())
+        return {name: tensor.to(self._device()) for name, tensor in self._batch.items()}
+
+    def own_batch(self) -> Batch:
+        """Returns the same rows as the method's model takes them: it may have a tokenizer of its own."""
+        task = self.module.task
+        if getattr(task, "tokenizer", None) is self._tokenizer:
+            return self.batch()
+        return {name: tensor.to(self._device()) for name, tensor in task.probe_batch(self._rows).items()}
+
+    def _device(self) -> torch.device:
+        return next(self.module.net.parameters()).device
 
     def steps(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         """Returns the forward pass to the loss, of the method and of the dense model, in the run's precision."""
-        batch, task = self.batch(), self.module.task
+        batch, own_batch, task = self.batch(), self.own_batch(), self.module.task
         device = batch["input_ids"].device
 
         def own() -> Tensor:
             with measure.autocast(device, self.precision):
-                return self.module.loss_of(batch)[0]
+                return self.module.loss_of(own_batch)[0]
 
         def dense() -> Tensor:
             with measure.autocast(device, self.precision):
@@ -76,10 +88,24 @@ class Probe:
         self.module.net.train(), self.dense.train()
         try:
             own, dense = self.steps()
-            return measure.fidelity(self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense)
+            with self._equal_dropout():
+                return measure.fidelity(self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense)
         finally:
             self.module.net.train(was_training)
             self.module.set_extra_state(state)  # the comparison must not move the run's own random choices
+
+    @contextmanager
+    def _equal_dropout(self) -> Iterator[None]:
+        """Within it both models drop the same: by one seed, or nothing where the method draws masks of its own."""
+        nets = (self.module.net, self.dense) if getattr(self.module, "own_dropout", False) else ()
+        rates = [(m, m.p) for net in nets for m in net.modules() if isinstance(m, nn.Dropout)]
+        for module, _ in rates:
+            module.p = 0.0
+        try:
+            yield
+        finally:
+            for module, rate in rates:
+                module.p = rate
 
 
 class Fidelity(pl.Callback):

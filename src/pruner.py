@@ -84,6 +84,9 @@ class Pruner(FineTune):
         settled_at: progress at which the structure is chosen, in [0, 1].
     """
 
+    merges = True
+    """Whether factors at or above break-even are delivered as one dense linear, and counted so."""
+
     def __init__(self, net, task, loop, name: str, keep_frac: float, budget: Budget, settled_at: float):
         super().__init__(net, task, loop, name, keep_frac)
         if not 0 <= settled_at <= 1:
@@ -185,7 +188,7 @@ class Pruner(FineTune):
         assert self.structure is not None
         training = self.training
         self.eval()
-        small = cut(self.net, self.structure, self.values())
+        small = cut(self.net, self.structure, self.values(), self.merges)
         inputs = [self.task.inputs(batch) for batch in itertools.islice(batches, BATCHES)]
         largest_difference(_logits(self.net), _logits(small), inputs, TOLERANCE)
         if self.masks is not None:
@@ -202,7 +205,9 @@ class Pruner(FineTune):
         shape = shape_of(self.net)
         if self.budget.cost == "latency":
             return self._latency(shape)
-        return ParamsCost(shape) if self.budget.cost == "params" else MacsCost(shape, self.budget.length)
+        if self.budget.cost == "params":
+            return ParamsCost(shape, self.merges)
+        return MacsCost(shape, self.budget.length, self.merges)
 
     def _latency(self, shape: ModelShape) -> LatencyCost:
         """The first process measures, the others take its table."""

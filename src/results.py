@@ -29,6 +29,16 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def evaluation(scores: dict[str, float]) -> str:
+    """Returns the scores of each split as one line, in the names of GLUE's script: acc, f1, acc_and_f1, eval_loss."""
+    names = {"accuracy": "acc", "loss": "eval_loss"}
+    lines: dict[str, list[str]] = {}
+    for key, value in scores.items():
+        split, _, name = key.partition("/")
+        lines.setdefault(split, []).append(f"{names.get(name, name)} = {value:.4f}")
+    return "; ".join(f"{split}: {', '.join(sorted(line))}" for split, line in lines.items())
+
+
 def write(folder: Path, results: dict) -> None:
     """Writes `folder`/results.json."""
     results = {"schema_version": SCHEMA_VERSION, **results}

@@ -46,6 +46,7 @@ def _lead(settings: dict, cell: Cell, place: ranks.Place) -> dict:
         former = results.read(cell.folder)
         if former is not None and results.is_done(cell.folder, cell.identity):
             log.info("already done: %s", cell.folder)
+            _tell_scores(settings, former)
             return former
         shown = redact_tree(settings)
         (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
@@ -80,6 +81,7 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         results.write(cell.folder, record)
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
+        _tell_scores(settings, record)
         return record
     except KeyboardInterrupt:
         results.write(cell.folder, record | {"status": "failed", "error": "stopped"})
@@ -94,6 +96,12 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         raise error from raised if error is not raised else None
     finally:
         finish_wandb(exit_code, text)
+
+
+def _tell_scores(settings: dict, record: dict) -> None:
+    """Says the scores of a run that only evaluates."""
+    if not settings["epochs"]:
+        log.info("%s", results.evaluation(record["scores"]))
 
 
 def _overrides() -> list[str]:

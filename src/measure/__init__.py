@@ -3,6 +3,7 @@
 `python -m src.measure FOLDER` measures the delivered model of a run, or any Hugging Face folder.
 """
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ FLOPS_OF_CPU_ATTENTION = {
 _VIEWS = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "PermuteBackward0")
 
 
+_LAYER = re.compile(r"\.(layer|layers|h)\.\d")  # as encoders, Llama and GPT-2 spell it
+
+
 def _is_of_parameter(tensor: Tensor) -> bool:
     node = tensor.grad_fn
     while node is not None and node.name() in _VIEWS:
@@ -34,6 +38,23 @@ def _is_of_parameter(tensor: Tensor) -> bool:
         if node is not None and node.name() == "torch::autograd::AccumulateGrad":
             return True
     return False
+
+
+def _frozen_weights(net: nn.Module) -> dict[torch.Size, list[Tensor]]:
+    """The frozen matrices of `net` by their shape, in both orientations."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for parameter in net.parameters():
+        if parameter.ndim == 2 and not parameter.requires_grad:
+            for matrix in (parameter.detach(), parameter.detach().t()):
+                found.setdefault(matrix.shape, []).append(matrix)
+    return found
+
+
+def _is_cast_of(tensor: Tensor, frozen: dict[torch.Size, list[Tensor]]) -> bool:
+    """Whether it is what autocast made of a frozen weight: that has no graph which would say so."""
+    if tensor.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return any(torch.equal(tensor, one.to(tensor.dtype)) for one in frozen.get(tensor.shape, ()))
 
 
 @contextmanager
@@ -44,11 +65,11 @@ def saved_storages(net: nn.Module) -> Iterator[dict[int, int]]:
     parameters that autocast makes, are not activations and do not count.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
-    storages: dict[int, int] = {}
+    frozen, storages = _frozen_weights(net), dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and not _is_of_parameter(tensor):
+        if storage.data_ptr() not in own and not (_is_of_parameter(tensor) or _is_cast_of(tensor, frozen)):
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -174,7 +195,9 @@ def _gradients(net: nn.Module, bottom: str, step: Callable[[], Tensor]) -> tuple
         handle.remove()
     named = {name: parameter.grad for name, parameter in net.named_parameters()}
     matrices = {
-        n: g.flatten().double() for n, g in named.items() if g is not None and g.ndim == 2 and ".layer." in n
+        n: g.flatten().double()
+        for n, g in named.items()
+        if g is not None and g.ndim == 2 and _LAYER.search(n)
     }
     net.zero_grad(set_to_none=True)
     return matrices, caught[0].flatten().double()

@@ -1,4 +1,4 @@
-"""`python -m src.measure FOLDER`: sizes of a delivered model.
+"""`python -m src.measure FOLDER`: sizes of a delivered model, whole and by part.
 
 --sites: what a sparse backward pass saves, place by place. --latency: times beside the dense original, kept in
 FOLDER/latency.json.
@@ -33,11 +33,15 @@ def model_folder(folder: Path) -> Path:
 
 
 def sizes(folder: Path) -> dict:
-    """Returns the sizes of the model in a folder."""
+    """Returns the sizes of the model in a folder, whole and by part, and how sparse it is."""
     from src import measure
+    from src.measure.parts import parts
+    from src.measure.sparsity import sparsity
     from src.models.load import load_body
 
-    return measure.size(load_body(model_folder(folder)), model_folder(folder))
+    net = load_body(model_folder(folder))
+    found = measure.size(net, model_folder(folder))
+    return {**found, "parts": parts(net), "sparsity": sparsity(net, found["macs"])}
 
 
 def sites(folder: Path) -> dict:
@@ -55,6 +59,7 @@ def sites(folder: Path) -> dict:
     figures, by_weight = probe.fidelity()
     own, dense = probe.steps()
     from src.measure import saved_bytes
+    from src.measure.peak import peak_bytes
 
     sparsified = getattr(probe.module, "sparsified", None)
     if sparsified is None:
@@ -62,10 +67,15 @@ def sites(folder: Path) -> dict:
     saved = {
         "saved_bytes": saved_bytes(probe.module.net, own),
         "saved_bytes_dense": saved_bytes(probe.dense, dense),
+        "peak_bytes": peak_bytes(lambda: own().backward()),
+        "peak_bytes_dense": peak_bytes(lambda: dense().backward()),
     }
     rows = [row | by_weight.get(f"{row['site']}.weight", {}) for row in sparsified.report()]
-    predicted = saved["saved_bytes_dense"] - sum(row["bytes_dense"] - row["bytes_kept"] for row in rows)
-    return {"total": {**saved, "saved_bytes_predicted": predicted, **figures}, "sites": rows}
+    # late's rows are counted against a GPU's dense: masks of a byte, fused attention
+    if all(row["kind"] != "late" for row in rows):
+        freed = sum(row["bytes_dense"] - row["bytes_kept"] for row in rows)
+        saved["saved_bytes_predicted"] = saved["saved_bytes_dense"] - freed
+    return {"total": {**saved, **figures}, "sites": rows}
 
 
 def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict:
@@ -143,7 +153,13 @@ def main(arguments: list[str]) -> int:
     elif chosen.sites:
         show(found, Console())
     else:
-        sys.stdout.writelines(f"{name:14s} {value:>16,}\n" for name, value in found.items())
+        from src.measure.parts import lines
+        from src.measure.sparsity import show as show_sparsity
+
+        totals = {name: value for name, value in found.items() if isinstance(value, int)}
+        sys.stdout.writelines(f"{name:22s} {value:>16,}\n" for name, value in totals.items())
+        _tell("\n".join(["", *lines(found["parts"])]))
+        show_sparsity(found["sparsity"], Console())
     return 0
 
 

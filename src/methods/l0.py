@@ -12,7 +12,7 @@ are folded into the weights, the others are 0, and the weights recover. Afterwar
 
 With ranks among the families each linear is first held as two factors W = Q diag(z) P, by a thin singular value
 decomposition, whitened by the activations of some batches where `whiten` says so; linears that end at or above the
-break-even rank m n / (m + n) are multiplied out again, exactly.
+break-even rank m n / (m + n) are multiplied out again, exactly, unless `keep_factors`.
 
 keep_frac is the share of the dense encoder's cost (`cost`) that stays. keep_frac 1 is dense fine-tuning, without gates.
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from src.errors import UserError
 from src.finetune import Batch
 from src.lowrank.factorize import factorize_, input_moments
-from src.models.cut import counts_of, encoder_layers
+from src.models.cut import counts_of, encoder_layers, shape_of
 from src.prune.attach import FixedGates, rank_of
 from src.prune.budget import UnitScores
 from src.prune.constraint import AugmentedLagrangian, ProportionalIntegral
@@ -51,6 +51,8 @@ class L0Prune(Pruner):
         families: what has gates: any of heads, neurons, attention, ffn, layers, ranks.
         rank: of each factorised linear at the start; null: the break-even one. Only with ranks.
         whiten: training batches on which the factorisation measures activations; 0: plain decomposition.
+        keep_factors: whether a linear stays two factors also where one dense linear would be smaller, as in the
+            original; such a linear counts as large as it is.
         prefinetune: progress until which the gates are off, in [0, 1).
         target_warmup: progress at which the target has fallen to keep_frac, in (prefinetune, settled_at].
         open_probability: of every gate at the start, in (0, 1).
@@ -87,6 +89,7 @@ class L0Prune(Pruner):
         families,
         rank,
         whiten,
+        keep_factors,
         prefinetune,
         target_warmup,
         open_probability,
@@ -104,6 +107,7 @@ class L0Prune(Pruner):
         budget = Budget(cost, length, latency, scope, align, floor, allow_empty, drop_empty)
         super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
         self.families, self.rank, self.whiten = tuple(families), rank, whiten
+        self.merges = not keep_factors
         self.prefinetune, self.target_warmup = prefinetune, target_warmup
         self.gate_settings = {
             "open_probability": open_probability,
@@ -133,8 +137,10 @@ class L0Prune(Pruner):
             )
         if self.gate_schedule not in RATES:
             raise UserError(f"method.gate_schedule={self.gate_schedule}: must be one of {', '.join(RATES)}")
-        if "ranks" not in self.families and (self.rank or self.whiten):
-            raise UserError("method.rank and method.whiten are for method.families with ranks")
+        if "ranks" not in self.families and (self.rank or self.whiten or not self.merges):
+            raise UserError(
+                "method.rank, method.whiten and method.keep_factors are for method.families with ranks"
+            )
         if not self.loop.total_steps:
             raise UserError(f"method={self.name} with epochs=0: gates must be trained before they can choose")
 
@@ -265,6 +271,8 @@ class L0Prune(Pruner):
 
     def _factorize(self, batches: Iterable[Batch]) -> None:
         """Holds every linear of the encoder as two factors, unless an earlier run left it so."""
+        if shape_of(self.net).causal:
+            raise UserError("gates on ranks are for encoders: leave ranks out of method.families")
         paths = [path for layer in encoder_layers(self.net) for path in layer.linears]
         paths = [path for path in paths if rank_of(self.net.get_submodule(path)) is None]
         masked = {name for name, _ in self.masks.items()} if self.masks is not None else set()

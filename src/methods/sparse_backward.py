@@ -29,7 +29,7 @@ class SparseBackward(FineTune):
         sites: what is made sparse: linear, and opt-in attention, softmax, layer_norm, activation, dropout (the last two
             exact, as packed bits).
         unit: column | token | block | element.
-        rule: top | sampled | mixed | random | shifted_relu.
+        rule: top | sampled | mixed | random | stratified | shifted_relu.
         norm: inf | l1 | l2 | var: the size by which units are ranked.
         scale: none | inverse (1 / the probability of being kept, for random rules).
         scope: batch | sample: among whom units compete.

@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from src.errors import UserError
-from src.models import pruned
 from src.models.anatomy import Layer, anatomy
+from src.models.cuttable import CONFIGS, PRUNED_OF, decoder_shape, depth_key
 from src.models.slicing import slice_tensors
 from src.prune.attach import FixedGates, read_counts
 from src.prune.structure import ROLES, LayerCounts, ModelShape, Structure
 
 SIZE_FIELDS = ("head_dim", "layer_heads", "layer_ffn", "low_rank", "original_layers")
-CONFIG_OF = {config.model_type.removeprefix("pruned_"): config for config in pruned.CONFIGS}
+CONFIG_OF = {config.model_type.removeprefix("pruned_"): config for config in CONFIGS}
 
 
 def encoder_layers(net: PreTrainedModel) -> list[Layer]:
@@ -34,6 +34,10 @@ def encoder_layers(net: PreTrainedModel) -> list[Layer]:
     Raises:
         UserError: the family is not known.
     """
+    if net.config.model_type == "relu_head_bert":
+        raise UserError(
+            "a model with SparseBERT's head cannot be cut or factorised: train it with method.head=own distill.head=own"
+        )
     return list(anatomy(net).layers)
 
 
@@ -46,6 +50,8 @@ def base_path(net: PreTrainedModel) -> str:
 def shape_of(net: PreTrainedModel) -> ModelShape:
     """The shape of the dense original, which a cut model's configuration still holds."""
     config = net.config
+    if (shape := decoder_shape(config)) is not None:
+        return shape
     heads = config.num_attention_heads
     return ModelShape(
         num_layers=getattr(config, "original_layers", None) or config.num_hidden_layers,
@@ -62,13 +68,16 @@ def counts_of(net: PreTrainedModel) -> list[LayerCounts]:
 
 
 @torch.no_grad()
-def cut(net: PreTrainedModel, structure: Structure, gates: FixedGates | None = None) -> PreTrainedModel:
+def cut(
+    net: PreTrainedModel, structure: Structure, gates: FixedGates | None = None, merge: bool = True
+) -> PreTrainedModel:
     """The model that keeps only the structure's units.
 
     Args:
         net: dense, masked, factorised or already cut; not changed. The structure indexes its present units.
         structure: what stays.
         gates: values to fold into the kept weights (`Gates.fixed()`), None = all 1.
+        merge: whether two factors at or above break-even become one dense linear, which is smaller and faster.
 
     Returns:
         A model of `models.pruned` with the same head, dtype, device and mode; its output equals that of `net` under
@@ -81,7 +90,7 @@ def cut(net: PreTrainedModel, structure: Structure, gates: FixedGates | None = N
     structure.check(read_counts(net, layers))
     if all(layer.dropped for layer in structure.layers):
         raise UserError("the structure drops every layer: at least one must stay")
-    state = slice_tensors(net.state_dict(), layers, structure, gates)
+    state = slice_tensors(net.state_dict(), layers, structure, gates, merge)
     smaller = _empty_model(net, _config_of(net, state, layers, structure))
     renamed = _renumber(state, layers, structure)
     smaller.load_state_dict(renamed, strict=True)
@@ -119,8 +128,9 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
     settings = net.config.to_dict()
     for name in (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version"):
         settings.pop(name, None)
-    depth = "n_layers" if "n_layers" in settings else "num_hidden_layers"
-    settings[depth] = len(kept)
+    settings[depth_key(settings)] = len(kept)
+    if len(kept) < len(layers) and settings.get("scale_attn_by_inverse_layer_idx"):
+        raise UserError("a GPT-2 whose attention is scaled by its layer's number cannot lose whole layers")
     shape = shape_of(net)
     config = config_class(
         **settings,
@@ -174,14 +184,14 @@ def _numbered(name: str, path: str, number: int) -> str:
 
 
 def _empty_model(net: PreTrainedModel, config) -> PreTrainedModel:
-    stock = type(net) if type(net) in pruned.PRUNED_OF else type(net).__mro__[2]
-    if stock not in pruned.PRUNED_OF:
-        known = ", ".join(sorted(cls.__name__ for cls in pruned.PRUNED_OF))
+    stock = type(net) if type(net) in PRUNED_OF else type(net).__mro__[2]
+    if stock not in PRUNED_OF:
+        known = ", ".join(sorted(cls.__name__ for cls in PRUNED_OF))
         raise UserError(f"a {type(net).__name__} cannot be cut: known are {known}")
     extra = {}
     if base_path(net) == "" and getattr(net, "pooler", True) is None:
         extra = {"add_pooling_layer": False}
     parameter = next(net.parameters())
     with torch.random.fork_rng(devices=[]):
-        model = pruned.PRUNED_OF[stock](config, **extra)
+        model = PRUNED_OF[stock](config, **extra)
     return model.to(parameter.device, parameter.dtype)

@@ -4,6 +4,9 @@
     stock_padded    a plain Transformers class, zeros where units were cut; same outputs, no gain in speed or size
     torch_export    a `torch.export` program (.pt2), any batch size and length
     onnx            an ONNX file, any batch size and length; needs onnx, onnxscript and onnxruntime
+    sparse          one bit a weight and the values that are not zero: smaller, and exact (`models.packed`)
+    sparse_int8     the same with 8-bit values, one scale a row: smaller still, and not exact
+    peft            the updates of an adapted model as a folder of Hugging Face PEFT, S2 included
 
 The default form is the cut model's own class (`models.pruned`).
 """
@@ -20,11 +23,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.errors import UserError
+from src.lowrank.adapter_files import write_peft
+from src.lowrank.adapter_surgery import adapted
 from src.models.cut import counts_of, encoder_layers, shape_of
 from src.models.original import STOCK_CONFIGS, STOCK_OF, stock_settings
+from src.models.packed import save_packed
 from src.prune.structure import ROLES
 
-KINDS = ("stock_uniform", "stock_padded", "torch_export", "onnx")
+KINDS = ("stock_uniform", "stock_padded", "torch_export", "onnx", "sparse", "sparse_int8", "peft")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -46,7 +52,7 @@ def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, 
 
     Args:
         net: the delivered model, in eval mode.
-        kind: stock_uniform, stock_padded, torch_export or onnx.
+        kind: one of KINDS.
         folder: where the forms of one model lie.
         example: inputs of one batch (`Task.inputs(batch)`), for the traced forms.
 
@@ -61,8 +67,13 @@ def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, 
         "stock_padded": lambda path: stock_padded(net).save_pretrained(path),
         "torch_export": lambda path: torch_export(net, example, path / "model.pt2"),
         "onnx": lambda path: onnx(net, example, path / "model.onnx"),
+        "sparse": lambda path: save_packed(net, path),
+        "sparse_int8": lambda path: save_packed(net, path, int8=True),
+        "peft": lambda path: write_peft(net, path, str(Path(folder).parent / "model")),
     }
     check_ready(kind)
+    if kind != "peft" and adapted(net):
+        raise UserError(f"export={kind}: this model holds its updates apart; merge them first, or use export=peft")
     target = Path(folder) / kind
     writers[kind](target)
     return target
@@ -142,6 +153,8 @@ def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Pat
 def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
     if type(net) not in STOCK_OF:
         return net
+    if shape_of(net).causal:
+        raise UserError("the stock forms are for encoders: a cut decoder loads from its own folder alone")
     settings = stock_settings(net)
     settings["hidden_dim" if "hidden_dim" in settings else "intermediate_size"] = neurons
     config = STOCK_CONFIGS[type(net.config)](**settings)

@@ -6,6 +6,7 @@ The hub comes first (its local cache counts as the hub), then a local source, th
 import copy
 import logging
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,14 +15,19 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import UserError
-from src.models import pruned
-from src.models.locate import locate
+from src.lowrank.adapter_files import attach_saved
+from src.models import pruned, pruned_decoders, relu_head
+from src.models.gguf import unpacked
+from src.models.locate import locate, note
+from src.models.vocabulary import built
 from src.prune.masks import Masks
 from src.sparse.activation import use_activation
 
 log = logging.getLogger(__name__)
 
-pruned.register()  # from here on the Auto classes know cut models
+pruned.register()
+pruned_decoders.register()  # from here on the Auto classes know cut models
+relu_head.register()
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
@@ -39,7 +45,7 @@ NEW_PARTS = (
     "vocab_transform",
 )
 DROPOUTS = {
-    "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop"),
+    "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop"),
     "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
 }
 
@@ -48,13 +54,30 @@ def model_source(settings: dict) -> str:
     """Returns the folder or hub name that the `model` settings mean."""
     if settings["run"]:
         return str(Path(settings["run"]) / "model")
-    return locate(settings["name"], settings["package"])
+    return unpacked(locate(settings["name"], settings["package"]))
 
 
-def load_tokenizer(settings: dict) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of the `model` settings: its own, or the one that `tokenizer` names."""
+def load_tokenizer(
+    settings: dict, texts: Callable[[], Sequence[str]] | None = None
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of the `model` settings: its own, or the one that `tokenizer` names or describes.
+
+    Args:
+        settings: the `model` group of the configuration.
+        texts: gives the training texts, which a described one is made from.
+
+    Raises:
+        UserError: it cannot be loaded, or a vocabulary is to be made for weights that have one.
+    """
+    if isinstance(settings["tokenizer"], Mapping):
+        if not settings["config"] or texts is None:
+            raise UserError(
+                f"model.tokenizer={settings['tokenizer']}: a vocabulary is made for random weights only"
+                " (model.config), such as model=bert_small; leave it null"
+            )
+        return built(settings["tokenizer"], texts, AutoConfig.for_model(**settings["config"]))
     source = (
-        locate(settings["tokenizer"], settings["package"])
+        unpacked(locate(settings["tokenizer"], settings["package"]))
         if settings["tokenizer"]
         else model_source(settings)
     )
@@ -107,7 +130,30 @@ def _net(
     except (OSError, ValueError) as error:
         raise UserError(f"model {source}: {_first_line(error)}") from error
     _refuse_missing(source, info)
+    attach_saved(net, Path(source))
     return net
+
+
+def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
+    """Returns the masked language model of a folder, fp32, in eval mode, and whether the folder holds its head.
+
+    Raises:
+        UserError: it is not a model's, or weights other than the head's and the pooler's are missing.
+    """
+    quieten()
+    try:
+        net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {source}: {_first_line(error)}") from error
+    _refuse_missing(source, info)
+    return net.eval(), not info["missing_keys"]
+
+
+def weights_note(settings: dict) -> str | None:
+    """Returns what a reader of a result has to know of the weights that a run began with; None: nothing."""
+    if settings["config"] or settings["run"]:
+        return None
+    return note(locate(settings["name"], settings["package"]))
 
 
 def load_masks(settings: dict) -> Masks | None:
@@ -128,7 +174,8 @@ def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labe
         known = [name for name in names if hasattr(config, name)]
         if not known:
             raise UserError(f"model.{key}={settings[key]}: a {config.model_type} model has no such setting")
-        setattr(config, known[0], settings[key])
+        for name in known:
+            setattr(config, name, settings[key])
     return config
 
 
@@ -171,6 +218,7 @@ def reload(folder: Path, head: str, attention: str) -> nn.Module:
     """Returns the delivered model, exactly as a user would load it."""
     net, info = HEADS[head].from_pretrained(folder, attn_implementation=attention, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"], info
+    attach_saved(net, folder)
     return net
 
 
@@ -179,8 +227,13 @@ def load_body(folder: Path) -> nn.Module:
     architectures = AutoConfig.from_pretrained(folder).architectures or [""]
     for head in HEADS.values():
         if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}:
-            return head.from_pretrained(folder)
-    return transformers.AutoModel.from_pretrained(folder)
+            return _with_updates(head.from_pretrained(folder), folder)
+    return _with_updates(transformers.AutoModel.from_pretrained(folder), folder)
+
+
+def _with_updates(net: nn.Module, folder: Path) -> nn.Module:
+    attach_saved(net, folder)
+    return net
 
 
 def quieten() -> None:

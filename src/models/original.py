@@ -7,18 +7,21 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from src.models import pruned
 from src.models.cut import SIZE_FIELDS, counts_of, shape_of
+from src.models.cuttable import CONFIGS, PRUNED_OF, depth_key
 from src.prune.accounting import Account, account
 
-STOCK_OF = {cut: stock for stock, cut in pruned.PRUNED_OF.items()}
-STOCK_CONFIGS = {config: config.__mro__[1] for config in pruned.CONFIGS}
+STOCK_OF = {cut: stock for stock, cut in PRUNED_OF.items()}
+STOCK_CONFIGS = {config: config.__mro__[1] for config in CONFIGS}
 NOT_STOCK = (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version")
 
 
 def stock_settings(net: PreTrainedModel) -> dict:
     """The settings of a cut model's configuration that a stock one knows too."""
-    return {name: value for name, value in net.config.to_dict().items() if name not in NOT_STOCK}
+    stock = STOCK_CONFIGS.get(type(net.config))
+    own = {name for name in SIZE_FIELDS if hasattr(stock, name)}  # Llama's head_dim
+    settings = net.config.to_dict()
+    return {name: value for name, value in settings.items() if name in own or name not in NOT_STOCK}
 
 
 def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
@@ -30,7 +33,7 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
     stock, config = type(net), net.config
     if type(net) in STOCK_OF:
         settings = stock_settings(net)
-        settings["n_layers" if "n_layers" in settings else "num_hidden_layers"] = shape_of(net).num_layers
+        settings[depth_key(settings)] = shape_of(net).num_layers
         stock, config = STOCK_OF[type(net)], STOCK_CONFIGS[type(net.config)](**settings)
         config._attn_implementation = net.config._attn_implementation
     pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
@@ -45,7 +48,9 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
 def original_parameters(net: PreTrainedModel) -> int:
     """Parameters of the dense original, tied ones once; of a model that was never cut, its own."""
     of = blueprint(net)("meta") if type(net) in STOCK_OF else net
-    return sum(parameter.numel() for parameter in of.parameters())
+    words = net.get_input_embeddings().weight
+    pruned = (getattr(net.config, "original_vocab_size", None) or len(words)) - len(words)
+    return sum(parameter.numel() for parameter in of.parameters()) + pruned * words.shape[1]
 
 
 def account_of(net: PreTrainedModel) -> Account:

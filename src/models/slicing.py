@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from src.models.anatomy import Layer
+from src.models.fused import closed, opened
 from src.prune.attach import FixedGates
-from src.prune.structure import ROLES, Indices, LayerParts, Structure
-
-
-class LayerPaths(LayerParts, Protocol):
-    """A layer's parts, and where the layer itself is."""
-
-    @property
-    def path(self) -> str: ...
+from src.prune.structure import ROLES, Indices, Structure
 
 
 @torch.no_grad()
 def slice_tensors(
     tensors: dict[str, Tensor],
-    layers: Sequence[LayerPaths],
+    layers: Sequence[Layer],
     structure: Structure,
     gates: FixedGates | None = None,
+    merge: bool = True,
 ) -> dict[str, Tensor]:
     """Tensors by parameter name, sliced as `cut` slices the parameters (layers keep their numbers).
 
     Serves a state dict, and boolean masks of its parameters (no gates then). Names that are absent are left out;
-    parameters of removed sub-layers and dropped layers are taken out.
+    parameters of removed sub-layers and dropped layers are taken out. `merge`: factors at or above break-even become
+    one dense weight.
     """
     found = dict(tensors)
-    for i, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):
+    for i, (own, kept) in enumerate(zip(layers, structure.layers, strict=True)):
+        layer = opened(found, own)
         ranks = {} if gates is None else {role: gates.rank(i, role) for role in ROLES}
         for role, units in kept.ranks.items():
             _slice_ranks(found, getattr(layer, role), units, ranks.get(role))
-        attention = (layer.query, layer.key, layer.value), layer.attention_output
-        _slice_units(
-            found,
-            *attention,
-            _widen(kept.heads, layer.head_dim),
-            _gate(gates, i, "heads", "attention", layer),
-        )
-        _slice_units(
-            found, (layer.ffn_in,), layer.ffn_out, kept.neurons, _gate(gates, i, "neurons", "ffn", layer)
-        )
-        for role in ROLES:
+        wide, narrow = (_widen(kept.heads, width) for width in (layer.unit_width, layer.head_dim))
+        heads = {layer.query: wide, layer.key: narrow, layer.value: narrow}
+        _slice_units(found, heads, layer.attention_output, wide, _gate(gates, i, "heads", "attention", layer))
+        neurons = dict.fromkeys((layer.ffn_in, layer.ffn_gate), kept.neurons)
+        _slice_units(found, neurons, layer.ffn_out, kept.neurons, _gate(gates, i, "neurons", "ffn", layer))
+        for role in ROLES if merge else ():
             _merge(found, getattr(layer, role))
+        closed(found, own)
         if kept.dropped:
             found = {name: t for name, t in found.items() if not name.startswith(f"{layer.path}.")}
     return found
@@ -57,12 +50,12 @@ def _widen(heads: Indices, head_dim: int) -> list[int]:
     return [head * head_dim + k for head in heads for k in range(head_dim)]
 
 
-def _gate(gates: FixedGates | None, i: int, family: str, part: str, layer: LayerPaths) -> tuple:
+def _gate(gates: FixedGates | None, i: int, family: str, part: str, layer: Layer) -> tuple:
     """(unit gates widened to input columns or None, sub-layer gate or None)."""
     if gates is None:
         return None, None
     z = gates.units(i, family)
-    width = layer.head_dim if family == "heads" else 1
+    width = layer.unit_width if family == "heads" else 1
     return None if z is None else z.repeat_interleave(width), gates.sub_layer(i, part)
 
 
@@ -76,25 +69,30 @@ def _names(path: str, tensors: dict[str, Tensor]) -> tuple[str, str, str]:
 
 def _slice_units(
     tensors: dict[str, Tensor],
-    sources: Sequence[str | None],
+    sources: Mapping[str | None, Sequence[int]],
     target: str | None,
     units: Sequence[int],
     gate: tuple,
 ) -> None:
-    """Keeps the outputs `units` of the sources and the inputs `units` of the target; no units: takes all out."""
+    """Keeps these outputs of the sources and the inputs `units` of the target; no units: takes all out.
+
+    A source that the layer does not have is None.
+    """
     if target is None:
         return
     if not units:
-        gone = tuple(f"{path}." for path in (*sources, target))
+        gone = tuple(f"{path}." for path in (*sources, target) if path is not None)
         for name in [name for name in tensors if name.startswith(gone)]:
             del tensors[name]
         return
     unit_gate, sub_gate = gate
-    for path in sources:
+    for path, outputs in sources.items():
+        if path is None:
+            continue
         _, rows, bias = _names(str(path), tensors)
         for name in (rows, bias):
             if name in tensors:
-                tensors[name] = tensors[name][_index(units, tensors[name])]
+                tensors[name] = tensors[name][_index(outputs, tensors[name])]
     columns, rows, bias = _names(target, tensors)
     if columns in tensors:
         kept = _index(units, tensors[columns])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from src.errors import UserError
+from src.lowrank.factorize import dense_weight
 from src.prune.structure import ROLES, LayerCounts, LayerParts, Number, Structure
 
 
@@ -56,7 +57,8 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
     for i, layer in enumerate(layers):
         if layer.attention_output is not None:
             output = net.get_submodule(layer.attention_output)
-            handles.append(output.register_forward_pre_hook(_scale_input(gates, i, "heads", layer.head_dim)))
+            scale = _scale_input(gates, i, "heads", layer.unit_width)
+            handles.append(output.register_forward_pre_hook(scale))
             handles.append(output.register_forward_hook(_scale_output(gates, i, "attention")))
         if layer.ffn_out is not None:
             output = net.get_submodule(layer.ffn_out)
@@ -73,7 +75,7 @@ def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCount
     """The heads, neurons and ranks that the model has now, read from its modules."""
     found = []
     for layer in layers:
-        heads = _inputs(net, layer.attention_output) // layer.head_dim
+        heads = _inputs(net, layer.attention_output) // layer.unit_width
         neurons = _inputs(net, layer.ffn_out)
         paths = {role: getattr(layer, role) for role in ROLES if getattr(layer, role) is not None}
         ranks = {
@@ -84,13 +86,28 @@ def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCount
 
 
 def _inputs(net: nn.Module, path: str | None) -> int:
-    return 0 if path is None else int(net.get_submodule(path).in_features)  # type: ignore[arg-type]
+    if path is None:
+        return 0
+    module = net.get_submodule(path)
+    if hasattr(module, "in_features"):
+        return int(module.in_features)  # type: ignore[arg-type]
+    return len(module.get_parameter("weight"))  # Conv1D: (inputs, outputs)
+
+
+def role_weight(net: nn.Module, layer: LayerParts, role: str) -> Tensor:
+    """The weight of one of a layer's linears as (outputs, inputs): a fused one's part, two factors' product."""
+    path = getattr(layer, role)
+    assert path is not None, "a sub-layer has all its linears or none"
+    module = net.get_submodule(path)
+    weight = module.get_parameter("weight").t() if layer.transposed else dense_weight(module)
+    fused = ("query", "key", "value")
+    return weight.chunk(len(fused))[fused.index(role)] if layer.fused and role in fused else weight
 
 
 def rank_of(linear: nn.Module) -> int | None:
     """The rank of a linear held as two factors `p` and `q`, None of a whole one."""
     factor = getattr(linear, "p", None)
-    return factor.out_features if isinstance(factor, nn.Linear) else None
+    return getattr(factor, "out_features", None) if isinstance(factor, nn.Module) else None
 
 
 def _attach_ranks(net: nn.Module, layer: LayerParts, gates: GateValues, index: int) -> list[RemovableHandle]:

@@ -20,13 +20,13 @@ from src.prune.latency import LatencyTable
 from src.prune.structure import LayerCounts, ModelShape, Number
 
 ATTENTION_ROLES = ("query", "key", "value", "attention_output")
-FFN_ROLES = ("ffn_in", "ffn_out")
 
 
 class Cost(Protocol):
     """A cost that is a sum over sub-layers."""
 
     unit: str
+    shape: ModelShape
 
     def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number: ...
 
@@ -51,18 +51,22 @@ class ParamsCost:
 
     An exact rank counts min(r (m + n), m n), because a linear at or above break-even is merged back. An expected
     rank does not take the minimum: its gradient would vanish exactly where ranks must begin to fall.
+
+    Args:
+        shape: the original dense encoder.
+        merges: whether linears at or above break-even are merged; false: two factors count as two, whatever the rank.
     """
 
-    unit = "weights of the encoder's linears"
-
-    def __init__(self, shape: ModelShape) -> None:
-        self.shape = shape
+    def __init__(self, shape: ModelShape, merges: bool = True) -> None:
+        self.shape, self.merges = shape, merges
+        self.unit = f"weights of the {shape.kind}'s linears"
 
     def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number:
         return sum(self._linear(role, heads, 0, ranks) for role in ATTENTION_ROLES)
 
     def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number:
-        return sum(self._linear(role, 0, neurons, ranks) for role in FFN_ROLES)
+        roles = [role for role in self.shape.roles if role not in ATTENTION_ROLES]
+        return sum(self._linear(role, 0, neurons, ranks) for role in roles)
 
     @property
     def dense(self) -> float:
@@ -76,7 +80,8 @@ class ParamsCost:
         if isinstance(whole, Tensor) or isinstance(rank, Tensor):
             removed = not isinstance(whole, Tensor) and whole == 0
             return 0.0 if removed else rank * (inputs + outputs)
-        return min(rank * (inputs + outputs), whole)
+        factors = rank * (inputs + outputs)
+        return min(factors, whole) if self.merges else factors
 
 
 class MacsCost(ParamsCost):
@@ -85,18 +90,20 @@ class MacsCost(ParamsCost):
     Softmax, norms, activations, embeddings and the head are left out.
 
     Args:
+        shape: see `ParamsCost`.
         length: tokens of the sequence, >= 1.
+        merges: see `ParamsCost`.
     """
 
-    def __init__(self, shape: ModelShape, length: int) -> None:
-        super().__init__(shape)
+    def __init__(self, shape: ModelShape, length: int, merges: bool = True) -> None:
+        super().__init__(shape, merges)
         if length < 1:
             raise UserError(f"MACs are counted at length {length}: it must be at least 1 token")
         self.length = length
-        self.unit = f"MACs of the encoder at {length} tokens"
+        self.unit = f"MACs of the {shape.kind} at {length} tokens"
 
     def attention(self, heads: Number, ranks: Mapping[str, Number]) -> Number:
-        products = 2 * self.length**2 * self.shape.head_dim * heads
+        products = 2 * self.length**2 * self.shape.head_dim * self.shape.group * heads
         return self.length * super().attention(heads, ranks) + products
 
     def ffn(self, neurons: Number, ranks: Mapping[str, Number]) -> Number:

@@ -149,6 +149,8 @@ def cached_table(
         dtype: in what precision.
         repeats: rounds.
     """
+    if shape.causal:
+        raise UserError("method.cost=latency is measured on layers of encoders: use params or macs")
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

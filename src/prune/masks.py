@@ -38,7 +38,7 @@ def top_mask(scores: Tensor, kept: int) -> Tensor:
 
 
 def top_masks(
-    scores: Mapping[str, Tensor], keep_frac: float, scope: str, floor: int = 0
+    scores: Mapping[str, Tensor], keep_frac: float, scope: str, floor: float = 0.0
 ) -> dict[str, Tensor]:
     """Masks for several matrices.
 
@@ -46,14 +46,14 @@ def top_masks(
         scores: by parameter name, higher is better.
         keep_frac: of each matrix (`uniform`) or of all together (`global`).
         scope: `uniform` or `global`.
-        floor: elements that each matrix keeps at least under `global`.
+        floor: share of its elements that each matrix keeps at least under `global`.
     """
     if scope == "uniform":
         return {name: top_mask(s, num_kept(keep_frac, s.numel())) for name, s in scores.items()}
     if scope != "global":
         raise UserError(f"scope is {scope!r}: it must be uniform or global")
     sizes = [s.numel() for s in scores.values()]
-    kept, least = num_kept(keep_frac, sum(sizes)), sum(min(floor, n) for n in sizes)
+    kept, least = num_kept(keep_frac, sum(sizes)), sum(num_kept(floor, n) for n in sizes)
     if kept < least:
         raise UserError(f"keep_frac {keep_frac:g} keeps {kept} elements, the floors alone {least}")
     flat = torch.cat([_floored(s, floor).flatten() for s in scores.values()])
@@ -162,11 +162,11 @@ class Masks(nn.Module):
         return parameter
 
 
-def _floored(scores: Tensor, floor: int) -> Tensor:
-    """Scores in which the best `floor` elements cannot lose."""
+def _floored(scores: Tensor, floor: float) -> Tensor:
+    """Scores in which the best share `floor` of the elements cannot lose."""
     if not floor:
         return scores.detach()
-    return scores.detach().masked_fill(top_mask(scores, min(floor, scores.numel())), float("inf"))
+    return scores.detach().masked_fill(top_mask(scores, num_kept(floor, scores.numel())), float("inf"))
 
 
 def _key(name: str) -> str:

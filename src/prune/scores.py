@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.lowrank.factorize import dense_weight
-from src.prune.attach import read_counts
+from src.prune.attach import read_counts, role_weight
 from src.prune.budget import UnitScores
 from src.prune.structure import LayerParts
 
@@ -59,22 +58,21 @@ def layers_to_keep(num_layers: int, kept: int, order: str) -> list[int]:
     raise UserError(f"layers are dropped in the order {order!r}: it must be top or alternate")
 
 
-def _weight(net: nn.Module, path: str | None) -> Tensor:
-    assert path is not None, "a sub-layer has all its linears or none"
-    return dense_weight(net.get_submodule(path)).float()
-
-
 def _head_norms(net: nn.Module, layer: LayerParts) -> Tensor:
     if layer.attention_output is None:
         return torch.zeros(0)
-    squares = _weight(net, layer.attention_output).square().sum(0)
-    for path in (layer.query, layer.key, layer.value):
-        squares = squares + _weight(net, path).square().sum(1)
-    return squares.view(-1, layer.head_dim).sum(1).sqrt()
+    own = role_weight(net, layer, "attention_output").float().square().sum(0)
+    squares = own.view(-1, layer.unit_width).sum(1)
+    for role, width in (("query", layer.unit_width), ("key", layer.head_dim), ("value", layer.head_dim)):
+        rows = role_weight(net, layer, role).float().square().sum(1)
+        squares = squares + rows.view(-1, width).sum(1)
+    return squares.sqrt()
 
 
 def _neuron_norms(net: nn.Module, layer: LayerParts) -> Tensor:
     if layer.ffn_out is None:
         return torch.zeros(0)
-    squares = _weight(net, layer.ffn_in).square().sum(1) + _weight(net, layer.ffn_out).square().sum(0)
+    squares = role_weight(net, layer, "ffn_out").float().square().sum(0)
+    for role in ("ffn_in",) if layer.ffn_gate is None else ("ffn_in", "ffn_gate"):
+        squares = squares + role_weight(net, layer, role).float().square().sum(1)
     return squares.sqrt()

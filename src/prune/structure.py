@@ -45,31 +45,65 @@ class LayerParts(Protocol):
     def layer_norms(self) -> tuple[str, ...]: ...
     @property
     def head_dim(self) -> int: ...
+    @property
+    def ffn_gate(self) -> str | None: ...
+    @property
+    def unit_width(self) -> int: ...
+    @property
+    def fused(self) -> bool: ...
+    @property
+    def transposed(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The original dense encoder: all its layers are alike."""
+    """The original dense encoder or decoder: all its layers are alike.
+
+    Args:
+        num_layers: of the model.
+        hidden: width of the residual.
+        num_heads: of a layer; where query heads share key-value heads, these: they go together, as one unit.
+        head_dim: width of one head.
+        num_neurons: of a feed-forward block.
+        group: query heads of a unit.
+        gated: whether the feed-forward block has a third linear, the gate.
+        causal: whether it is a decoder.
+    """
 
     num_layers: int
     hidden: int
     num_heads: int
     head_dim: int
     num_neurons: int
+    group: int = 1
+    gated: bool = False
+    causal: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if not isinstance(value, bool) and value < 1:
                 raise UserError(f"the shape's {name} is {value}: it must be at least 1")
 
     def linear(self, role: str, heads: Number, neurons: Number) -> tuple[Number, Number]:
-        """(inputs, outputs) of one of a layer's six linears that has `heads` heads and `neurons` neurons."""
+        """(inputs, outputs) of one of a layer's linears (`roles`) that has `heads` heads and `neurons` neurons."""
         width = heads * self.head_dim
         return {
-            "attention_output": (width, self.hidden),
+            "query": (self.hidden, width * self.group),
+            "attention_output": (width * self.group, self.hidden),
             "ffn_in": (self.hidden, neurons),
+            "ffn_gate": (self.hidden, neurons),
             "ffn_out": (neurons, self.hidden),
         }.get(role, (self.hidden, width))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The linears of a layer."""
+        return (*ROLES, "ffn_gate") if self.gated else ROLES
+
+    @property
+    def kind(self) -> str:
+        """What it is called in units."""
+        return "decoder" if self.causal else "encoder"
 
     def counts(self) -> list[LayerCounts]:
         """The counts of the dense model."""

@@ -245,12 +245,23 @@ def _names(cells: Iterable[Cell], within: Callable, settings: Callable) -> dict[
     for members in families.values():
         flat = [settings(cell) for cell in members]
         keys = sorted({key for one in flat for key in one})
-        varying = [key for key in keys if len({json.dumps(one.get(key)) for one in flat}) > 1]
+        varying = [
+            key
+            for key in keys
+            if len({json.dumps(one.get(key)) for one in flat}) > 1 and not _told_by_name(key, flat)
+        ]
         for cell, one in zip(members, flat, strict=True):
             names[cell.identity] = " ".join(
                 f"{key.removeprefix('method.')}={one[key]}" for key in varying if key in one
             )
     return names
+
+
+def _told_by_name(key: str, flat: Sequence[dict[str, object]]) -> bool:
+    """Whether a key differs only in that its group is absent elsewhere, which the group's name tells."""
+    name = f"{key.rpartition('.')[0]}.name"
+    values = {json.dumps(one[key]) for one in flat if key in one}
+    return key != name and len(values) == 1 and all((key in one) == (name in one) for one in flat)
 
 
 def _order(arm: Arm) -> tuple:

@@ -189,6 +189,8 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
 def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict[str, Any]:
     """The flat configuration less seed, lr, keep_frac, names, hardware, logger, outputs; plus precision."""
     top = {key: value for key, value in config.items() if key not in _TOP_LEFT_OUT}
+    if (distill := top.pop("distill", None)) and distill["name"] != "none" and distill.get("teacher"):
+        top["method"] = {**_dict(top, "method"), "distill": distill}  # what an arm learns from is its own
     copies = {"seed": config.get("seed"), "lr": config.get("lr")}
     flat = {}
     for key, value in _flatten(top):

@@ -1,4 +1,4 @@
-"""report_paths.png: how a constraint was held, run by run: expected share and target, multipliers, terms of the loss.
+"""report_paths.png: how a constraint was held, run by run: share and target, multipliers, rates, terms of the loss.
 
 Only runs that log `kept/target` have such a path. matplotlib is imported late.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PANELS: dict[str, tuple[str, ...]] = {
     "share of the dense cost": ("kept/expected", "kept/target", "kept/achieved"),
     "multipliers": ("loss/lambda1", "loss/lambda2"),
+    "their rates": ("loss/lr_gates", "loss/lr_multipliers"),
     "terms of the loss": ("loss/task", "loss/lagrangian", "loss/l2"),
 }
 SCORES = "validation"

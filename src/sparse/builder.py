@@ -58,7 +58,7 @@ class Builder:
                 self._linear((layer.query, layer.key, layer.value))
                 self._attention_output(layer.attention_output)
             if layer.ffn_in and layer.ffn_out and layer.activation:
-                self._linear((layer.ffn_in,))
+                self._linear((layer.ffn_in, *([layer.ffn_gate] if layer.ffn_gate else [])))
                 self._ffn_out(layer.ffn_out, layer.activation)
 
     def _linear(self, paths: Sequence[str], bits: int = 0) -> Site:
@@ -80,7 +80,10 @@ class Builder:
     def _dense(self, path: str) -> nn.Linear:
         linear = find(self.net, path)
         if not isinstance(linear, nn.Linear):
-            raise UserError(f"{path} is a {type(linear).__name__}, not a linear layer")
+            raise UserError(
+                f"{path} is a {type(linear).__name__}, not a linear layer (GPT-2 has none: sparse backward is for"
+                " encoders and Llama-like models)"
+            )
         return linear
 
     def _trained(self, path: str) -> bool:
@@ -169,6 +172,8 @@ class Builder:
     def _attention_sites(self, kind: str) -> Iterator[tuple[str, int, AttentionSites]]:
         """Path, number of heads and sites of each attention module, after making the model call our attention."""
         config: Any = self.net.config
+        if self.parts.causal:
+            raise UserError(f"site {kind} is for encoders: leave it out with a decoder")
         if self.attention_kind != "eager":
             raise UserError(
                 f"site {kind} needs the attention weights, which {self.attention_kind} attention never holds (it "

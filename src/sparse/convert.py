@@ -59,7 +59,7 @@ def sparsify(
     Freeze what is to be frozen before. Parameters stay the same objects under the same names.
 
     Args:
-        net: a Transformers model (BERT, RoBERTa, DistilBERT), with or without a head.
+        net: a Transformers model (BERT, RoBERTa, DistilBERT, Llama), with or without a head.
         sites: any of linear, attention, softmax, activation, layer_norm, dropout.
         selector: what to keep at each site.
         seed: of the selection's own randomness.

@@ -29,6 +29,7 @@ class _Task:
         draw: randomness of this site and step.
         generator: made from `draw`, on the device of x; consumed group by group.
         budgets: units to keep, for each group.
+        factors: (tokens,), what the scores of token rows are multiplied by; None: 1.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class _Task:
     draw: Draw
     generator: torch.Generator
     budgets: list[int]
+    factors: Tensor | None = None
 
     @property
     def shape(self) -> Shape:
@@ -64,7 +66,9 @@ class _Task:
         return Kept(Layout(kind, self.shape), (values, where), min(kept, of), of)
 
 
-def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw) -> Kept:
+def keep(
+    x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None
+) -> Kept:
     """Return what `selector` keeps of `x`.
 
     Args:
@@ -72,10 +76,13 @@ def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw) -> 
         selector: what to keep.
         padding: of this batch; None where every token is real.
         draw: randomness of this site and step.
+        factors: (tokens,), what else the score of a token row is a product of; None: nothing.
     """
     shape = (x.shape[0], x.shape[1], x.shape[2])
     generator = draw.generator(x.device)
-    task = _Task(x.contiguous(), selector, padding, draw, generator, budgets(shape, selector, padding))
+    task = _Task(
+        x.contiguous(), selector, padding, draw, generator, budgets(shape, selector, padding), factors
+    )
     if selector.unit == "element":
         return _keep_elements(task)
     if selector.unit == "token":
@@ -103,6 +110,8 @@ def _keep_rows(task: _Task) -> Kept:
     """Token rows."""
     flat = task.x.flatten(0, 1)
     scores = row_scores(flat, task.selector.norm) if task.selector.needs_scores else None
+    if scores is not None and task.factors is not None:
+        scores = scores * task.factors
     rows, weight = task.choose(scores, _token_groups(task))
     kept = (
         sum(real_numbers(task.shape, task.padding))

@@ -19,6 +19,8 @@ Scores are a norm of the unit: inf max |x|, l1 sum |x|, l2 sqrt(sum x^2), var th
 |              | p_i sum to k: systematic sampling in random order (Madow 1949)                                     |
 | mixed        | the (1 - share) * k largest and a uniform draw of share * k of the others                          |
 | random       | a uniform draw of k                                                                                |
+| stratified   | the units in order of their scores, cut into k strata of equally many neighbours: one of each, at  |
+|              | random, so that large and small ones are kept in their natural shares                              |
 | shifted_relu | elements above mean + std * Phi^-1(1 - keep_frac), the share that a normal distribution has there  |
 
 `coverage` gives that share of k to a rotation that visits every column in turn, whatever the rule: without it the top
@@ -43,7 +45,7 @@ from src.errors import UserError
 from src.sparse.context import Draw
 
 UNITS = ("column", "token", "block", "element")
-RULES = ("top", "sampled", "mixed", "random", "shifted_relu")
+RULES = ("top", "sampled", "mixed", "random", "stratified", "shifted_relu")
 NORMS = ("inf", "l1", "l2", "var")
 SCALES = ("none", "inverse")
 SCOPES = ("batch", "sample")
@@ -59,7 +61,7 @@ class Selector:
     Attributes:
         keep_frac: share of the units kept, in (0, 1]; of real tokens' units, padding does not count.
         unit: column | token | block | element.
-        rule: top | sampled | mixed | random | shifted_relu (elements only).
+        rule: top | sampled | mixed | random | stratified | shifted_relu (elements only).
         norm: inf | l1 | l2 | var: the score of a unit.
         scale: none | inverse (by the probability of being kept; needs a random rule).
         scope: batch | sample.
@@ -98,7 +100,7 @@ class Selector:
             raise UserError("coverage visits columns of the whole batch in turn: use unit=column scope=batch")
         if self.scale == "inverse" and (self.rule in ("top", "shifted_relu") or self.coverage):
             raise UserError(
-                "scale=inverse needs probabilities: use rule=random, sampled or mixed with coverage=0"
+                "scale=inverse needs probabilities: use rule=random, sampled, stratified or mixed with coverage=0"
             )
         if self.scale == "inverse" and self.rule == "mixed" and self.share == 0:
             raise UserError("scale=inverse with rule=mixed needs a random part: set share above 0")
@@ -212,6 +214,9 @@ def _rule(
     if selector.rule == "sampled":
         picked, weight = _systematic(scores, k, generator)
         return picked, weight if inverse else None
+    if selector.rule == "stratified":
+        picked, weight = _stratified(scores, k, generator)
+        return picked, weight if inverse else None
     if selector.rule == "mixed":
         drawn = round(selector.share * k)
         if inverse and k < n:
@@ -257,6 +262,15 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
     hit = torch.searchsorted(ends, ticks, right=True).clamp_(max=len(rest) - 1)
     weight = torch.cat([torch.ones(certain, device=scores.device), 1 / chance[hit]])
     return torch.cat([sure, rest[hit]]), weight.float()
+
+
+def _stratified(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one unit of each of k strata of neighbours in order of size; return positions and the strata's sizes."""
+    order, device = scores.argsort(descending=True), scores.device
+    edges = torch.arange(k + 1, device=device) * len(scores) // k
+    sizes = edges.diff()
+    within = torch.rand(k, generator=generator, device=device, dtype=torch.float64)
+    return order[edges[:-1] + (within * sizes).long()], sizes.float()
 
 
 def shifted_relu_boundary(x: Tensor, keep_frac: float, real: Tensor | None = None) -> Tensor:

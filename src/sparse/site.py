@@ -57,6 +57,9 @@ class Site:
         self.bytes_kept = 0
         self.bytes_predicted = 0
         self.seen: Tensor | None = None
+        self.factors: Tensor | None = (
+            None  # (tokens,) of this batch, by which token rows' scores are multiplied
+        )
         self._memo: tuple[Any, int, Kept | None] | None = None
 
     def select(self, source: Tensor, x: Tensor | None = None) -> Kept | None:
@@ -96,7 +99,7 @@ class Site:
             self.stay_whole(x.numel(), self.bytes_dense)
             return None
         with torch.no_grad():
-            kept = keep(x, self.selector, padding, self.context.draw(self.number))
+            kept = keep(x, self.selector, padding, self.context.draw(self.number), self.factors)
             self._note(kept)
         return kept
 

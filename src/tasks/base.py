@@ -1,7 +1,8 @@
 """Task: what a run learns and is judged by. Nothing here is about texts: encoding and loss are the subclasses'."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,11 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
-from src.tasks import scores
+from src.tasks import multi_label, scores
 from src.tasks.batches import EvaluationBatches, TrainingBatches
 from src.tasks.rows import Rows, Splits
 
 Batch = dict[str, Tensor]
+DEFAULT_METRICS = {
+    "classification": ("accuracy",),
+    "regression": ("pearson_and_spearman", "pearson", "spearman"),
+    "multi_label": multi_label.NAMES,
+    "masked_lm": tuple(scores.MASKED),
+}
 
 
 class Encoded(Protocol):
@@ -53,8 +60,10 @@ class Task(pl.LightningDataModule):
     """
 
     head: str
-    """Key of the table of model heads: "sequence_classification", later "masked_lm", "causal_lm"."""
+    """Key of the table of model heads: "sequence_classification", "masked_lm", "causal_lm"."""
     problem: str
+    problem_type: str | None = None
+    """What the delivered configuration says, so that a pipeline applies the right link; None: it is clear."""
     generates = False
     """True: a prediction needs the model itself, not the outputs of one forward pass."""
 
@@ -116,11 +125,45 @@ class Task(pl.LightningDataModule):
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns (predictions, targets), as the metrics take them."""
 
+    def generate(self, net, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns (predictions, targets) of a task that `generates`."""
+        raise NotImplementedError
+
+    def scored(self, net, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns (predictions, targets) of whatever kind of task."""
+        return self.generate(net, batch) if self.generates else self.predict(outputs, batch)
+
+    def weight(self, batch: Batch, targets: Tensor) -> int:
+        """Returns how many equal parts the loss of a batch is a mean over."""
+        return len(targets)
+
+    def examples(self) -> dict[str, list[dict]]:
+        """Returns what was generated last, by split; nothing where the task does not generate."""
+        return {}
+
     def default_metrics(self) -> tuple[str, ...]:
         """Returns the metrics of a task that names none."""
-        return (
-            ("pearson_and_spearman", "pearson", "spearman") if self.problem == "regression" else ("accuracy",)
-        )
+        return DEFAULT_METRICS[self.problem]
+
+    def enlarge(self, grow: Callable[[Rows], tuple[Rows, dict]]) -> None:
+        """Gives the training split more rows, and no other split.
+
+        A new row whose texts stand in another split is left out: the splits share no text, and go on sharing none.
+
+        Args:
+            grow: makes of the training rows more of them and an account of how, for `describe`.
+        """
+        splits = self.splits
+        more, account = grow(splits.train)
+        elsewhere = {
+            texts for name, rows in splits.named().items() if name != "train" for texts in rows.texts()
+        }
+        elsewhere -= set(splits.train.texts())  # what is there already is not new
+        kept = [i for i, texts in enumerate(more.texts()) if texts not in elsewhere]
+        account = {**account, "rows_after": len(kept), "left_out": len(more) - len(kept)}
+        train = more.take(kept) if len(kept) < len(more) else more
+        self.splits = replace(splits, train=train, notes={**splits.notes, "augmented": account})
+        self._encoded.pop("train", None)
 
     # labels and metrics ---------------------------------------------------------------------------------------------
 
@@ -152,7 +195,18 @@ class Task(pl.LightningDataModule):
 
     def metrics(self) -> MetricCollection:
         """Returns fresh metrics by their plain names, over a whole set."""
-        return scores.collection(self.metric_names, self.problem, self.num_labels)
+        return scores.collection(self.metric_names, self.problem, self.num_labels, self._is_tested)
+
+    def _is_tested(self) -> bool:
+        return self.trainer is not None and self.trainer.testing
+
+    def watched(self, loss: Tensor) -> dict[str, Tensor]:
+        """Returns figures of a training step by their full names, from the task's loss."""
+        return {}
+
+    def training_texts(self) -> list[str]:
+        """Returns the texts of the training rows, which a vocabulary may be built from."""
+        return self.splits.texts("train")
 
     def inputs(self, batch: Batch) -> Batch:
         """Returns what the model takes of a batch: all but the labels."""

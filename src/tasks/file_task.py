@@ -1,16 +1,18 @@
-"""FileTask: a user's own csv, tsv or jsonl files with named columns; classification or regression."""
+"""FileTask: a user's own csv, tsv or jsonl files with named columns; one label, several, or a number."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.errors import UserError
-from src.tasks.files import found_labels, read_table, to_rows
+from src.tasks.files import Table, found_labels, label_sets, read_table, to_label_rows, to_rows
 from src.tasks.rows import Rows, Splits, cut_three, cut_validation, subset
 from src.tasks.text import TextTask
 
+PROBLEMS = ("classification", "regression")
+
 
 class FileTask(TextTask):
-    """One text per row, or two, and a class or a number.
+    """One text per row, or two, and a class, several labels or a number.
 
     Args:
         name: the task's name in results.
@@ -20,7 +22,9 @@ class FileTask(TextTask):
         test_file: rows that are reported; None: cut from train.
         text: column of the text.
         text_pair: column of the second text; None: one text.
-        label: column of the class or the number.
+        label: column of the class, the labels or the number.
+        multi_label: true: a row has any number of labels, none included.
+        label_separator: with multi_label, what stands between labels; None: white space.
         labels: the classes as they stand in the files, in the order of their numbers; None: those of train, sorted.
         rows: how many training rows to take; None: all.
         max_length: most tokens of a row, special tokens included.
@@ -43,6 +47,8 @@ class FileTask(TextTask):
         text: str,
         text_pair: str | None,
         label: str,
+        multi_label: bool,
+        label_separator: str | None,
         labels: Sequence | None,
         rows: int | None,
         max_length: int,
@@ -53,9 +59,18 @@ class FileTask(TextTask):
         seed: int,
         num_workers: int,
     ):
+        if problem not in PROBLEMS or (multi_label and problem != "classification"):
+            kinds = "classification" if multi_label else " and ".join(PROBLEMS)
+            raise UserError(
+                f"task.problem={problem}: allowed are {kinds}" + " of several labels" * multi_label
+            )
+        if label_separator == "" or (label_separator and not multi_label):
+            raise UserError(
+                f"task.label_separator={label_separator!r}: allowed are null, and with task.multi_label=true some text"
+            )
         super().__init__(
             name=name,
-            problem=problem,
+            problem="multi_label" if multi_label else problem,
             rows=rows,
             max_length=max_length,
             metrics=metrics,
@@ -65,6 +80,7 @@ class FileTask(TextTask):
             seed=seed,
             num_workers=num_workers,
         )
+        self.separator = label_separator
         if labels is not None and problem == "regression":
             raise UserError(f"task.labels={list(labels)}: a regression has none; leave it null")
         if labels is not None and len(set(labels)) < max(2, len(labels)):
@@ -80,13 +96,23 @@ class FileTask(TextTask):
             raise UserError(f"task {self.name}: type task.train_file=<your .csv, .tsv or .jsonl file>")
         paths = {split: Path(str(file)).expanduser() for split, file in self.files.items() if file}
         tables = {split: read_table(path, self.columns) for split, path in paths.items()}
-        labels = self.given_labels
-        if self.problem == "classification" and labels is None and tables["train"].lines:
-            labels = found_labels(tables["train"])
-        rows = {split: to_rows(table, labels) for split, table in tables.items()}
+        labels, rows = self._rows(tables)
         train, validation, test, how = _complete(rows)
         source = "files " + ", ".join(str(path) for path in paths.values())
         return Splits(subset(train, self.rows), validation, test, source, how, labels)
+
+    def _rows(self, tables: dict[str, Table]) -> tuple[tuple[str, ...] | None, dict[str, Rows]]:
+        """Returns the labels and the rows of each table."""
+        labels, train = self.given_labels, tables["train"]
+        if self.problem == "multi_label":
+            sets = {split: label_sets(table, self.separator) for split, table in tables.items()}
+            labels = labels or found_labels(train, sets["train"])
+            return labels, {
+                split: to_label_rows(table, labels, sets[split]) for split, table in tables.items()
+            }
+        if self.problem == "classification" and labels is None and train.lines:
+            labels = found_labels(train)
+        return labels, {split: to_rows(table, labels) for split, table in tables.items()}
 
 
 def _complete(rows: dict[str, Rows]) -> tuple[Rows, Rows, Rows, str]:

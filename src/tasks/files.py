@@ -39,9 +39,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
         path: a .csv (quoted, commas), .tsv (tabs, no quoting) or .jsonl file, UTF-8.
         columns: what a column is for -> its name in the file.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: allowed are files ending in {', '.join(SUFFIXES)}")
-    records = _json_records(path) if path.suffix == ".jsonl" else _separated_records(path)
+    records = read_records(path)
     values: dict[str, list[str]] = {purpose: [] for purpose in columns}
     lines = []
     for line, record in records:
@@ -51,6 +49,17 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
             values[purpose].append(_text(path, line, column, purpose, record[column]))
         lines.append(line)
     return Table(path, values, lines)
+
+
+def read_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yields (line, column -> value) of a .csv, .tsv or .jsonl file.
+
+    Raises:
+        UserError: another kind of file, or one that cannot be read; the line is named.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: allowed are files ending in {', '.join(SUFFIXES)}")
+    return _json_records(path) if path.suffix == ".jsonl" else _separated_records(path)
 
 
 def _listed(names) -> str:
@@ -134,9 +143,20 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict]]:
         yield number, record
 
 
-def found_labels(table: Table) -> tuple[str, ...]:
-    """Returns the labels of a table, sorted: as numbers where all are whole numbers."""
-    labels = set(table.columns["label"])
+def label_sets(table: Table, separator: str | None) -> list[list[str]]:
+    """Returns the labels of each row: what stands between separators (None: white space); nothing: no label."""
+    split = [text.split(separator) if text.strip() else [] for text in table.columns["label"]]
+    return [[label.strip() for label in row] for row in split]
+
+
+def found_labels(table: Table, sets: Sequence[Sequence[str]] | None = None) -> tuple[str, ...]:
+    """Returns the labels of a table, sorted: as numbers where all are whole numbers.
+
+    Args:
+        table: what was read.
+        sets: the labels of each row, where it has several.
+    """
+    labels = set(table.columns["label"]) if sets is None else set().union(*sets)
     if not 2 <= len(labels) <= MOST_LABELS:
         raise UserError(
             f"{table.path}: the label column holds {len(labels)} different labels; allowed are 2 to {MOST_LABELS}"
@@ -159,6 +179,26 @@ def to_rows(table: Table, labels: Sequence[str] | None, limits: tuple[float, flo
     convert = _scores(table, limits) if labels is None else _classes(table, labels)
     return Rows(
         {**{name: values for name, values in table.columns.items() if name != "label"}, "label": convert}
+    )
+
+
+def to_label_rows(table: Table, labels: Sequence[str], sets: Sequence[Sequence[str]]) -> Rows:
+    """Returns rows whose label is the sorted list of their class numbers, empty where they have none.
+
+    Raises:
+        UserError: a label that is none of `labels`, or that stands twice in a row.
+    """
+    number = {label: i for i, label in enumerate(labels)}
+    classes = []
+    for row, found in enumerate(sets):
+        for label in found:
+            if label not in number:
+                raise table.error(row, f"label {label!r}; allowed are {', '.join(labels)}")
+            if found.count(label) > 1:
+                raise table.error(row, f"label {label!r} stands there twice")
+        classes.append(sorted(number[label] for label in found))
+    return Rows(
+        {**{name: texts for name, texts in table.columns.items() if name != "label"}, "label": classes}
     )
 
 

@@ -9,8 +9,13 @@ from src.hub import hub_answers, in_cache
 from src.tasks.rows import Rows
 
 
-def hub_dataset(path: str, config: str | None):
+def hub_dataset(path: str, config: str | None, revision: str | None = None):
     """Returns the dataset's splits by name; None: neither the hub nor its cache on this machine has it.
+
+    Args:
+        path: dataset on the hub, owner/name.
+        config: configuration of the dataset; None: its only one.
+        revision: branch or commit; None: the main one.
 
     Raises:
         UserError: the hub answers, but the dataset cannot be loaded from it.
@@ -21,7 +26,7 @@ def hub_dataset(path: str, config: str | None):
     from datasets import load_dataset
 
     try:
-        return load_dataset(path, config)
+        return load_dataset(path, config, **({"revision": revision} if revision else {}))
     except Exception as error:  # whatever its many back ends raise
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise UserError(f"{path}: the disk is full ({error})") from error

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ VALIDATION_FRAC = 0.1
 VALIDATION_MOST = 5_000
 SUBSET_SEED = 20_240_607  # fixed: the rows of `task.rows` are the same for every seed of a run
 REGRESSION_BINS = 10
+TEXTS = ("text", "text_pair")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Rows:
     def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
         """Returns the rows at `indices`, in that order."""
         return Rows({name: [values[i] for i in indices] for name, values in self.columns.items()})
+
+    def texts(self) -> Iterator[tuple[str, ...]]:
+        """Yields the text of each row, or its two."""
+        return zip(*(self.columns[name] for name in TEXTS if name in self), strict=True)
 
     def digest(self) -> str:
         """Returns the sha256 of the content, order included."""
@@ -73,6 +78,11 @@ class Splits:
     def named(self) -> dict[str, Rows]:
         """Returns all sets by name: train, val, test and the extra ones."""
         return {"train": self.train, "val": self.validation, "test": self.test, **self.extra}
+
+    def texts(self, split: str) -> list[str]:
+        """Returns the texts of a set, each of a pair by itself."""
+        rows = self.named()[split]
+        return [text for column in TEXTS if column in rows for text in rows[column]]
 
     def fingerprint(self) -> str:
         """Returns a sha256 of the content: which source it came from does not matter."""

@@ -4,7 +4,7 @@ Numbers follow the official GLUE script (scikit-learn and scipy) also where a co
 the correlations are 0, not NaN, so that "best" stays defined for a model that has learnt nothing yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.utilities import dim_zero_cat
 
 from src.errors import UserError
+from src.tasks import multi_label, text_scores
+from src.tasks.masked_scores import MaskedAccuracy, Perplexity
 
 
 class BinaryCounts(Metric):
@@ -162,7 +164,8 @@ REGRESSION = {
     "pearson_and_spearman": PearsonAndSpearman,
     "mse": MeanSquaredError,
 }
-LESS_IS_BETTER = frozenset({"loss", "mse"})
+MASKED = {"perplexity": Perplexity, "masked_accuracy": MaskedAccuracy}
+LESS_IS_BETTER = frozenset({"loss", "mse", "ece", "scaled_ece", "perplexity"})
 
 
 def direction(metric: str) -> str:
@@ -172,8 +175,14 @@ def direction(metric: str) -> str:
 
 def allowed(problem: str, num_labels: int | None = None) -> tuple[str, ...]:
     """Returns the names of the metrics that fit; `num_labels` None: not known yet."""
-    if problem == "regression":
-        return tuple(REGRESSION)
+    named = {
+        "regression": tuple(REGRESSION),
+        "multi_label": multi_label.NAMES,
+        "masked_lm": tuple(MASKED),
+        "generation": tuple(text_scores.SCORES),
+    }
+    if problem in named:
+        return named[problem]
     return (*ANY_CLASSES, *BINARY) if num_labels in {None, 2} else tuple(ANY_CLASSES)
 
 
@@ -181,16 +190,28 @@ def check(names: Sequence[str], problem: str, num_labels: int | None = None) -> 
     """Raises a UserError that lists what there is, if a name does not fit the problem."""
     for name in names:
         if name not in allowed(problem, num_labels):
-            classes = "" if num_labels is None or problem == "regression" else f" of {num_labels} classes"
+            classes = "" if num_labels is None or problem != "classification" else f" of {num_labels} classes"
             fitting = ", ".join(allowed(problem, num_labels))
             raise UserError(
                 f"task.metrics: {name} is no metric of a {problem}{classes}; allowed are {fitting}"
             )
 
 
-def collection(names: Sequence[str], problem: str, num_labels: int) -> MetricCollection:
-    """Returns fresh metrics by their plain names; updated with (predictions, targets), both (rows,)."""
+def collection(
+    names: Sequence[str], problem: str, num_labels: int, tested: Callable[[], bool] = lambda: False
+) -> MetricCollection:
+    """Returns fresh metrics by their plain names; updated with what the task's `predict` returns.
+
+    Args:
+        names: of `allowed`.
+        problem: of the task.
+        num_labels: of the task.
+        tested: whether what is scored is a test set, on which nothing is fitted.
+    """
     check(names, problem, num_labels)
+    if problem == "multi_label":
+        calibration = multi_label.Calibration(tested)
+        return MetricCollection({name: multi_label.metric(name, calibration) for name in names})
     return MetricCollection({name: _metric(name, num_labels) for name in names})
 
 
@@ -199,4 +220,4 @@ def _metric(name: str, num_labels: int) -> Metric:
         return MulticlassAccuracy(num_classes=num_labels, average="micro")
     if name == "f1_macro":
         return MulticlassF1Score(num_classes=num_labels, average="macro")
-    return (BINARY | REGRESSION)[name]()
+    return (BINARY | REGRESSION | MASKED)[name]()

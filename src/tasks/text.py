@@ -1,4 +1,4 @@
-"""TextTask: a class or a number for one text or two."""
+"""TextTask: a class, a number or any number of labels for one text or two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from src.errors import UserError
 from src.tasks.base import Batch, Task
 from src.tasks.rows import Rows
 from src.tasks.tokens import Tokens, cached_tokens, tokenizer_digest
-
-PROBLEMS = ("classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class LabelledTokens:
 
     Args:
         tokens: of all rows.
-        labels: class numbers or scores.
+        labels: class numbers, scores or lists of class numbers.
     """
 
     tokens: Tokens
@@ -41,7 +39,7 @@ class LabelledTokens:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, int | float]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, int | float | list[int]]:
         return *self.tokens.row(index), self.labels[index]
 
 
@@ -49,11 +47,12 @@ class TextTask(Task):
     """Classification or regression of texts.
 
     A batch holds input_ids, attention_mask and, where the tokenizer knows segments, token_type_ids, int64
-    (batch, longest of the batch), and labels: int64, or float32 for a regression, (batch,).
+    (batch, longest of the batch), and labels: int64, or float32 for a regression, (batch,); for several labels 0 and 1
+    in float32, (batch, labels).
 
     Args:
         name: the task's name in results.
-        problem: "classification" or "regression".
+        problem: one of `problems`.
         rows: how many training rows to take; None: all.
         max_length: most tokens of a row, special tokens included, >= 3.
         metrics: names of the metrics; None: those that fit the problem.
@@ -65,6 +64,7 @@ class TextTask(Task):
     """
 
     head = "sequence_classification"
+    problems: tuple[str, ...] = ("classification", "regression", "multi_label")
 
     def __init__(
         self,
@@ -80,11 +80,12 @@ class TextTask(Task):
         seed: int,
         num_workers: int,
     ):
-        if problem not in PROBLEMS:
-            raise UserError(f"task.problem={problem}: allowed are {' and '.join(PROBLEMS)}")
+        if problem not in self.problems:
+            raise UserError(f"task.problem={problem}: allowed are {' and '.join(self.problems)}")
         if max_length < 3:
             raise UserError(f"task.max_length={max_length}: allowed are whole numbers from 3")
         self.problem = problem
+        self.problem_type = "multi_label_classification" if problem == "multi_label" else None
         self.max_length = max_length
         self.tokenizer = None
         self._digest, self._pad = "", 0
@@ -119,7 +120,14 @@ class TextTask(Task):
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them."""
-        longest = max(len(ids) for ids, _, _ in items)
+        return {
+            **self.padded([(ids, types) for ids, types, _ in items]),
+            "labels": self._labels([label for _, _, label in items]),
+        }
+
+    def padded(self, items: list[tuple[np.ndarray, np.ndarray | None]]) -> Batch:
+        """Returns all of a batch but the labels, padded to the longest row."""
+        longest = max(len(ids) for ids, _ in items)
         shape = (len(items), longest)
         batch = {
             "input_ids": torch.full(shape, self._pad),
@@ -127,23 +135,33 @@ class TextTask(Task):
         }
         if items[0][1] is not None:
             batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
-        for i, (ids, types, _) in enumerate(items):
+        for i, (ids, types) in enumerate(items):
             batch["input_ids"][i, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
             batch["attention_mask"][i, : len(ids)] = 1
             if types is not None:
                 batch["token_type_ids"][i, : len(ids)] = torch.from_numpy(types.astype(np.int64))
-        kind = torch.float32 if self.problem == "regression" else torch.long
-        batch["labels"] = torch.tensor([label for _, _, label in items], dtype=kind)
         return batch
 
+    def _labels(self, labels: list) -> Tensor:
+        if self.problem == "multi_label":
+            truth = torch.zeros(len(labels), self.num_labels)
+            for row, true in enumerate(labels):
+                truth[row, true] = 1
+            return truth
+        return torch.tensor(labels, dtype=torch.float32 if self.problem == "regression" else torch.long)
+
     def loss(self, outputs, batch: Batch) -> Tensor:
-        """Returns cross entropy, or the mean squared error of a regression, computed in float32."""
+        """Returns cross entropy (of each label by itself where there are several), or the mean squared error."""
         logits = outputs.logits.float()
         if self.problem == "regression":
             return mse_loss(logits.squeeze(-1), batch["labels"])
+        if self.problem == "multi_label":
+            return binary_cross_entropy_with_logits(logits, batch["labels"])
         return cross_entropy(logits, batch["labels"])
 
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns classes or scores, predicted and true, both (batch,)."""
+        """Returns predicted and true classes or scores, (batch,); of several labels logits and truth."""
         logits = outputs.logits.float()
+        if self.problem == "multi_label":
+            return logits, batch["labels"]
         return logits.squeeze(-1) if self.problem == "regression" else logits.argmax(-1), batch["labels"]

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.tasks.rows import Rows
+from src.tasks.rows import TEXTS, Rows
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
 CHUNK = 8_192
-TEXTS = ("text", "text_pair")
 
 
 @dataclass(frozen=True)

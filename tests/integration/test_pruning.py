@@ -1,6 +1,7 @@
 """Structured pruning from the command line's settings to the delivered model."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 from src import identity
 from src.errors import UserError
+from src.methods.l0 import L0Prune
+from src.models.cut import counts_of
+from src.models.export import ONNX_PACKAGES
 from src.run import run
 from tests.integration.test_resume import Killed, kill_at
 
@@ -107,6 +111,7 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
         (("method=l0", "method.families=[ranks]", "method.cost=latency"), "heads and neurons only"),
         (("method=l0", "method.cost=watts"), "params, macs, latency"),
         (("method=l0", "method.rank=8"), "families with ranks"),
+        (("method=l0", "method.keep_factors=true"), "families with ranks"),
         (("method=l0", "method.train_weights=false"), "settled_at=1"),
         (("method=l0", "epochs=0"), "epochs=0"),
         (("method=l0", "method.gate_schedule=cosine"), "inverse_root"),
@@ -132,6 +137,67 @@ def test_a_cut_model_cannot_grow_again(composed):
     )
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        ("magnitude",),
+        ("l0", "method.families=[attention,ffn]"),  # whole sub-layers go
+        ("l0_factorized",),
+    ],
+    ids=lambda first: first[0],
+)
+def test_late_rows_go_on_from_a_cut_model(composed, first):
+    cfg = composed(*settings(first[0]), *first[1:], "keep_frac=0.5", "steps=4")
+    run(cfg)
+    before = identity.cell(cfg).folder
+    late = composed("method=late", "model=from_run", f"model.run={before}", "steps=2", "probe_steps=0")
+    run(late)
+    was, now = (
+        AutoModelForSequenceClassification.from_pretrained(folder / "model")
+        for folder in (before, identity.cell(late).folder)
+    )
+    assert counts_of(now) == counts_of(was)
+    assert any(not torch.equal(a, b) for a, b in zip(was.parameters(), now.parameters(), strict=True))
+
+
+def test_what_measures_activations_sees_training_rows_alone(composed, monkeypatch):
+    def rows(batches):
+        return {tuple(row[row != 0].tolist()) for batch in batches for row in batch["input_ids"]}
+
+    seen, measure = [], L0Prune._moments
+
+    def spy(method, paths, batches):
+        batches, task = list(batches), method.task
+        seen.append((rows(batches), rows(task.train_dataloader())))
+        seen.append((rows(batches), rows([*task.val_dataloader(), *task.test_dataloader()])))
+        return measure(method, paths, batches)
+
+    monkeypatch.setattr(L0Prune, "_moments", spy)
+    run(composed(*settings("l0_factorized"), "keep_frac=0.5", "method.whiten=3", "steps=4"))
+    (given, train), (_, others) = seen
+    assert given and given <= train and not given & (others - train)
+
+
+def test_the_path_and_the_settings_are_in_tensorboard(composed):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    scores = ("accuracy", "precision", "recall", "f1")
+    cfg = composed(
+        *settings("l0"), "keep_frac=0.5", "logger=tensorboard", "steps=24", "eval_every=8",
+        f"task.metrics=[{','.join(scores)}]",
+    )  # fmt: skip
+    found = run(cfg)
+    events = accumulator.EventAccumulator(str(identity.cell(cfg).folder / "tensorboard"))
+    events.Reload()
+    path = figures(identity.cell(cfg).folder)
+    lagrangian = ("lagrangian", "lambda1", "lambda2", "lr_gates", "lr_multipliers", "task")
+    for name in ("kept/target", "kept/expected", *(f"loss/{one}" for one in lagrangian)):
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(path[name]), name
+    assert {f"val/{name}" for name in scores} <= set(events.Tags()["scalars"])
+    assert events.Scalars("final/kept/achieved")[0].value == pytest.approx(found["kept"]["achieved"])
+    (page,) = (events.summary_metadata["_hparams_/session_start_info"].plugin_data.content,)
+    assert b"method.multiplier_lr" in page and b"l0" in page
+
+
 def test_the_gates_alone_can_be_trained(composed):
     cfg = composed(
         *settings("l0_factorized"), "method.train_weights=false", "method.settled_at=1", "method.rank=64",
@@ -139,6 +205,23 @@ def test_the_gates_alone_can_be_trained(composed):
     )  # fmt: skip
     found = run(cfg)
     assert found["kept"]["achieved"] <= 0.4
+
+
+def test_factors_can_be_left_where_one_linear_would_be_smaller(composed):
+    shared = ("method.rank=100", "method.whiten=0", "method.align.ranks=1", "keep_frac=0.9", "steps=8")
+    merged = run(composed(*settings("l0_factorized"), *shared, "name=merged"))
+    cfg = composed(*settings("l0_factorized"), *shared, "method.keep_factors=true", "name=left")
+    left = run(cfg)
+    net = AutoModelForSequenceClassification.from_pretrained(identity.cell(cfg).folder / "model")
+    factored = [m for m in net.modules() if type(m).__name__ == "LowRankLinear"]
+    assert len(factored) == 12 and any(
+        m.p.out_features * (m.in_features + m.out_features) > m.in_features * m.out_features for m in factored
+    )
+    own = sum(m.p.weight.numel() + m.q.weight.numel() for m in factored)
+    assert left["kept"]["achieved"] == pytest.approx(own / (2 * (4 * 128 * 128 + 2 * 128 * 512)))
+    assert left["kept"]["achieved"] <= 0.9 and merged["kept"]["achieved"] <= 0.9
+    whole = identity.cell(composed(*settings("l0_factorized"), *shared, "name=merged")).folder
+    assert len(AutoModelForSequenceClassification.from_pretrained(whole / "model").config.low_rank or {}) < 12
 
 
 @pytest.mark.parametrize(
@@ -161,7 +244,11 @@ def test_pruning_before_training_needs_no_training(composed):
     assert found["kept"]["achieved"] <= 0.5 and found["size"]["params"] < found["size"]["params_dense"]
 
 
-@pytest.mark.parametrize("form", ["stock_padded", "torch_export"])
+NO_ONNX = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+ONNX = pytest.param("onnx", marks=pytest.mark.skipif(bool(NO_ONNX), reason=f"not installed: {NO_ONNX}"))
+
+
+@pytest.mark.parametrize("form", ["stock_padded", "torch_export", ONNX])
 def test_the_other_form_is_written(composed, form):
     cfg = composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0", f"export={form}")
     found = run(cfg)

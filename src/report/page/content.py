@@ -81,6 +81,7 @@ def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[s
         "settings": {key: _plain(value) for key, value in cell.settings.items()},
         "command": traces.command_of(content),
         "curves": traces.curves(path / "metrics.csv", cell.steps),
+        "examples": traces.examples(path / "examples.json"),
     }
 
 

@@ -1,6 +1,7 @@
 """What a run leaves beside results.json, made fit to be shown: its curves, its command, the end of its log."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 POINTS = 200  # per curve: a screen shows no more
 TAIL_BYTES = 16384
 TAIL_LINES = 40
+EXAMPLES = 5
+EXAMPLE_LENGTH = 600
 Curve = tuple[list[int], list[float | None]]
 
 
@@ -56,6 +59,21 @@ def number(value: Any, digits: int = 7) -> float | None:
 def command_of(content: Mapping[str, Any]) -> str:
     """The command that makes a run again, exact but for secrets; a path below the root is relative to it."""
     return redact((content.get("provenance") or {}).get("command") or "").replace(f"{ROOT}/", "")
+
+
+def examples(path: Path) -> list[dict[str, Any]]:
+    """What a run generated for the first meanings of its test set: meaning, generated, references; few of each."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["test"]
+        return [_example(one) for one in found[:EXAMPLES]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _example(one: Mapping[str, Any]) -> dict[str, Any]:
+    texts = [one["generated"], one["meaning"], *one["references"][:EXAMPLES]]
+    generated, meaning, *references = (shown(str(text))[:EXAMPLE_LENGTH] for text in texts)
+    return {"meaning": meaning, "generated": generated, "references": references}
 
 
 def tail(log: Path) -> str:

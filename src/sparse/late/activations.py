@@ -1,10 +1,13 @@
 """The feed-forward's activation function: GELU by its kernels, any other by PyTorch."""
 
 import torch
-from torch import Tensor
-from transformers.activations import ACT2FN
+from torch import Tensor, nn
+from transformers.activations import ACT2CLS, GELUActivation
 
 from src.sparse.kernels import plain
+
+# classes, or classes with arguments
+_STOCK = frozenset(one[0] if isinstance(one, tuple) else one for one in ACT2CLS.values())
 
 
 class Gelu:
@@ -24,17 +27,17 @@ class Gelu:
 
 
 class Other:
-    """An elementwise function named as in transformers' ACT2FN.
+    """Another elementwise function.
 
     Its input is kept in bfloat16 at least, whatever is asked: with 8-bit steps a kink (ReLU's) would be missed by many
     numbers near it, and functions that do not vanish below -4 would be cut there.
 
     Args:
-        name: for example "relu" or "gelu_new".
+        function: for example a ReLU.
     """
 
-    def __init__(self, name: str) -> None:
-        self.function = ACT2FN[name]
+    def __init__(self, function: nn.Module) -> None:
+        self.function = function
 
     @staticmethod
     def room(rows: int, width: int, kind: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -61,6 +64,12 @@ class Other:
         return x if weight is None else x * weight.to(dtype).unsqueeze(1)
 
 
-def activation_for(name: str, kernels) -> Gelu | Other:
-    """Returns what stores, applies and differentiates the function `name`."""
-    return Gelu(kernels) if name == "gelu" else Other(name)
+def is_known(function: nn.Module) -> bool:
+    """Whether it is one of transformers' activation functions, without parameters."""
+    return type(function) in _STOCK and not list(function.parameters())
+
+
+def activation_for(function: nn.Module | None, kernels) -> Gelu | Other:
+    """Returns what stores, applies and differentiates an activation function."""
+    assert function is not None
+    return Gelu(kernels) if type(function) is GELUActivation else Other(function)

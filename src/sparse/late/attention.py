@@ -92,7 +92,10 @@ class AttentionBlock(torch.autograd.Function):
         ctx, x, data, scales, x_gamma, x_beta, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, bias, plan
     ):
         compute = compute_dtype(x)
-        formats, kernels = plan.formats(x.dtype, compute), kernels_for(plan.settings.kernels, x, compute)
+        formats, kernels = (
+            plan.storing.formats(x.dtype, compute),
+            kernels_for(plan.settings.kernels, x, compute),
+        )
         with without_autocast(x):
             stream = x.reshape(-1, x.shape[-1]).contiguous()
             weight, shift = torch.cat([wq, wk, wv]).to(compute), torch.cat([bq, bk, bv]).to(compute)
@@ -101,7 +104,7 @@ class AttentionBlock(torch.autograd.Function):
             stored_qkv = kernels.pack(qkv, formats.attention)
             del qkv
             empty = context.new_empty(0)
-            save_context = plan.settings.context == "save"
+            save_context = plan.storing.context == "save"
             stored_context = kernels.pack(context, formats.attention) if save_context else (empty, empty)
             out = torch.addmm(bo.to(compute), context, wo.to(compute).t())
             seed = plan.seed_of(OUTPUT)
@@ -132,7 +135,7 @@ class AttentionBlock(torch.autograd.Function):
                 rows, hat, hat_scales, rstd, gamma, plan.p, plan.seed_of(OUTPUT), compute
             )
             d_context = product(d_out, wo.to(compute), live_rows(norms, settings.skip_zero_rows))
-            recomputed = None if settings.context == "save" else torch.empty_like(d_context)
+            recomputed = None if plan.storing.context == "save" else torch.empty_like(d_context)
             d_qkv = _attend_grad(kernels, stored_qkv, bias, d_context, recomputed, plan)
             if recomputed is not None:
                 context, context_scales = recomputed, recomputed.new_empty(0)

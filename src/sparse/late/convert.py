@@ -1,12 +1,13 @@
 """`convert`: a stock network's layers, made to train through the blocks of `late`, in place; and back."""
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import BertPooler
+from transformers.models.distilbert.modeling_distilbert import DistilBertForSequenceClassification
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead, RobertaPooler
 
 from src.errors import UserError
@@ -14,41 +15,16 @@ from src.sparse.kernels import prepare
 from src.sparse.late.layer import CLASSES, LateLayer, LayerState
 from src.sparse.late.noise import Noise
 from src.sparse.late.padding import PaddingReader
-from src.sparse.late.settings import Settings, Tally
+from src.sparse.late.settings import Settings, Storing, Tally
 
 log = logging.getLogger(__name__)
 
-_LINEARS = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
-_DROPOUTS = ("attention.self.dropout", "attention.output.dropout", "output.dropout")
 _FIRST_TOKEN_READERS = (BertPooler, RobertaPooler, RobertaClassificationHead)
 
 
-def _activation(layer: Any) -> str:
-    """Returns the name of the layer's activation function, as in ACT2FN; raises UserError where it has none."""
-    name = layer.attention.self.config.hidden_act
-    function = layer.intermediate.intermediate_act_fn
-    if not isinstance(name, str) or type(ACT2FN[name]) is not type(function):
-        raise UserError(f"method late knows the stock activation functions; this layer has {function!r}")
-    return name
-
-
-def _check_layer(path: str, layer: nn.Module) -> None:
+def _check_layer(path: str, layer: Any) -> None:
     """Raises UserError for a layer that the blocks would not reproduce."""
-    for name in _LINEARS:
-        linear = layer.get_submodule(name)
-        if type(linear) is not nn.Linear or linear.bias is None:
-            raise UserError(f"method late needs plain linear layers with a bias; {path}.{name} is {linear!r}")
-    for name in _DROPOUTS:
-        dropout = layer.get_submodule(name)
-        if type(dropout) is not nn.Dropout or not 0 <= dropout.p < 1:
-            raise UserError(f"method late needs dropout in [0, 1); {path}.{name} is {dropout!r}")
+    CLASSES[type(layer)].parts(layer).check(path)
     if getattr(layer, "is_decoder", False):
         raise UserError(
             "method late trains encoders, and this model is set up as a decoder (is_decoder=True)"
@@ -58,6 +34,22 @@ def _check_layer(path: str, layer: nn.Module) -> None:
 def _first_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Hands a pooler a copy of the one token that it reads: a view would keep the whole last hidden state alive."""
     return (args[0][:, :1].clone(), *args[1:])
+
+
+def _copied(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same for who is handed the one token as a view."""
+    return (args[0].clone(), *args[1:])
+
+
+def _free_last_hidden_state(net: nn.Module) -> list[RemovableHandle]:
+    """Makes readers of the first token keep nothing but it; returns the hooks."""
+    hooks = []
+    for module in net.modules():
+        if isinstance(module, _FIRST_TOKEN_READERS):
+            hooks.append(module.register_forward_pre_hook(_first_token))
+        if isinstance(module, DistilBertForSequenceClassification):
+            hooks.append(module.pre_classifier.register_forward_pre_hook(_copied))
+    return hooks
 
 
 class Late:
@@ -74,33 +66,40 @@ class Late:
         self, layers: dict[str, Any], settings: Settings, runs_on: str, hooks: list[RemovableHandle]
     ) -> None:
         self.layers, self.settings, self.runs_on, self._hooks = layers, settings, runs_on, hooks
+        self._last: dict | None = None
 
     def report(self) -> list[dict]:
-        """Returns one row per block: site, kind, asked, achieved, fallback, bytes_dense, bytes_kept.
+        """Returns one row per block: site, kind, asked, achieved, fallback, bytes_dense, bytes_kept, bytes_predicted.
 
         `achieved` is the share of real tokens that formed its weight gradients so far (None before the first backward
         pass); bytes are those of the last forward pass, parameters and the input that it shares with the block before
-        aside; `bytes_dense` is what PyTorch stores for the same operations.
+        aside; `bytes_dense` is what PyTorch stores for the same operations. What is kept depends on shapes alone, so
+        it is what is predicted.
         """
         rows = []
         for path, layer in self.layers.items():
-            rows.append(self._row(f"{path}.attention", layer.late.attention))
-            rows.append(self._row(f"{path}.feed_forward", layer.late.feed_forward))
+            rows.append(self._row(f"{path}.attention", layer.late.attention, layer.late.storing))
+            rows.append(self._row(f"{path}.feed_forward", layer.late.feed_forward, layer.late.storing))
         return rows
 
-    def _row(self, site: str, tally: Tally) -> dict:
+    def _row(self, site: str, tally: Tally, storing: Storing) -> dict:
         return {
             "site": site,
-            "kind": f"late/{self.runs_on}",
+            "kind": "late",
+            "kernels": self.runs_on,
+            "storing": asdict(storing),
             "asked": self.settings.keep_frac,
             "achieved": _share(tally),
             "fallback": None,
             "bytes_dense": tally.dense_bytes,
             "bytes_kept": tally.saved_bytes,
+            "bytes_predicted": tally.saved_bytes,
         }
 
     def kept(self) -> dict:
         """Returns asked and achieved share of the rows of weight gradients, over all blocks and steps so far."""
+        if self._last is not None:
+            return self._last
         total = Tally()
         for layer in self.layers.values():
             for tally in (layer.late.attention, layer.late.feed_forward):
@@ -110,9 +109,21 @@ class Late:
             "asked": self.settings.keep_frac,
             "achieved": _share(total),
             "unit": "rows of weight gradients",
-            "of": f"real tokens, in {len(self.layers) * len(_LINEARS)} linears",
+            "of": f"real tokens, in {self._linears()} linears",
             "fallbacks": 0,
         }
+
+    def _linears(self) -> int:
+        return sum(len(list(layer.parts().linears())) for layer in self.layers.values())
+
+    def storings(self) -> list[Storing]:
+        """Returns how each layer stores, first to last."""
+        return [layer.late.storing for layer in self.layers.values()]
+
+    def store_by(self, storings: list[Storing]) -> None:
+        """Makes each layer store so from its next forward pass on."""
+        for layer, storing in zip(self.layers.values(), storings, strict=True):
+            layer.late.storing = storing
 
     def rng_state(self) -> dict:
         """Returns what regenerates the masks and choices from here on: plain numbers."""
@@ -134,10 +145,11 @@ class Late:
 
     def restore(self) -> None:
         """Makes the layers stock again; the parameters stay as they are trained."""
+        self._last = self.kept()
         stock = {late: plain for plain, late in CLASSES.items()}
         for layer in self.layers.values():
             layer.__class__ = stock[type(layer)]
-            del layer.late, layer.late_activation
+            del layer.late
         for hook in self._hooks:
             hook.remove()
         self.layers, self._hooks = {}, []
@@ -157,13 +169,14 @@ def convert(
     seed: int,
     kernels: str = "auto",
 ) -> Late:
-    """Makes every BERT or RoBERTa layer of `net` train through the blocks of `late`, in place.
+    """Makes every layer of a BERT, RoBERTa or DistilBERT `net` train through the blocks of `late`, in place.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
-    changes. In evaluation mode the stock code runs. Hooks on modules inside a layer do not fire in training.
+    changes. In evaluation mode the stock code runs. Modules inside a layer are not called in training: a hook on one is
+    an error. Cut models and linears held as two factors will do; layers with the LayerNorm in front will not.
 
     Args:
-        net: a network that holds `BertLayer` or `RobertaLayer` modules.
+        net: a network that holds layers of these families.
         keep_frac: see `Settings`, as for the next ones.
         rows: the rule of choice.
         store: the format of what is saved.
@@ -182,19 +195,17 @@ def convert(
     layers: dict[str, Any] = {path: module for path, module in net.named_modules() if type(module) in CLASSES}
     if not layers:
         known = ", ".join(sorted(one.__name__ for one in CLASSES))
-        raise UserError(f"method late finds no layer that it knows ({known}) in {type(net).__name__}")
+        raise UserError(
+            f"method late finds no layer that it knows ({known}; not those with the LayerNorm in front) in"
+            f" {type(net).__name__}"
+        )
     for path, layer in layers.items():
         _check_layer(path, layer)
-    activations = [_activation(layer) for layer in layers.values()]
     runs_on = prepare(kernels) if next(net.parameters()).device.type == "cpu" else "torch"
     reader = PaddingReader()
-    for number, (layer, activation) in enumerate(zip(layers.values(), activations, strict=True)):
+    for number, layer in enumerate(layers.values()):
         layer.__class__ = CLASSES[type(layer)]
-        layer.late, layer.late_activation = LayerState(settings, Noise(seed, number), reader), activation
-    hooks = [
-        module.register_forward_pre_hook(_first_token)
-        for module in net.modules()
-        if isinstance(module, _FIRST_TOKEN_READERS)
-    ]
+        layer.late = LayerState(settings, settings.storing, Noise(seed, number), reader)
+    hooks = _free_last_hidden_state(net)
     log.info("method late: %d layers, kernels in %s", len(layers), runs_on)
     return Late(layers, settings, runs_on, hooks)

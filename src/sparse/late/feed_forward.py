@@ -62,7 +62,10 @@ class FeedForwardBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, data, scales, x_gamma, x_beta, w1, b1, w2, b2, gamma, beta, plan):
         compute = compute_dtype(x)
-        formats, kernels = plan.formats(x.dtype, compute), kernels_for(plan.settings.kernels, x, compute)
+        formats, kernels = (
+            plan.storing.formats(x.dtype, compute),
+            kernels_for(plan.settings.kernels, x, compute),
+        )
         activation = activation_for(plan.activation, kernels)
         with without_autocast(x):
             stream = x.reshape(-1, x.shape[-1]).contiguous()

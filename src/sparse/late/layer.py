@@ -1,21 +1,24 @@
-"""A stock BERT or RoBERTa layer that trains through the two blocks: the same object and parameters, another class."""
+"""A stock layer that trains through the two blocks: the same object and parameters, another class."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from src.errors import UserError
+from src.models.attention_scores import ATTRIBUTE
 from src.sparse.kernels import kernels_for
 from src.sparse.late.attention import AttentionBlock
 from src.sparse.late.carried import Input, attach, stored_input
 from src.sparse.late.feed_forward import FeedForwardBlock
 from src.sparse.late.noise import Noise
+from src.sparse.late.norm import NormBlock
 from src.sparse.late.padding import Padding, PaddingReader
+from src.sparse.late.parts import Parts, bert_parts, distilbert_parts, weight_and_bias
 from src.sparse.late.products import compute_dtype
-from src.sparse.late.settings import Plan, Settings, Tally
+from src.sparse.late.settings import Plan, Settings, Storing, Tally
 
 
 @dataclass
@@ -23,14 +26,14 @@ class LayerState:
     """What a converted layer holds besides its parameters: settings, counters, counts."""
 
     settings: Settings
+    storing: Storing
     noise: Noise
     padding: PaddingReader
     attention: Tally = field(default_factory=Tally)
     feed_forward: Tally = field(default_factory=Tally)
 
 
-def _pair(module: nn.Module) -> tuple[Any, Any]:
-    return module.weight, module.bias
+_FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
 
 
 def _check_call(x: Tensor, others: tuple, named: dict) -> None:
@@ -44,7 +47,20 @@ def _check_call(x: Tensor, others: tuple, named: dict) -> None:
         raise UserError("method late forms no attention probabilities to return; ask for hidden states only")
 
 
-_FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
+def _check_inside(layer: nn.Module, parts: Parts) -> None:
+    """Raises UserError where somebody waits for what happens inside the layer: its modules are not called."""
+    if parts.attention is not None and hasattr(parts.attention.owner, ATTRIBUTE):
+        raise UserError(
+            "method late forms no attention scores to distil from: leave the attention's term out of the distillation"
+        )
+    for name, module in layer.named_modules():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values()) if name else ()
+        # transformers leaves its own behind, which collect nothing unless they are asked
+        if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
+            raise UserError(
+                f"method late does not call the modules inside a layer, and {name} has a hook (gates, masks of"
+                " activations): train with another method, or take the hook off"
+            )
 
 
 class LateLayer:
@@ -55,81 +71,90 @@ class LateLayer:
     """
 
     late: LayerState
-    late_activation: str
-    # of the stock class
-    attention: Any
-    intermediate: Any
-    output: Any
     training: bool
+
+    def parts(self) -> Parts:
+        """Returns the layer's parts."""
+        raise NotImplementedError
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others, **named
     ) -> Tensor:
         if not self.training:
             return super().forward(hidden_states, attention_mask, *others, **named)  # type: ignore[misc]
+        parts = self.parts()
         _check_call(hidden_states, others, named)
+        _check_inside(self, parts)  # type: ignore[arg-type]
         padding = self.late.padding(attention_mask, hidden_states)
         seed = self.late.noise.seed_for(hidden_states)
-        return self._feed_forward(self._attention(hidden_states, padding, seed), padding, seed)
+        return self._feed_forward(self._attention(hidden_states, parts, padding, seed), parts, padding, seed)
 
-    def _plan(self, x: Tensor, padding: Padding, norm: nn.LayerNorm, dropout: nn.Dropout, **rest) -> Plan:
-        return Plan(self.late.settings, (x.shape[0], x.shape[1]), padding.real, norm.eps, dropout.p, **rest)
+    def _plan(
+        self, x: Tensor, padding: Padding, norm: nn.LayerNorm, dropout: nn.Module | None, **rest
+    ) -> Plan:
+        shape, rate = (x.shape[0], x.shape[1]), 0.0 if dropout is None else dropout.p
+        late = self.late
+        return Plan(late.settings, late.storing, shape, padding.real, norm.eps, rate, **rest)
 
-    def _stored(self, x: Tensor, plan: Plan) -> tuple[Input, int]:
-        """Returns x's stored form, and the bytes that packing it here has added."""
-        compute = compute_dtype(x)
-        kernels = kernels_for(plan.settings.kernels, x, compute)
-        stored, added = stored_input(x, kernels, plan.formats(x.dtype, compute).hat)
-        return stored, stored.data.nbytes + stored.scales.nbytes if added else 0
-
-    def _attention(self, x: Tensor, padding: Padding, seed: int) -> Tensor:
+    def _attention(self, x: Tensor, parts: Parts, padding: Padding, seed: int) -> Tensor:
         """Attention, dropout, residual and LayerNorm; (batch, length, width)."""
-        inner, out = self.attention.self, self.attention.output
-        plan = self._plan(
-            x,
-            padding,
-            out.LayerNorm,
-            out.dropout,
-            seed=2 * seed,
-            heads=inner.num_attention_heads,
-            scale=inner.scaling,
-            p_attention=inner.dropout.p,
-            tally=self.late.attention,
-        )
-        stored, added = self._stored(x, plan)
-        linears = (*_pair(inner.query), *_pair(inner.key), *_pair(inner.value), *_pair(out.dense))
-        norm = _pair(out.LayerNorm)
-        y, data, scales = AttentionBlock.apply(x, *stored, *linears, *norm, padding.bias, plan)
-        self.late.attention.saved_bytes += added
-        return attach(y, Input(data, scales, *(one.detach() for one in norm)))
+        part, norm, tally = parts.attention, parts.attention_norm, self.late.attention
+        plan = self._plan(x, padding, norm, parts.attention_dropout, seed=2 * seed, tally=tally)
+        if part is None:
+            return _only_norm(x, norm, plan)
+        plan = plan.of_attention(part.heads, part.scale, part.dropout.p)
+        linears = [weight_and_bias(one) for one in (part.query, part.key, part.value, part.output)]
+        return _block(AttentionBlock, x, linears, norm, plan, padding.bias)
 
-    def _feed_forward(self, x: Tensor, padding: Padding, seed: int) -> Tensor:
+    def _feed_forward(self, x: Tensor, parts: Parts, padding: Padding, seed: int) -> Tensor:
         """Feed-forward, dropout, residual and LayerNorm; (batch, length, width)."""
-        plan = self._plan(
-            x,
-            padding,
-            self.output.LayerNorm,
-            self.output.dropout,
-            seed=2 * seed + 1,
-            activation=self.late_activation,
-            tally=self.late.feed_forward,
-        )
-        stored, added = self._stored(x, plan)
-        linears, norm = (
-            (*_pair(self.intermediate.dense), *_pair(self.output.dense)),
-            _pair(self.output.LayerNorm),
-        )
-        y, data, scales = FeedForwardBlock.apply(x, *stored, *linears, *norm, plan)
-        self.late.feed_forward.saved_bytes += added
-        return attach(y, Input(data, scales, *(one.detach() for one in norm)))
+        part, norm, tally = parts.feed_forward, parts.feed_forward_norm, self.late.feed_forward
+        plan = self._plan(x, padding, norm, parts.feed_forward_dropout, seed=2 * seed + 1, tally=tally)
+        if part is None:
+            return _only_norm(x, norm, plan)
+        linears = [weight_and_bias(one) for one in (part.into, part.back)]
+        return _block(FeedForwardBlock, x, linears, norm, plan.of_feed_forward(part.function))
+
+
+def _block(block, x: Tensor, linears: list, norm: nn.LayerNorm, plan: Plan, *more: Tensor | None) -> Tensor:
+    """Runs a block on x in its stored form; its output carries its own."""
+    compute = compute_dtype(x)
+    kernels = kernels_for(plan.settings.kernels, x, compute)
+    stored, packed = stored_input(x, kernels, plan.storing.formats(x.dtype, compute).hat)
+    flat = [tensor for pair in linears for tensor in pair]
+    y, data, scales = block.apply(x, *stored, *flat, norm.weight, norm.bias, *more, plan)
+    made = [tensor for tensor in flat if not isinstance(tensor, nn.Parameter)]  # products of two factors
+    extra = (stored.data, stored.scales) if packed else ()
+    plan.tally.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
+    return attach(y, Input(data, scales, norm.weight.detach(), norm.bias.detach()))
+
+
+def _only_norm(x: Tensor, norm: nn.LayerNorm, plan: Plan) -> Tensor:
+    """What is left of a sub-layer that was cut away."""
+    y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, plan)
+    return attach(y, Input(data, scales, norm.weight.detach(), norm.bias.detach()))
 
 
 class LateBertLayer(LateLayer, BertLayer):
     """A `BertLayer` that trains through the blocks."""
 
+    parts = bert_parts
+
 
 class LateRobertaLayer(LateLayer, RobertaLayer):
     """A `RobertaLayer` that trains through the blocks."""
 
+    parts = bert_parts
 
-CLASSES: dict[type, type] = {BertLayer: LateBertLayer, RobertaLayer: LateRobertaLayer}
+
+class LateDistilBertLayer(LateLayer, TransformerBlock):
+    """DistilBERT's `TransformerBlock` that trains through the blocks."""
+
+    parts = distilbert_parts
+
+
+CLASSES: dict[type, type] = {
+    BertLayer: LateBertLayer,
+    RobertaLayer: LateRobertaLayer,
+    TransformerBlock: LateDistilBertLayer,
+}

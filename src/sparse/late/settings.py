@@ -1,10 +1,11 @@
 """What `late` can be told, and the numbers that one call of a block needs."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from src.errors import UserError
 from src.sparse.kernels import CHOICES
@@ -24,19 +25,52 @@ class Formats(NamedTuple):
     inner: torch.dtype  # what enters the feed-forward's activation
 
 
-# None: every number as it is.
-# "mixed" is the best of plain PyTorch, where 8-bit codes of the widest activation cost more time than they are worth
-STORES: dict[str, Formats | None] = {
-    "8bit": Formats(torch.int8, torch.int8, torch.uint8),
-    "mixed": Formats(torch.int8, torch.int8, torch.bfloat16),
-    "bf16": Formats(torch.bfloat16, torch.bfloat16, torch.bfloat16),
-    "exact": None,
-}
+BITS = ("8bit", "bf16", "exact")
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How one layer stores what its backward pass needs.
+
+    Args:
+        hat: "8bit", "bf16" or "exact" (no rounding), for the normalised rows of its LayerNorms.
+        attention: the same for query, key, value, and the context.
+        inner: the same for what enters the feed-forward's activation function.
+        context: "save" the attention's context, or "recompute" it.
+    """
+
+    hat: str
+    attention: str
+    inner: str
+    context: str = "save"
+
+    def __post_init__(self) -> None:
+        for name in ("hat", "attention", "inner"):
+            _check_choice(name, getattr(self, name), BITS)
+        _check_choice("context", self.context, CONTEXTS)
+
+    def formats(self, stream: torch.dtype, compute: torch.dtype) -> Formats:
+        """Returns the dtypes to store in; for "exact" those that the numbers have anyway."""
+        own = {"bf16": torch.bfloat16}
+        return Formats(
+            {"8bit": torch.int8, "exact": stream, **own}[self.hat],
+            {"8bit": torch.int8, "exact": compute, **own}[self.attention],
+            {"8bit": torch.uint8, "exact": compute, **own}[self.inner],
+        )
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{name}={value!r}: choose among {', '.join(allowed)}")
+
+
+# "mixed" is the best of plain PyTorch, where 8-bit codes of the widest activation cost more time than they are worth
+STORES: dict[str, Storing] = {
+    "8bit": Storing("8bit", "8bit", "8bit"),
+    "mixed": Storing("8bit", "8bit", "bf16"),
+    "bf16": Storing("bf16", "bf16", "bf16"),
+    "exact": Storing("exact", "exact", "exact"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +110,11 @@ class Settings:
         _check_choice("context", self.context, CONTEXTS)
         _check_choice("kernels", self.kernels, CHOICES)
 
+    @property
+    def storing(self) -> Storing:
+        """How each layer stores, where nothing else is said."""
+        return replace(STORES[self.store], context=self.context)
+
 
 @dataclass
 class Tally:
@@ -105,6 +144,7 @@ class Plan:
 
     Args:
         settings: what the user asked for.
+        storing: how this layer stores.
         shape: (batch, length).
         real: how many of the batch * length tokens are real.
         eps: of the LayerNorm.
@@ -113,11 +153,12 @@ class Plan:
         heads: number of attention heads; 0 in a feed-forward block.
         scale: factor of the attention scores.
         p_attention: dropout of the attention's probabilities.
-        activation: name of the feed-forward's activation function, as in transformers' ACT2FN.
+        activation: the feed-forward's activation function, without parameters.
         tally: the block's counts.
     """
 
     settings: Settings
+    storing: Storing
     shape: tuple[int, int]
     real: int
     eps: float
@@ -126,12 +167,16 @@ class Plan:
     heads: int = 0
     scale: float = 1.0
     p_attention: float = 0.0
-    activation: str = "gelu"
+    activation: nn.Module | None = None
     tally: Tally = field(default_factory=Tally)
 
-    def formats(self, stream: torch.dtype, compute: torch.dtype) -> Formats:
-        """Returns the dtypes to store in; for "exact" those that the numbers have anyway."""
-        return STORES[self.settings.store] or Formats(stream, compute, compute)
+    def of_attention(self, heads: int, scale: float, dropout: float) -> "Plan":
+        """Returns this plan with what an attention block needs besides."""
+        return replace(self, heads=heads, scale=scale, p_attention=dropout)
+
+    def of_feed_forward(self, function: nn.Module) -> "Plan":
+        """Returns this plan with what a feed-forward block needs besides."""
+        return replace(self, activation=function)
 
     def budget(self) -> int:
         """Returns how many rows a weight gradient may use: keep_frac of the real tokens, all at keep_frac 1."""

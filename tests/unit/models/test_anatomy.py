@@ -1,6 +1,6 @@
 import pytest
 from torch import nn
-from transformers import BertModel, GPT2Config, GPT2Model
+from transformers import BertModel, OPTConfig, OPTModel
 
 from src.errors import UserError
 from src.models.anatomy import anatomy
@@ -55,8 +55,8 @@ def test_the_pooler_is_named_where_there_is_one():
 
 @pytest.mark.parametrize(
     "net",
-    [nn.Linear(2, 2), GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))],
-    ids=["none", "gpt2"],
+    [nn.Linear(2, 2), OPTModel(OPTConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2))],
+    ids=["none", "opt"],
 )
 def test_an_unknown_architecture_is_an_error_that_lists_the_known(net):
     with pytest.raises(UserError, match=r"bert.*distilbert.*roberta"):

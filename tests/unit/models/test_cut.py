@@ -5,6 +5,7 @@ from src.errors import UserError
 from src.lowrank.factorize import factorize_
 from src.models import pruned
 from src.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
+from src.models.original import account_of
 from src.models.slicing import slice_tensors
 from src.prune.attach import attach, gates_of
 from src.prune.cost import ParamsCost, fraction, total
@@ -140,6 +141,18 @@ def test_ranks_at_break_even_are_merged_back_exactly():
     assert small.config.low_rank is None and counts_of(small) == ModelShape(3, 32, 4, 8, 48).counts()
     largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
     assert fraction(ParamsCost(shape_of(net)), structure.counts()) == 1.0
+
+
+def test_factors_above_break_even_can_be_left_and_count_as_large_as_they_are():
+    net = low_rank(roles=("query", "ffn_in"), rank=20)  # break-even: 16 and 19.2
+    small = cut(net, Structure.full(counts_of(net)), merge=False)
+    assert [c.ranks for c in counts_of(small)] == [{"query": 20, "ffn_in": 20}] * 3
+    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    cost = ParamsCost(shape_of(net), merges=False)
+    linears = [m.p.weight.numel() + m.q.weight.numel() for m in small.modules() if hasattr(m, "q")]
+    grown = sum(linears) - 3 * (32 * 32 + 32 * 48)
+    assert fraction(cost, counts_of(small)) == pytest.approx(1 + grown / cost.dense)
+    assert account_of(small).kept == account_of(small).prunable + grown
 
 
 def test_masks_are_cut_like_their_parameters():

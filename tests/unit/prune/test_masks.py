@@ -31,10 +31,10 @@ def test_scopes():
     assert int(uniform["a"].sum()) == int(uniform["b"].sum()) == 25
     both = top_masks(scores, 0.25, "global")
     assert int(both["a"].sum()) == 0 and int(both["b"].sum()) == 50
-    floored = top_masks(scores, 0.25, "global", floor=7)
+    floored = top_masks(scores, 0.25, "global", floor=0.07)
     assert int(floored["a"].sum()) == 7 and int(floored["b"].sum()) == 43
     with pytest.raises(UserError, match="floors alone"):
-        top_masks(scores, 0.05, "global", floor=7)
+        top_masks(scores, 0.05, "global", floor=0.07)
 
 
 def test_two_of_four():

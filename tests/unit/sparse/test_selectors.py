@@ -76,7 +76,7 @@ def test_top_takes_the_largest(device):
     assert weight is None
 
 
-@pytest.mark.parametrize("rule", ["top", "sampled", "mixed", "random"])
+@pytest.mark.parametrize("rule", ["top", "sampled", "mixed", "random", "stratified"])
 @pytest.mark.parametrize("k", [0, 1, 7, 29, 30])
 @pytest.mark.parametrize("coverage", [0.0, 0.5, 1.0])
 def test_every_rule_takes_k_different_units(rule, k, coverage, device):
@@ -107,7 +107,7 @@ def test_selection_leaves_the_global_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("rule", ["random", "sampled", "mixed"])
+@pytest.mark.parametrize("rule", ["random", "sampled", "mixed", "stratified"])
 def test_inverse_weights_are_one_over_the_chance_of_being_kept(rule):
     scores = torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0, 1.0, 0.5, 0.5])
     selector, draws = Selector(0.5, rule=rule, scale="inverse"), 4000
@@ -120,6 +120,18 @@ def test_inverse_weights_are_one_over_the_chance_of_being_kept(rule):
     if rule == "sampled":  # 8 and 4 are certain, then chances are proportional: 2 of 6
         assert count[:2].tolist() == [draws, draws]
         torch.testing.assert_close(count[2:] / draws, scores[2:] * 2 / 6, atol=0.03, rtol=0)
+
+
+def test_stratified_takes_one_of_each_stratum():
+    scores = torch.arange(11.0).flip(0)  # in order of size already
+    strata = [range(2), range(2, 5), range(5, 8), range(8, 11)]
+    seen = set()
+    for step in range(60):
+        chosen, weight = pick(scores, 4, Selector(0.4, rule="stratified", scale="inverse"), step)
+        assert all(place in stratum for place, stratum in zip(chosen.tolist(), strata, strict=True))
+        assert weight.tolist() == [2, 3, 3, 3]
+        seen |= set(chosen.tolist())
+    assert seen == set(range(11))
 
 
 def test_mixed_with_inverse_weights_draws_at_least_one():

@@ -115,3 +115,45 @@ def test_what_to_type(make_task):
 def test_bad_labels(make_task, wrong, message):
     with pytest.raises(UserError, match=message):
         make_task("csv", **wrong)
+
+
+def several(make_task, file, *labels, **overrides):
+    rows = [{"body": f"text number {i}", "answer": one} for i, one in enumerate(labels)]
+    return make_task("csv", train_file=file("a.csv", rows), **NAMED | {"multi_label": True} | overrides)
+
+
+def test_rows_with_any_number_of_labels(make_task, file, tokenizer):
+    task = several(make_task, file, *["red blue", "", "blue", "10", " green  red "] * 40)
+    assert task.labels == ("10", "blue", "green", "red")
+    assert task.problem == "multi_label" and task.best_metric == "one_minus_mlogloss"
+    assert {tuple(label) for label in task.splits.train["label"]} == {(1, 3), (), (1,), (0,), (2, 3)}
+    task.use(tokenizer)
+    assert next(iter(task.train_dataloader()))["labels"].shape == (4, 4)
+
+
+def test_labels_may_stand_between_separators_and_hold_blanks(make_task, file):
+    task = several(make_task, file, *["dark red; blue", "blue", ""] * 40, label_separator=";")
+    assert task.labels == ("blue", "dark red")
+    task = several(make_task, file, *["2 10", "10"] * 40, labels=[2, 10])
+    assert task.labels == ("2", "10")
+
+
+@pytest.mark.parametrize(
+    ("labels", "overrides", "named"),
+    [
+        (["a b", "c a"], {"labels": ["a", "b"]}, "line 3: label 'c'; allowed are a, b"),
+        (["a b", "b b"], {}, "line 3: label 'b' stands there twice"),
+        (["a", "a"], {}, "1 different labels"),
+        (["a b"], {"problem": "regression"}, "problem=regression: allowed are classification"),
+        (["a b"], {"label_separator": ""}, "label_separator=''"),
+        (["a", "b"], {"label_separator": ";", "multi_label": False}, "label_separator=';'"),
+        (
+            ["a b"],
+            {"problem": "multi_label", "multi_label": False},
+            "allowed are classification and regression",
+        ),
+    ],
+)
+def test_what_is_wrong_with_several_labels_is_named(make_task, file, labels, overrides, named):
+    with pytest.raises(UserError, match=named):
+        several(make_task, file, *labels, **overrides).fingerprint()

@@ -65,7 +65,17 @@ function chosenItem(identity, style) {
       element("span", { className: "soft" }, `test ${run.metric} ${fixed(run.test_score)}`),
       element("span", { className: "acts" }, run.command ? copyButton(run.command, runName(run)) : null, remove)),
     element("code", {}, run.command || "no command was recorded"),
-    element("details", {}, element("summary", {}, "Settings and scores"), list));
+    element("details", {}, element("summary", {}, "Settings and scores"), list),
+    run.examples.length ? exampleTexts(run) : null);
+}
+
+function exampleTexts(run) {
+  const items = run.examples.map(({ meaning, generated, references }) => element("li", {},
+    element("p", {}, element("code", {}, meaning)),
+    element("p", {}, element("strong", {}, generated || "(nothing)")),
+    ...references.map((text) => element("p", { className: "soft" }, text))));
+  return element("details", { className: "examples" },
+    element("summary", {}, `What it says of ${plural(items.length, "meaning")} of the test set`), element("ol", {}, ...items));
 }
 
 function drawCurves() {

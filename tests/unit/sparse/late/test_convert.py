@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from transformers import DistilBertConfig, DistilBertModel
 
 from src.errors import UserError
+from src.models.attention_scores import recorded
 from src.sparse.late.settings import Settings
 from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 
@@ -127,23 +127,21 @@ def test_settings_out_of_range(setting):
 
 def test_what_it_cannot_convert():
     with pytest.raises(UserError, match="no layer that it knows"):
-        converted(
-            DistilBertModel(DistilBertConfig(vocab_size=10, dim=8, n_heads=2, hidden_dim=8, n_layers=1))
-        )
+        converted(nn.Sequential(nn.Linear(3, 3)))
     net = network()
     converted(net)
     with pytest.raises(UserError, match="already"):
         converted(net)
     net = network()
     net.bert.encoder.layer[1].output.dense = nn.Sequential(net.bert.encoder.layer[1].output.dense)
-    with pytest.raises(UserError, match=r"layer\.1\.output\.dense"):
+    with pytest.raises(UserError, match=r"layer\.1, back: Sequential"):
         converted(net)
     assert type(net.bert.encoder.layer[0]).__name__ == "BertLayer"
     with pytest.raises(UserError, match="decoder"):
         converted(network(is_decoder=True))
     net = network()
-    net.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.Tanh()
-    with pytest.raises(UserError, match="Tanh"):
+    net.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.PReLU()
+    with pytest.raises(UserError, match="PReLU"):
         converted(net)
 
 
@@ -157,6 +155,37 @@ def test_what_it_cannot_run():
         net.bert.encoder.layer[0](torch.randn(5, 17, 96), causal)
     with pytest.raises(UserError, match="shape"):
         net.bert.encoder.layer[0](torch.randn(5, 17, 96), torch.ones(5, 4, 17, 17))
+
+
+def test_modules_inside_a_layer_are_not_called_so_a_hook_on_one_is_refused():
+    net, data = network(attn_implementation="eager"), batch()
+    net(**data, output_hidden_states=True, output_attentions=True)  # leaves hooks of transformers behind
+    converted(net, store="8bit")
+    gradients(net, data)
+    inner = net.bert.encoder.layer[0]
+    for attach in (
+        inner.output.dense.register_forward_pre_hook,
+        inner.attention.output.register_forward_hook,
+    ):
+        handle = attach(lambda *_: None)
+        with pytest.raises(UserError, match=r"output.*hook"):
+            net(**data)
+        net.eval()
+        net(**data)
+        net.train()
+        handle.remove()
+    gradients(net, data)
+
+
+def test_attention_scores_cannot_be_distilled():
+    net = network()
+    converted(net)
+    with (
+        recorded(net, {0: "bert.encoder.layer.0.attention.self"}),
+        pytest.raises(UserError, match="attention scores"),
+    ):
+        net(**batch())
+    gradients(net, batch())
 
 
 def test_a_changed_input_is_packed_anew():

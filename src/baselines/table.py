@@ -1,0 +1,107 @@
+"""One line per method and size of a sweep whose stages go on from one another, baselines among them, as markdown.
+
+    python -m src.baselines.table multirun/<name>
+
+`python -m src.report` compares runs that differ by seed alone. Here the model that a run began with differs too, since
+each seed has its own; cells of one method, keep_frac and number of steps are one line, means over its seeds.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from src.errors import UserError
+from src.report.cells import Cell, read_sweep
+
+Value = Callable[[Cell], float | None]
+
+
+def _score(name: str) -> Value:
+    return lambda cell: cell.test_scores.get(name)
+
+
+NUMBERS: dict[str, tuple[Value, str]] = {
+    "kept": (lambda cell: cell.keep_achieved, ".3f"),
+    "M parameters": (lambda cell: cell.params and cell.params / 1e6, ".2f"),
+    "val": (lambda cell: cell.val_score, ".4f"),
+    "test": (lambda cell: cell.test_score, ".4f"),
+}
+FURTHER: dict[str, tuple[str, str]] = {
+    "of it scaled": ("scaled_{metric}", ".4f"),
+    "micro F1": ("f1_micro", ".4f"),
+    "macro F1": ("f1_macro", ".4f"),
+    "mAP": ("map", ".4f"),
+    "ECE": ("ece", ".4f"),
+}
+LATENCY: tuple[Value, str] = (lambda cell: cell.latency_seconds and 1e3 * cell.latency_seconds, ".2f")
+
+
+def lines(cells: Iterable[Cell]) -> list[str]:
+    """Returns the table of one sweep's finished cells; columns that no cell has are left out.
+
+    Raises:
+        UserError: cells of several tasks or metrics.
+    """
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.method, cell.keep_asked, cell.steps), []).append(cell)
+    first = next(iter(groups.values()))[0]
+    found = {(cell.task, cell.best_metric) for group in groups.values() for cell in group}
+    if len(found) > 1:
+        raise UserError(
+            f"cells of {', '.join(sorted(f'{task} by {metric}' for task, metric in found))}: one is allowed"
+        )
+    further = {
+        name: (_score(key.format(metric=first.best_metric)), form) for name, (key, form) in FURTHER.items()
+    }
+    columns = {**NUMBERS, **further, "ms at batch 1": LATENCY}
+    rows = {
+        key: {name: _mean(group, value) for name, (value, _) in columns.items()}
+        for key, group in groups.items()
+    }
+    shown = [name for name in columns if any(row[name] is not None for row in rows.values())]
+    head = ["method", *shown, "sd of test", "n"]
+    text = [f"{first.task}, {first.best_metric}", "", _line(head), _line([":--", *["--:"] * (len(head) - 1)])]
+    order = sorted(groups, key=lambda key: -(rows[key]["test"] or 0))
+    for key in order:
+        values = [_shown(rows[key][name], columns[name][1]) for name in shown]
+        tests = [cell.test_score for cell in groups[key] if cell.test_score is not None]
+        spread = f"{statistics.stdev(tests):.4f}" if len(tests) > 1 else "-"
+        text.append(_line([key[0], *values, spread, str(len(groups[key]))]))
+    return text
+
+
+def _mean(group: list[Cell], value: Value) -> float | None:
+    found = [one for cell in group if (one := value(cell)) is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _line(parts: list[str]) -> str:
+    return f"| {' | '.join(parts)} |"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.baselines.table", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>")
+    try:
+        cells, _ = read_sweep(parser.parse_args(argv).folder)
+        if not cells:
+            raise UserError("no finished cell there")
+        sys.stdout.write("\n".join(lines(cells)) + "\n")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

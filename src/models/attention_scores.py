@@ -1,0 +1,86 @@
+"""Attention scores before the softmax, recorded while a model computes with the attention that it has.
+
+Transformers hands out probabilities, and its fused attention not even these. Here an attention function of our own is
+registered with its AttentionInterface for each implementation that is met: it calls that implementation and, where the
+module is being recorded, forms the scores beside it. So the fused kernels stay, the price is one more product Q K^T,
+and outside of `recorded` a model is untouched.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+PREFIX = "keepfrac_scores_"
+ATTRIBUTE = "recorded_scores"
+
+
+@contextmanager
+def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[dict[int, Tensor]]:
+    """Collects the scores of the forward passes inside the block.
+
+    Args:
+        net: the model.
+        attentions: path of the module that calls the attention function, by the number that it is known by.
+
+    Yields:
+        Q K^T * scaling by number, (batch, heads, length, length), without any mask; with their graph.
+    """
+    found: dict[int, Tensor] = {}
+    if not attentions:
+        yield found
+        return
+    modules = {number: net.get_submodule(path) for number, path in attentions.items()}
+    configs = {id(m.config): m.config for m in net.modules() if hasattr(m, "config")}.values()
+    bases = [config._attn_implementation for config in configs]
+    for number, module in modules.items():
+        setattr(module, ATTRIBUTE, (found, number))
+    for config, base in zip(configs, bases, strict=True):
+        config._attn_implementation = _recorder(base or "eager")
+    try:
+        yield found
+    finally:
+        for config, base in zip(configs, bases, strict=True):
+            config._attn_implementation = base
+        for module in modules.values():
+            delattr(module, ATTRIBUTE)
+
+
+def _recorder(base: str) -> str:
+    """Returns the name of the recording twin of an attention implementation, registered on first use."""
+    name = f"{PREFIX}{base}"
+    if name not in AttentionInterface():
+        AttentionMaskInterface.register(name, AttentionMaskInterface()[base])
+        AttentionInterface.register(name, functools.partial(_record, base))
+    return name
+
+
+def _record(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes attention as `base` does; keeps the scores where the module is recorded."""
+    if (place := getattr(module, ATTRIBUTE, None)) is not None:
+        found, number = place
+        shared = query.shape[1] // key.shape[1]  # queries that read the same key
+        keys = key.repeat_interleave(shared, 1) if shared > 1 else key
+        found[number] = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+    return _function(base, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def _function(base: str, module: nn.Module) -> Callable:
+    if base == "eager":  # each model file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface()[base]

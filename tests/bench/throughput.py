@@ -1,0 +1,77 @@
+"""Real tokens per second of whole fine-tuning runs: data, optimizer, validation and all.
+
+    python -m tests.bench.throughput multirun/<sweep>
+
+Of each finished run of a sweep: the real tokens of its training split times its epochs, by the seconds that training
+took (results.json), and that by the dense run's on the same task and seed. Figures of runs that did not run alone and
+one after the other (hydra.launcher.n_jobs=1) say nothing.
+"""
+
+import argparse
+import functools
+import json
+import sys
+from pathlib import Path
+
+from src import results
+from src.execution import build_task
+from src.models.load import load_tokenizer
+
+
+@functools.cache
+def _tokens(task: str, model: str, batch: str) -> int:
+    settings = {"task": json.loads(task), "model": json.loads(model), **json.loads(batch)}
+    built = build_task(settings)
+    built.use(load_tokenizer(settings["model"]))
+    built.setup()
+    return int(sum(built.encoded("train").lengths))
+
+
+def tokens_of(found: dict) -> float:
+    """Returns the real tokens that a run trained on: its training split's, as often as it went through it."""
+    config = found["config"]
+    batch = {key: config[key] for key in ("batch_size", "accumulate", "hardware")}
+    once = _tokens(json.dumps(config["task"]), json.dumps(config["model"]), json.dumps(batch))
+    return once * config["epochs"]
+
+
+def rows_of(sweep: Path) -> list[dict]:
+    """Returns a row per finished run that trained by epochs."""
+    rows = []
+    for _, found in results.cells(sweep):
+        config = found["config"]
+        if found["status"] != "done" or not config["epochs"] or config["steps"]:
+            continue
+        seconds = found["cost"]["train_seconds"]
+        rows.append(
+            {
+                "task": config["task"]["name"],
+                "method": config["method"]["name"],
+                "keep_frac": config["method"]["keep_frac"],
+                "seed": config["seed"],
+                "train_seconds": seconds,
+                "tokens_per_second": tokens_of(found) / seconds,
+            }
+        )
+    dense = {(row["task"], row["seed"]): row for row in rows if row["method"] == "nosp"}
+    for row in rows:
+        base = dense.get((row["task"], row["seed"]))
+        row["to_dense"] = row["tokens_per_second"] / base["tokens_per_second"] if base else None
+    return sorted(
+        rows, key=lambda row: (row["task"], row["method"] != "nosp", row["method"], row["keep_frac"])
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sweep", type=Path)
+    for row in rows_of(parser.parse_args().sweep):
+        times = f"{row['to_dense']:.2f} x dense" if row["to_dense"] else ""
+        sys.stdout.write(
+            f"{row['task']:16s} {row['method']:14s} {row['keep_frac']:<5g} seed {row['seed']}"
+            f" {row['train_seconds']:8.1f} s {row['tokens_per_second']:9.0f} tokens/s   {times}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

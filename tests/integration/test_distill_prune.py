@@ -1,0 +1,259 @@
+"""Pruning single weights under a teacher: exact zeros in what is delivered, whatever happens on the way."""
+
+import itertools
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src import identity
+from src.element_pruner import ElementPruner
+from src.errors import UserError
+from src.measure.__main__ import main as measure
+from src.models.packed import load_packed, load_state
+from src.prune.masks import FILE, num_kept
+from src.run import run
+from tests.integration.test_distill import weights_of
+from tests.integration.test_resume import Killed, kill_at
+
+QUIET = ("probe_steps=0", "keep_frac=0.2")
+
+
+def masks_of(cfg) -> dict[str, torch.Tensor]:
+    return load_file(identity.cell(cfg).folder / "model" / FILE)
+
+
+def check_zeros(cfg, keep: float) -> None:
+    """Exact counts per matrix, in the masks and in the weights; nothing else is sparse."""
+    weights, masks = weights_of(cfg), masks_of(cfg)
+    assert len(masks) == 12 and all(".encoder.layer." in name for name in masks)
+    for name, mask in masks.items():
+        assert int(mask.sum()) == num_kept(keep, mask.numel())
+        assert torch.equal(weights[name] != 0, mask)
+    assert all(
+        (weight != 0).float().mean() > 0.9
+        for name, weight in weights.items()
+        if name not in masks and weight.ndim > 1
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 5, 30])
+def test_exact_zeros_through_the_optimizer_in_bf16(composed, steps):
+    cfg = composed(
+        "method=distill_prune",
+        "keep_frac=0.05",
+        "probe_steps=0",
+        f"steps={steps}",
+        "hardware.precision=bf16-mixed",
+    )
+    found = run(cfg)
+    check_zeros(cfg, 0.05)
+    kept = found["kept"]
+    assert (
+        kept["unit"] == "weights of the encoder's linears" and kept["of"] == "12 matrices (element, uniform)"
+    )
+    assert kept["achieved"] == pytest.approx(0.05, abs=1e-4) and kept["compression_encoder"] == pytest.approx(
+        20, rel=0.01
+    )
+    zeros = sum(int((~mask).sum()) for mask in masks_of(cfg).values())
+    assert found["size"]["params"] - found["size"]["nonzeros"] >= zeros
+    assert kept["compression_model"] == pytest.approx(
+        found["size"]["params"] / (found["size"]["params"] - zeros)
+    )
+
+
+def test_a_frozen_mask_does_not_move_while_weights_do(composed, teacher, monkeypatch):
+    log = []
+    original = ElementPruner.after_step
+
+    def after_step(self):
+        original(self)
+        name, mask = next(iter(self.masks.items()))
+        weight = self.net.get_parameter(name)
+        moments = self.trainer.optimizers[0].state[weight]
+        still = all(not moments[key][~mask].any() for key in ("exp_avg", "exp_avg_sq"))
+        log.append((self.frozen, mask.clone(), weight.detach().clone(), still, not weight.grad[~mask].any()))
+
+    monkeypatch.setattr(ElementPruner, "after_step", after_step)
+    cfg = composed(
+        "method=distill_prune", f"distill.teacher={teacher}", *QUIET, "steps=20", "method.cool_down=0.3"
+    )
+    run(cfg)
+    assert [frozen for frozen, *_ in log] == [False] * 13 + [True] * 7
+    last = log[13]
+    assert all(torch.equal(mask, last[1]) for _, mask, *_ in log[13:])
+    assert not torch.equal(last[2], log[-1][2])
+    assert all(still for *_, still, _ in log) and all(quiet for *_, quiet in log[14:])
+    assert all(not (later[1] & ~before[1]).any() for before, later in itertools.pairwise(log))  # no regrowth
+    check_zeros(cfg, 0.2)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method.scope=global", "method.score=movement"),
+        ("method.scope=global", "method.score=fisher", "method.floor=0.5"),
+        ("method.structure=2:4", "keep_frac=0.5"),
+        ("method.structure=block", "method.block=32"),
+        ("method.regrow=0.2", "method.updates=5"),
+    ],
+)
+def test_other_scores_and_structures(composed, overrides):
+    cfg = composed("method=distill_prune", *QUIET, "steps=15", *overrides)
+    found = run(cfg)
+    weights, masks = weights_of(cfg), masks_of(cfg)
+    keep = 0.5 if "keep_frac=0.5" in overrides else 0.2
+    kept, size = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
+    block = 32 * 32 if "method.structure=block" in overrides else 1
+    assert (
+        kept / size == pytest.approx(keep, abs=0.02)
+        if block > 1
+        else kept == pytest.approx(keep * size, abs=6)
+    )
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+    assert found["kept"]["achieved"] == kept / size
+
+
+@pytest.mark.parametrize(
+    ("method", "step"), [("distill_prune", 4), ("distill_prune", 19), ("sparsebert", 17)]
+)
+def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, step):
+    """Killed on the ramp, and when the mask is frozen; scores with a memory, a teacher whose dropout draws."""
+    more = ("method.score=fisher", "method.scope=global") if method == "distill_prune" else ()
+    overrides = [
+        f"method={method}",
+        *QUIET,
+        *more,
+        f"distill.teacher={teacher}",
+        "checkpoint_every=3",
+        "eval_every=7",
+    ]
+    overrides += ["model.dropout=0.1"]
+    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    for of in (weights_of, masks_of):
+        one, two = of(whole), of(broken)
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (
+        json.loads((identity.cell(cfg).folder / "results.json").read_text()) for cfg in (whole, broken)
+    )
+    assert one["scores"] == two["scores"] and one["kept"] == two["kept"]
+
+
+def test_two_processes_equal_one(composed, teacher):
+    exact = ("model.dropout=0", "model.attention_dropout=0", "steps=6", "accumulate=2", "eval_every=6")
+    common = ["method=distill_prune", *QUIET, "method.score=movement", *exact, f"distill.teacher={teacher}"]
+    one, two = composed(*common, "name=one"), composed(*common, "hardware=cpus", "name=two")
+    run(one), run(two)
+    for name, weight in weights_of(one).items():
+        torch.testing.assert_close(weights_of(two)[name], weight, rtol=1e-4, atol=1e-4, msg=name)
+    counts = [{name: int(mask.sum()) for name, mask in masks_of(cfg).items()} for cfg in (one, two)]
+    assert counts[0] == counts[1]
+    same = [(mask == masks_of(two)[name]).float().mean() for name, mask in masks_of(one).items()]
+    assert min(same) > 0.999  # sums in another order may exchange a weight at the boundary
+
+
+def test_sparsebert_keeps_the_last_model_and_reloads_with_its_head(composed, teacher):
+    cfg = composed("method=sparsebert", *QUIET, f"distill.teacher={teacher}", "eval_every=4", "steps=16")
+    found = run(cfg)
+    weights, masks = weights_of(cfg), masks_of(cfg)
+    assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())
+    assert found["kept"]["achieved"] == pytest.approx(
+        0.2, abs=1e-3
+    )  # its last change comes before its last step
+    assert found["cost"]["best_step"] == 16
+    assert found["config"]["distill"]["name"] == "sparsebert"
+    folder = identity.cell(cfg).folder
+    assert json.loads((folder / "model" / "config.json").read_text())["model_type"] == "relu_head_bert"
+    again = run(composed("epochs=0", "model=from_run", f"model.run={folder}", "probe_steps=0"))
+    assert again["scores"]["val/loss"] == pytest.approx(found["scores"]["val/loss"])
+
+
+def test_magnitude_without_a_teacher_is_an_arm_of_the_same_sweep(composed, teacher):
+    more = (*QUIET, "steps=6")
+    one = composed("method=gradual_magnitude", f"distill.teacher={teacher}", *more)
+    two = composed("method=gradual_magnitude", *more)
+    assert identity.cell(one).identity == identity.cell(two).identity
+    own, same = run(one), composed("method=distill_prune", *more)
+    assert "teacher" not in own
+    run(same)
+    assert all(torch.equal(weight, weights_of(same)[name]) for name, weight in weights_of(one).items())
+
+
+def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
+    first = composed("method=distill_prune", *QUIET, "epochs=0")  # once, by magnitude
+    run(first)
+    check_zeros(first, 0.2)
+    folder = identity.cell(first).folder
+    chain = ("method=distill_prune", "probe_steps=0", "steps=4", "model=from_run", f"model.run={folder}")
+    with pytest.raises(UserError, match=r"has only 0\.2000 of these weights left"):
+        run(composed(*chain, "keep_frac=0.5"))
+    second = composed(*chain, "keep_frac=0.1", "export=sparse")
+    found = run(second)
+    check_zeros(second, 0.1)
+    assert not any((masks_of(second)[name] & ~mask).any() for name, mask in masks_of(first).items())
+    export = identity.cell(second).folder / found["export"]["path"]
+    state, weights = load_state(export), weights_of(second)
+    assert all(
+        torch.equal(state[name].view(torch.int32), weights[name].view(torch.int32)) for name in weights
+    )
+    assert found["export"]["bytes"] < found["size"]["bytes_on_disk"]
+    net = load_packed(export)
+    assert all(torch.equal(weight, net.state_dict()[name]) for name, weight in weights.items())
+    check_ruler(identity.cell(second).folder, found, capsys)
+    with caplog.at_level(logging.INFO):
+        scored = run(
+            composed(
+                "epochs=0",
+                "probe_steps=0",
+                "model=from_run",
+                f"model.run={folder}",
+                "task.metrics=[accuracy,f1,acc_and_f1]",
+            )
+        )
+    line = next(record.message for record in caplog.records if "eval_loss" in record.message)
+    for name, key in (("acc", "accuracy"), ("f1", "f1"), ("acc_and_f1", "acc_and_f1"), ("eval_loss", "loss")):
+        assert f"{name} = {scored['scores'][f'test/{key}']:.4f}" in line.partition("test:")[2]
+
+
+def check_ruler(folder, found, capsys) -> None:
+    """`python -m src.measure FOLDER` counts zeros by itself, in any folder."""
+    assert measure([str(folder / "model"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["sparsity"]
+    assert told["matrices"] == 12 and told["matrix_nonzeros"] == 12 * num_kept(0.1, 128 * 128) - 4 * num_kept(
+        0.1, 128 * 128
+    ) + 4 * num_kept(0.1, 128 * 512)
+    assert told["compression_matrices"] == pytest.approx(found["kept"]["compression_encoder"])
+    assert told["bytes_packed"] < told["bytes_dense"] and told["macs_nonzero"] < found["size"]["macs"]
+    assert all(row["keep_frac"] == pytest.approx(0.1, abs=1e-4) for row in told["rows"])
+    assert measure([str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "compression_matrices" in shown and "compression_model" in shown and "0.1000" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("method=distill_prune", "method.structure=2:4", "keep_frac=0.05"), "structure=2:4 keeps 0.5"),
+        (("method=distill_prune", "method.structure=3:4"), "element, 2:4, 4:8, block"),
+        (("method=distill_prune", "method.structure=block", "method.block=48"), "cannot be divided"),
+        (("method=distill_prune", "method.scope=layer"), "uniform, global"),
+        (("method=distill_prune", "method.score=size"), "magnitude, movement, fisher"),
+        (("method=distill_prune", "method.warm_up=0.8"), "warm_up=0.8, cool_down=0.3"),
+        (("method=distill_prune", "method.score=fisher", "epochs=0"), "it needs gradients"),
+        (("method=distill_prune", "method.regrow=1"), "regrow=1"),
+        (("method=sparsebert", "method.head=gelu"), "relu or own"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
+    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=said):
+        run(composed(*overrides))

@@ -1,0 +1,290 @@
+"""The adapter methods from the command line's settings to the delivered model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from src import identity
+from src.errors import UserError
+from src.lowrank.adapter_surgery import adapted
+from src.models.load import reload
+from src.prune.masks import FILE
+from src.run import run
+from tests.integration.test_resume import Killed, kill_at
+
+MERGES = ("masked", "dense", "keep", "sparse_by_construction")
+SMALL = ("method.rank=4", "method.alpha=8")
+SPARSE = (*SMALL, "method=lora_sparse", "method.sparse=16", "keep_frac=0.5", "probe_steps=0")
+
+
+def outcome(cfg) -> tuple[dict, dict]:
+    folder = identity.cell(cfg).folder
+    return load_file(folder / "model" / "model.safetensors"), json.loads(
+        (folder / "results.json").read_text()
+    )
+
+
+def test_lora_delivers_a_plain_model_of_the_scores_it_had(composed):
+    cfg = composed("method=lora", *SMALL)
+    found = run(cfg)
+    kept, folder = found["kept"], identity.cell(cfg).folder / "model"
+    assert kept["unmerged_test_accuracy"] == found["scores"]["test/accuracy"]
+    # 2 layers, query and value of 128 x 128, rank 4; a classifier of 2 x 128 + 2
+    assert kept["trained_params"] == 2 * 2 * 2 * 4 * 128 + 258
+    assert kept["gradient_bytes"] == 4 * kept["trained_params"]
+    assert kept["optimizer_bytes"] == pytest.approx(
+        8 * kept["trained_params"], rel=0.01
+    )  # and a step counter each
+    net, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not info["unexpected_keys"] and not adapted(net)
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_every_merge(composed, merge):
+    cfg = composed(*SPARSE, f"method.merge={merge}", "steps=12")
+    found = run(cfg)
+    folder, kept = identity.cell(cfg).folder / "model", found["kept"]
+    weights, masks = load_file(folder / "model.safetensors"), load_file(folder / FILE)
+    assert all(torch.all(weights[name][~mask] == 0) for name, mask in masks.items())
+    updated = 2 / 12  # query and value, of six linears of which two are four times as large
+    assert kept["achieved"] == pytest.approx(0.5 + (0.5 * updated if merge == "dense" else 0), abs=1e-6)
+    assert len(masks) == (8 if merge == "dense" else 12)
+    net = reload(folder, "sequence_classification", "sdpa")
+    assert bool(adapted(net)) == (merge == "keep")
+    if merge in ("dense", "sparse_by_construction"):
+        assert kept["unmerged_test_accuracy"] == found["scores"]["test/accuracy"]
+
+
+def test_a_kept_model_goes_on_and_is_merged_later(composed):
+    first = composed(*SPARSE, "keep_frac=1", "method.merge=keep", "steps=8", "name=first")
+    before = run(first)
+    from_run = ("model=from_run", f"model.run={identity.cell(first).folder}")
+    merged = run(composed("method=lora", *SMALL, *from_run, "epochs=0", "name=merged"))
+    assert merged["scores"] == before["scores"]
+    assert merged["size"]["params"] == before["size"]["params"] - 4 * (2 * 4 * 128 + 16)
+    pruned = composed(*SPARSE, *from_run, "method.settled_at=0", "steps=4", "name=pruned")
+    assert run(pruned)["kept"]["achieved"] == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(UserError, match="rank 4 on 4 linears"):
+        run(composed("method=lora", *from_run, "epochs=0", "name=other"))
+
+
+@pytest.mark.parametrize("method", ["lora_sparse", "nosp"])
+def test_zeros_stay_in_a_repair_by_any_method(composed, method):
+    first = composed(*SPARSE, "steps=6", "name=first")
+    run(first)
+    chain = (
+        f"method={method}",
+        "model=from_run",
+        f"model.run={identity.cell(first).folder}",
+        "steps=3",
+        "probe_steps=0",
+    )
+    again = composed(*chain, *(SMALL if method != "nosp" else ()), "keep_frac=0.5", "name=again")
+    run(again)
+    folder = identity.cell(again).folder / "model"
+    weights, masks = load_file(folder / "model.safetensors"), load_file(folder / FILE)
+    assert sum(int(m.sum()) for m in masks.values()) * 2 == sum(m.numel() for m in masks.values())
+    assert all(torch.all(weights[name][~mask] == 0) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_sparse"])
+def test_a_model_cut_by_l0_is_tuned(composed, method):
+    fast = ("method.gate_lr=2.0", "method.multiplier_lr=2.0", "probe_steps=0", "name=cut")
+    cut = composed("method=l0", "keep_frac=0.5", "method.align.neurons=1", *fast)
+    run(cut)
+    cfg = composed(
+        f"method={method}", *SMALL, "model=from_run", f"model.run={identity.cell(cut).folder}", "steps=6",
+        "method.targets=[query,value,ffn_in,ffn_out]", "keep_frac=0.6",
+    )  # fmt: skip
+    found = run(cfg)
+    net = AutoModelForSequenceClassification.from_pretrained(identity.cell(cfg).folder / "model")
+    assert net.config.model_type == "pruned_bert"
+    assert found["kept"]["achieved"] == pytest.approx(0.6 if method == "lora_sparse" else 1.0, abs=1e-5)
+
+
+def test_peft_lora_trains_as_many_and_delivers_a_plain_model(composed):
+    pytest.importorskip("peft")
+    ours = run(composed("method=lora", *SMALL, "steps=3", "name=ours", "probe_steps=0"))
+    cfg = composed("method=peft_lora", *SMALL, "name=theirs")
+    theirs = run(cfg)
+    assert theirs["kept"]["trained_params"] == ours["kept"]["trained_params"]
+    assert theirs["size"] == ours["size"]
+    assert theirs["kept"]["unmerged_test_accuracy"] == theirs["scores"]["test/accuracy"]
+    _, info = AutoModelForSequenceClassification.from_pretrained(
+        identity.cell(cfg).folder / "model", output_loading_info=True
+    )
+    assert not info["unexpected_keys"] and not info["missing_keys"]
+
+
+def test_updates_go_out_to_peft_and_come_in_again(composed):
+    first = composed(
+        "method=lora", *SMALL, "method.merge=keep", "export=peft", "steps=4", "probe_steps=0", "name=first"
+    )
+    found = run(first)
+    folder = identity.cell(first).folder
+    assert found["export"]["path"] == "export/peft"
+    again = composed(
+        "method=lora",
+        *SMALL,
+        "model=from_run",
+        f"model.run={folder}",
+        "epochs=0",
+        "name=again",
+        "method.merge=keep",
+    )
+    assert run(again)["scores"] == found["scores"]
+    started = composed(
+        "method=lora", *SMALL, f"method.adapter={folder}/export/peft", "steps=1", "name=started"
+    )
+    assert run(started)["status"] == "done"
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert any(name.endswith(".updates.query.u") and tensor.any() for name, tensor in weights.items())
+    with pytest.raises(UserError, match=r"export=peft needs method\.merge=keep"):
+        run(composed("method=lora", *SMALL, "export=peft"))
+
+
+def test_every_selector_from_the_command_line(composed):
+    chosen = {}
+    for selector in ("gradient", "svd_residual", "magnitude"):
+        cfg = composed(*SPARSE, "keep_frac=1", f"method.selector={selector}", "method.merge=keep", "steps=1")
+        run(cfg)
+        chosen[selector] = outcome(cfg)[0][
+            "bert.encoder.layer.0.attention.self.query.updates.query.positions"
+        ]
+    assert all(len(positions) == 16 for positions in chosen.values())
+    assert not torch.equal(chosen["gradient"], chosen["magnitude"])
+
+
+@pytest.mark.parametrize("method", ["lora_sparse", "dsee_structured"])
+def test_a_decoder_with_fused_linears(composed, method):
+    sparse = SPARSE if method == "lora_sparse" else DSEE
+    cfg = composed(
+        *sparse,
+        "model=gpt2_tiny",
+        "steps=5",
+        "method.coefficient_lr=0.1" if method != "lora_sparse" else "lr=1e-3",
+    )
+    found = run(cfg)
+    assert found["kept"]["achieved"] == pytest.approx(0.5, abs=1e-5)
+    assert found["kept"]["trained_params"] > 0
+
+
+DSEE = ("method=dsee_structured", *SMALL, "method.sparse=16", "keep_frac=0.5", "probe_steps=0")
+ALL = "method.targets=[query,key,value,attention_output,ffn_in,ffn_out]"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method.score=l1", "method.scope=global", "method.coefficient_lr=0.1"),
+        ("method.score=l1", ALL, "method.merge=keep", "method.coefficient_lr=0.1"),
+        ("method.score=delta", ALL, "method.neurons_keep_frac=0.6"),
+        ("method.score=w_delta", "method.settled_at=0", "method.merge=dense"),
+    ],
+)
+def test_heads_and_neurons_are_cut_in_exact_numbers(composed, overrides):
+    cfg = composed(*DSEE, *overrides, "steps=10")
+    found = run(cfg)
+    kept = found["kept"]
+    neurons = 307 if "method.neurons_keep_frac=0.6" in overrides else 256
+    assert (sum(kept["layer_heads"]), sum(kept["layer_ffn"])) == (2, 2 * neurons)
+    assert kept["asked"] == pytest.approx(kept["achieved"])
+    net = reload(identity.cell(cfg).folder / "model", "sequence_classification", "sdpa")
+    assert net.config.layer_heads == kept["layer_heads"] and bool(adapted(net)) == (kept["merge"] == "keep")
+    if kept["merge"] != "keep":
+        assert kept["unmerged_test_accuracy"] == found["scores"]["test/accuracy"]
+
+
+RESUMED = {
+    "lora": ("method=lora", *SMALL),
+    "one_shot": (*SPARSE, "method.settled_at=0.6"),
+    "cubic": (
+        *SPARSE,
+        "method.schedule=cubic",
+        "method.merge=sparse_by_construction",
+        "method.settled_at=0.8",
+    ),
+    "structured": (*DSEE, "method.settled_at=0.5", "method.coefficient_lr=0.1"),
+}
+
+
+@pytest.mark.parametrize("step", [8, 20])
+@pytest.mark.parametrize("arm", RESUMED)
+def test_killed_run_continues_bitwise(composed, monkeypatch, arm, step):
+    """Killed before S1 or the units are chosen (or while S1's share falls), and after that."""
+    overrides = [*RESUMED[arm], "checkpoint_every=3", "model.dropout=0.1", "eval_every=7", "probe_steps=0"]
+    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    (weights, results), (again, results_again) = outcome(whole), outcome(broken)
+    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+    assert results["scores"] == results_again["scores"] and results["kept"] == results_again["kept"]
+
+
+TWO = {
+    "lora": RESUMED["lora"],
+    "cubic": RESUMED["cubic"],
+    "w_delta": (*DSEE, "method.score=w_delta", "method.settled_at=0.5"),
+}
+
+
+@pytest.mark.parametrize("arm", TWO)
+def test_two_processes_equal_one(composed, arm):
+    common = ["model.dropout=0", "model.attention_dropout=0", "steps=8", "eval_every=4", "accumulate=2"]
+    one = composed(*TWO[arm], *common, "name=one", "probe_steps=0")
+    two = composed(*TWO[arm], *common, "hardware=cpus", "name=two", "probe_steps=0")
+    run(one)
+    run(two)
+    (weights, results), (weights_of_two, results_of_two) = outcome(one), outcome(two)
+    for name, weight in weights.items():
+        other = weights_of_two[name]
+        same = (weight == 0) == (other == 0)  # of weights that matter equally, rounding chooses
+        assert same.float().mean() > 0.999, name
+        torch.testing.assert_close(
+            other[same], weight[same], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    scores, scores_of_two = (found["scores"]["test/accuracy"] for found in (results, results_of_two))
+    assert scores_of_two == pytest.approx(scores, abs=1 / 32)
+    assert results_of_two["kept"]["unmerged_test_accuracy"] == pytest.approx(
+        results["kept"]["unmerged_test_accuracy"], abs=1 / 32
+    )
+
+
+def test_coefficients_on_two_processes(composed):
+    """Every process has a gradient for every parameter, also when the coefficients are not trained any more."""
+    found = run(composed(*RESUMED["structured"], "hardware=cpus", "steps=6", "name=two"))
+    assert found["status"] == "done" and sum(found["kept"]["layer_heads"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("method=lora", "method.rank=200"), "rank 200 for a 128 x 128 weight: it must be 1 to 128"),
+        (("method=lora", "method.targets=[qkv_proj]"), "qkv_proj: matches nothing"),
+        (("method=lora", "method.targets=[]"), "name roles"),
+        (("method=lora", "method.targets=[bert.embeddings.word_embeddings]"), "is a Embedding: only a linear"),
+        (("method=lora", "method.merge=often"), "masked, dense, keep, sparse_by_construction"),
+        (("method=lora", "method.merge=sparse_by_construction"), "no masks"),
+        (("method=lora", "method.adapter=nowhere"), "not a PEFT folder"),
+        (("method=lora_sparse", "method.sparse=20000"), "20000 sparse positions in a 128 x 128 weight"),
+        (("method=lora_sparse", "method.selector=luck"), "grebsmo"),
+        (("method=lora_sparse", "method.settled_at=0"), "updates are still zero"),
+        (("method=lora_sparse", "method.score=luck"), "w_delta"),
+        (("method=lora_sparse", "method.schedule=cubic", "method.ramp_from=0.5"), "falls from the one to the other"),
+        (("method=dsee_structured", "method.score=delta"), "no update changes the neurons"),
+        (("method=dsee_structured", "method.settled_at=0"), "above 0 with score=l1"),
+        (("method=dsee_structured", "keep_frac=1", "method.neurons_keep_frac=0.5"), "neurons_keep_frac"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
+    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match=said):
+        run(composed(*overrides))

@@ -1,0 +1,132 @@
+"""Vocabulary pruning from the command line's settings to the delivered folder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from src import identity
+from src.errors import UserError
+from src.run import run
+from tests.integration.test_resume import Killed, kill_at
+
+WORDS = "bert.embeddings.word_embeddings.weight"
+
+
+def model_of(cfg):
+    return identity.cell(cfg).folder / "model"
+
+
+def test_the_delivered_folder_has_the_pruned_tokenizer_and_scores_as_before(composed):
+    tuned = composed("method=nosp", "name=tuned", "epochs=1")
+    whole = run(tuned)
+    cfg = composed("method=vocab", "epochs=0", "model=from_run", f"model.run={identity.cell(tuned).folder}")
+    found = run(cfg)
+    tokenizer = AutoTokenizer.from_pretrained(model_of(cfg))
+    net = AutoModelForSequenceClassification.from_pretrained(model_of(cfg))
+    rows = len(net.get_input_embeddings().weight)
+    assert len(tokenizer) == rows == net.config.vocab_size == found["kept"]["tokens"] < 200
+    assert found["kept"]["asked"] <= found["kept"]["achieved"] == rows / 30522
+    assert found["kept"]["embedding_params_before"] == 30522 * 128
+    assert found["size"]["params_dense"] - found["size"]["params"] == (30522 - rows) * 128
+    assert found["scores"] == whole["scores"]  # all words of validation and test stand in train
+    classify = pipeline("text-classification", model=str(model_of(cfg)))
+    assert classify("the film was lovely")[0]["label"] in ("good", "bad")
+
+
+def test_on_training_texts_the_logits_are_those_of_the_whole_model(composed, csv_folder):
+    tuned = composed("method=nosp", "name=tuned", "steps=2")
+    run(tuned)
+    cfg = composed("method=vocab", "epochs=0", "model=from_run", f"model.run={identity.cell(tuned).folder}")
+    run(cfg)
+    texts = [line.split(",")[0] for line in (csv_folder / "train.csv").read_text().splitlines()[1:]]
+    logits = []
+    for folder in (model_of(tuned), model_of(cfg)):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        net = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.no_grad():
+            logits.append(net(**tokenizer(texts, padding=True, return_tensors="pt")).logits)
+    assert torch.equal(*logits)
+
+
+def test_it_trains_measures_and_goes_on_by_other_methods(composed):
+    first = composed(
+        "method=vocab", "name=first", "epochs=1", "method.min_count=3", "method.characters=false"
+    )
+    found = run(first)
+    assert (
+        found["cost"]["saved_bytes"] > 0
+        and "kept/tokens" in (identity.cell(first).folder / "metrics.csv").read_text()
+    )
+    then = composed(
+        "method=magnitude", "keep_frac=0.5", "name=then", "epochs=1", "model=from_run",
+        f"model.run={identity.cell(first).folder}",
+    )  # fmt: skip
+    cut = run(then)
+    assert (
+        cut["size"]["params_dense"]
+        == found["size"]["params_dense"]
+        > found["size"]["params"]
+        > cut["size"]["params"]
+    )
+    again = composed(
+        "method=vocab", "epochs=0", "name=again", "model=from_run", f"model.run={identity.cell(then).folder}"
+    )
+    last = run(again)
+    assert (
+        last["kept"]["of"] == "30522 tokens" and last["size"]["params_dense"] == found["size"]["params_dense"]
+    )
+    assert (
+        AutoTokenizer.from_pretrained(model_of(again)).get_vocab()
+        == AutoTokenizer.from_pretrained(model_of(then)).get_vocab()
+    )
+
+
+def test_killed_run_continues_bitwise(composed, monkeypatch):
+    overrides = [
+        "method=vocab",
+        "checkpoint_every=3",
+        "model.dropout=0.1",
+        "steps=10",
+        "eval_every=7",
+        "ema=0.9",
+    ]
+    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 8)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    weights, again = (load_file(model_of(cfg) / "model.safetensors") for cfg in (whole, broken))
+    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+    scores = [
+        json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_two_processes_equal_one(composed):
+    exact = ["method=vocab", "model.dropout=0", "model.attention_dropout=0", "steps=4", "probe_steps=0"]
+    one, two = composed(*exact, "name=one"), composed(*exact, "hardware=cpus", "name=two")
+    assert run(one)["kept"] == run(two)["kept"]
+    weights, own = (load_file(model_of(cfg) / "model.safetensors") for cfg in (one, two))
+    assert len(weights[WORDS]) < 200
+    for name, weight in weights.items():
+        torch.testing.assert_close(own[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method.min_count=0", "min_count=0: must be a whole number"),
+        ("method.characters=7", "characters=7: must be true or false"),
+        ("method.keep_frac=0.5", "method.keep_frac=0.5: must be 1"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(composed, override, said):
+    with pytest.raises(UserError, match=said):
+        identity.check(identity.plain(composed("method=vocab", override)))

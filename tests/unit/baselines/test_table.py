@@ -1,0 +1,58 @@
+import dataclasses
+
+import pytest
+
+from src.baselines import table
+from src.baselines.table import lines
+from src.errors import UserError
+from src.report.cells import Cell
+
+EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
+
+
+def cell(method, seed=0, test=0.9, **changes) -> Cell:
+    facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10}
+    scores = {"map": test - 0.1, "scaled_one_minus_mlogloss": test + 0.01}
+    return Cell(
+        **EMPTY
+        | facts
+        | {"method": method, "seed": seed, "test_score": test, "test_scores": scores}
+        | changes
+    )
+
+
+def rows(cells):
+    head, _, *body = [[part.strip() for part in line.strip("|").split("|")] for line in lines(cells)[2:]]
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
+def test_seeds_are_one_line_and_the_best_stands_first():
+    cells = [
+        cell("nosp", 0, 0.90, params=2_000_000),
+        cell("nosp", 1, 0.94, params=2_000_000),
+        cell("taylor", test=0.93),
+    ]
+    first, second = rows(cells)
+    assert (first["method"], first["test"], first["n"], first["sd of test"]) == ("taylor", "0.9300", "1", "-")
+    assert (second["test"], second["n"], second["sd of test"]) == ("0.9200", "2", "0.0283")
+    assert (second["mAP"], second["of it scaled"], second["M parameters"]) == ("0.8200", "0.9300", "2.00")
+    assert first["M parameters"] == "-" and "ECE" not in first and "ms at batch 1" not in first
+
+
+def test_sizes_and_lengths_of_training_are_lines_of_their_own():
+    cells = [
+        cell("taylor", keep_asked=0.4),
+        cell("taylor", keep_asked=0.2),
+        cell("taylor", keep_asked=0.2, steps=5),
+    ]
+    assert len(rows(cells)) == 3
+
+
+def test_cells_of_two_tasks_are_refused():
+    with pytest.raises(UserError, match="gaiic by one_minus_mlogloss, mrpc by"):
+        lines([cell("nosp"), cell("nosp", task="mrpc")])
+
+
+def test_a_folder_without_runs_is_said(tmp_path, capsys):
+    assert table.main([str(tmp_path)]) == 1
+    assert "results.json" in capsys.readouterr().err

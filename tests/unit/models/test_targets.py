@@ -1,0 +1,75 @@
+"""Roles and patterns as linears, in every family."""
+
+import pytest
+import torch
+
+from src.errors import UserError
+from src.lowrank.adapter_surgery import adapted, attach
+from src.lowrank.factorize import factorize_
+from src.models.targets import linears_of, targets_of
+from tests.unit.lowrank.test_adapter_units import NETS, gpt2, llama
+from tests.unit.models.tiny import inputs, tiny
+
+
+def test_roles_are_one_linear_in_each_layer():
+    net = tiny()
+    assert [t.path for t in targets_of(net, ["query", "ffn_out"])] == [
+        f"bert.encoder.layer.{i}.{name}"
+        for i in range(3)
+        for name in ("attention.self.query", "output.dense")
+    ]
+
+
+def test_gpt2s_query_and_value_are_slices():
+    slices = {(t.path, t.role, t.start, t.size) for t in targets_of(gpt2(), ["query", "value"])}
+    path = "transformer.h.0.attn.c_attn"
+    assert {(path, "query", 0, 32), (path, "value", 64, 32)} < slices and len(slices) == 6
+
+
+def test_llama_has_a_gate_and_bert_has_not():
+    paths = [
+        t.path.rpartition(".")[2]
+        for t in targets_of(llama(), ["query", "key", "ffn_gate", "ffn_in", "ffn_out"])
+    ]
+    assert paths[:5] == ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"]
+    with pytest.raises(UserError, match="ffn_gate: this BertForSequenceClassification has no such part"):
+        targets_of(tiny(), ["query", "ffn_gate"])
+
+
+def test_patterns_are_whole_paths():
+    assert [t.path for t in targets_of(tiny(), [r"bert\.pooler\.dense"])] == ["bert.pooler.dense"]
+    for pattern in ("pooler", "dense$", "["):
+        with pytest.raises(UserError, match=r"matches nothing|no regular expression"):
+            targets_of(tiny(), [pattern])
+
+
+def test_two_factors_are_two_targets_before_and_after_they_have_updates():
+    net = tiny()
+    path = "bert.encoder.layer.1.attention.self.query"
+    factorize_(net, [path], 5)
+    targets = [t for t in targets_of(net, ["query"]) if path in t.path]
+    assert [t.path for t in targets] == [f"{path}.p", f"{path}.q"]
+    attach(net, targets, 2, 1.0)
+    assert [t for t in targets_of(net, ["query"]) if path in t.path] == targets
+    assert {f"{path}.p", f"{path}.q"} < set(linears_of(net, pooler=False)) and len(
+        linears_of(net, False)
+    ) == 19
+
+
+def test_s1_leaves_pooler_and_classifier_alone_unless_asked():
+    assert len(linears_of(tiny(), pooler=False)) == 18
+    assert linears_of(tiny(), pooler=True)[-1] == "bert.pooler.dense"
+    with pytest.raises(UserError, match="has no pooler"):
+        linears_of(gpt2(), pooler=True)
+
+
+@pytest.mark.parametrize("family", NETS)
+def test_every_family_runs_with_its_updates(family):
+    net = NETS[family]()
+    before = net(**inputs()).logits
+    attach(net, targets_of(net, ["query", "value"]), 4, 2.0)
+    torch.testing.assert_close(net(**inputs()).logits, before)
+    with torch.no_grad():
+        for own in adapted(net).values():
+            own.parts()[0].u.normal_()
+    assert (net(**inputs()).logits - before).abs().max() > 1e-3

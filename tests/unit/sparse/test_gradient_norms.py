@@ -1,0 +1,132 @@
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from src.sparse.convert import sparsify
+from src.sparse.gradient_norms import GradientNorms
+from src.sparse.selectors import Selector
+
+WTA = Selector(0.3, unit="token", rule="sampled", scale="inverse")
+
+
+def network(keep_frac=0.3):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    net = BertForSequenceClassification(config).train()
+    handle = sparsify(net, ("linear",), Selector(keep_frac, unit="token", rule="sampled", scale="inverse"), 0)
+    return net, handle, GradientNorms(net, handle)
+
+
+def batch(seed=0, rows=3, length=7):
+    ids = torch.randint(5, 30, (rows, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(rows) % 2}
+
+
+def step(net, data):
+    net(**data).loss.backward()
+
+
+def test_norms_are_those_of_the_gradients():
+    net, _, norms = network()
+    seen, data = [], batch()
+    output = net.bert.encoder.layer[0].intermediate.dense
+    output.register_forward_hook(lambda module, args, y: y.register_hook(seen.append) and None)
+    step(net, data)
+    norms.settle()
+    site = norms.places[output.site.number]
+    for row, table in enumerate(norms.table.values()):
+        real = int(data["attention_mask"][row].sum())
+        assert table.shape == (len(norms.places), real)
+        torch.testing.assert_close(
+            table[site].float(), seen[0][row, :real].norm(dim=-1), rtol=1e-2, atol=1e-7
+        )
+
+
+def test_the_first_pass_goes_by_the_input_alone_and_the_second_by_both():
+    net, handle, norms = network()
+    step(net, batch())
+    assert all(site.factors is None for site in norms.sites.values())
+    step(net, batch())
+    for number, site in norms.sites.items():
+        wanted = torch.zeros(3, 7)
+        for row, table in enumerate(norms.table.values()):
+            wanted[row, : table.shape[1]] = table[norms.places[number]].float()
+        got = site.factors.view(3, 7)
+        assert torch.equal(got[0], wanted[0]) and torch.equal(got[1, :4], wanted[1, :4])
+    assert handle.kept()["achieved"] < 0.4
+
+
+def test_a_new_sentence_gets_the_mean_of_the_known():
+    net, _, norms = network()
+    step(net, batch())
+    mixed = {key: torch.cat([batch()[key][:1], batch(seed=9)[key][:1]]) for key in batch()}
+    step(net, mixed)
+    for site in norms.sites.values():
+        known, new = site.factors.view(2, 7)
+        torch.testing.assert_close(new, known.mean().expand(7))
+
+
+def test_padding_does_not_make_another_sentence():
+    net, _, norms = network()
+    step(net, batch())
+    longer = {
+        "input_ids": torch.nn.functional.pad(batch()["input_ids"], (0, 3)),
+        "attention_mask": torch.nn.functional.pad(batch()["attention_mask"], (0, 3)),
+        "labels": batch()["labels"],
+    }
+    step(net, longer)
+    norms.settle()
+    assert len(norms.table) == 3
+
+
+def test_evaluation_and_a_forward_without_backward_leave_no_trace():
+    net, _, norms = network()
+    net(**batch())
+    net.eval()
+    net(**batch(seed=1))
+    net.train()
+    net(**batch(seed=2))
+    norms.settle()
+    assert norms.table == {}
+
+
+def test_the_table_survives_a_checkpoint(tmp_path):
+    net, handle, norms = network()
+    step(net, batch())
+    torch.save({"norms": norms.state(), "rng": handle.rng_state()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    twin, twin_handle, twin_norms = network()
+    twin_norms.set_state(state["norms"])
+    twin_handle.set_rng_state(state["rng"])
+    for one in (net, twin):
+        one.zero_grad()
+        step(one, batch())
+    weights = zip(net.parameters(), twin.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in weights)
+    norms.remove()
+    norms.table = {}
+    step(net, batch())
+    assert norms.table == {}
+
+
+def test_it_is_unbiased_with_norms_too():
+    net, _, _norms = network()
+    data = batch()
+    weight = net.bert.encoder.layer[0].output.dense.weight
+    whole, _, _ = network(1.0)
+    step(whole, data)
+    want = whole.bert.encoder.layer[0].output.dense.weight.grad
+    step(net, data)
+    draws = []
+    for _ in range(300):
+        net.zero_grad()
+        step(net, data)
+        draws.append(weight.grad.clone())
+    estimates = torch.stack(draws)
+    standard_error = (estimates.var(0).sum() / len(draws)).sqrt()
+    assert (estimates.mean(0) - want).norm() < 3 * standard_error
+    assert standard_error < 0.2 * want.norm()
