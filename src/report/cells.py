@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ _TOP_LEFT_OUT = {
     "probe_steps",
 }
 _LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
+_FORMER_RUNS = ("model.run", "method.distill.teacher")
+_SEED_AND_IDENTITY = re.compile(r"_s\d+(?=_)|-[0-9a-f]{8}(?=/|$)")
 _MARKS_OF_A_CELL = ("run.log", "config.yaml", "progress.json", ".hydra", ".lock")
 
 
@@ -196,14 +199,26 @@ def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict
     for key, value in _flatten(top):
         leaf = key.rpartition(".")[2]
         copied = leaf in copies and value == copies[leaf]  # task.seed: ${seed}
-        if not (copied or key in _LEFT_OUT or leaf in ("_target_", "num_workers")):
+        if not (copied or leaf in ("_target_", "num_workers")):
             flat[key] = _safe(value) if isinstance(value, str) else value
-    return {**flat, "precision": precision}
+    return without_left_out({**flat, "precision": precision})
 
 
 def without_left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as older records have them, less what `settings_of` leaves out today."""
-    return {key: value for key, value in settings.items() if key not in _TOP_LEFT_OUT | _LEFT_OUT}
+    """Flat settings, also as older records have them, less what tells no two arms apart.
+
+    That is what is off (null, false, a group's name none), so that cells from before an option pool with later ones;
+    and of a former run, from which a model comes, its seed.
+    """
+    return {
+        key: _SEED_AND_IDENTITY.sub("", value) if key in _FORMER_RUNS and isinstance(value, str) else value
+        for key, value in settings.items()
+        if key not in _TOP_LEFT_OUT | _LEFT_OUT and not _is_off(key, value)
+    }
+
+
+def _is_off(key: str, value: object) -> bool:
+    return value is None or value is False or (value == "none" and key.endswith(".name"))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

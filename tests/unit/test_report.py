@@ -180,6 +180,31 @@ class TestArms:
         (arm,) = arms_of(tmp_path, cell(seed=0), cell(seed=1, **other))
         assert arm.test.n == 2
 
+    def test_an_option_that_is_off_splits_no_arm_from_cells_before_it(self, tmp_path):
+        later = cell(seed=1)
+        later["config"] |= {
+            "ema": None,
+            "augment": {"name": "none"},
+            "distill": {"name": "x", "teacher": None},
+        }
+        later["config"]["method"]["floor"] = False
+        (arm,) = arms_of(tmp_path, cell(), later)
+        assert arm.test.n == 2
+        later["config"]["ema"] = 0.99
+        assert len(arms_of(tmp_path, cell(), later)) == 2
+
+    def test_seeds_that_go_on_from_runs_of_their_own_seed_are_one_arm(self, tmp_path):
+        runs = [f"multirun/a/nosp_k1_lr0.0003_s{seed}_gaiic_m-{seed}0abcdef" for seed in (0, 1)]
+        own = [
+            cell(seed=seed, **{"config.model": {"name": "m", "run": run}}) for seed, run in enumerate(runs)
+        ]
+        (arm,) = arms_of(tmp_path, *own)
+        assert arm.test.n == 2
+        other = cell(
+            seed=2, **{"config.model": {"name": "m", "run": "multirun/a/l0_k0.4_s2_gaiic_m-20abcdef"}}
+        )
+        assert len(arms_of(tmp_path, *own, other)) == 2
+
     def test_a_score_that_is_not_a_number_is_left_out(self, tmp_path):
         (arm,) = arms_of(tmp_path, cell(seed=0, test=0.5), cell(seed=1, test=float("nan")))
         assert (arm.test.n, arm.test.mean) == (1, 0.5)
