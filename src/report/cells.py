@@ -29,6 +29,8 @@ _TOP_LEFT_OUT = {
     "probe_steps",
 }
 _LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
+# Beside the method's settings, what tells the arms of one table apart; all else makes another table.
+_OWN = ("distill", "augment", "fgm", "ema", "r_drop", "layer_decay")
 _FORMER_RUNS = ("model.run", "method.distill.teacher")
 _SEED_AND_IDENTITY = re.compile(r"_s\d+(?=_)|-[0-9a-f]{8}(?=/|$)")
 _MARKS_OF_A_CELL = ("run.log", "config.yaml", "progress.json", ".hydra", ".lock")
@@ -192,8 +194,8 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
 def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict[str, Any]:
     """The flat configuration less seed, lr, keep_frac, names, hardware, logger, outputs; plus precision."""
     top = {key: value for key, value in config.items() if key not in _TOP_LEFT_OUT}
-    if (distill := top.pop("distill", None)) and distill["name"] != "none" and distill.get("teacher"):
-        top["method"] = {**_dict(top, "method"), "distill": distill}  # what an arm learns from is its own
+    own = {key: value for key in _OWN if (value := top.pop(key, None)) is not None and not _is_idle(value)}
+    top["method"] = _dict(top, "method") | own
     copies = {"seed": config.get("seed"), "lr": config.get("lr")}
     flat = {}
     for key, value in _flatten(top):
@@ -215,6 +217,13 @@ def without_left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if key not in _TOP_LEFT_OUT | _LEFT_OUT and not _is_off(key, value)
     }
+
+
+def _is_idle(value: object) -> bool:
+    """Whether a group does nothing: its name is none, or it waits for a teacher."""
+    return isinstance(value, Mapping) and (
+        value["name"] == "none" or ("teacher" in value and not value["teacher"])
+    )
 
 
 def _is_off(key: str, value: object) -> bool:

@@ -12,7 +12,7 @@ from src import results
 from src.errors import UserError
 from src.report import tables
 from src.report.__main__ import main
-from src.report.arms import summarise_cells
+from src.report.arms import group_of, summarise_cells
 from src.report.build import of_records, of_sweep
 from src.report.cells import read_sweep
 from src.report.figure import units_of
@@ -192,6 +192,20 @@ class TestArms:
         assert arm.test.n == 2
         later["config"]["ema"] = 0.99
         assert len(arms_of(tmp_path, cell(), later)) == 2
+
+    def test_loop_options_and_teachers_are_arms_of_one_table(self, tmp_path):
+        options = (
+            {"ema": 0.99},
+            {"augment": {"name": "x", "times": 2}},
+            {"distill": {"name": "x", "teacher": "t"}},
+        )
+        contents = [cell() for _ in options]
+        for content, option in zip(contents, options, strict=True):
+            content["identity"] = str(option)
+            content["config"] |= option
+        arms = arms_of(tmp_path, cell(), *contents)
+        assert len(arms) == 4 and len({group_of(arm) for arm in arms}) == 1
+        assert {arm.variant for arm in arms} >= {"ema=0.99"}
 
     def test_seeds_that_go_on_from_runs_of_their_own_seed_are_one_arm(self, tmp_path):
         runs = [f"multirun/a/nosp_k1_lr0.0003_s{seed}_gaiic_m-{seed}0abcdef" for seed in (0, 1)]
