@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from src.adapting_account import scores_of, trained
 from src.errors import UserError
 from src.finetune import Batch, FineTune, warmup_then_linear
 from src.lowrank.adapter import scale_of
 from src.lowrank.adapter_files import read_peft, start_from
 from src.lowrank.adapter_select import check_selector, select_positions
-from src.lowrank.adapter_surgery import Target, adapted, attach, freeze_but, merge, part_of_weight, trainable
+from src.lowrank.adapter_surgery import Target, adapted, attach, freeze_but, merge, part_of_weight
 from src.models.anatomy import anatomy
 from src.models.targets import targets_of
 from src.prune.masks import Masks
@@ -213,48 +214,11 @@ class Adapting(FineTune):
         return {**super().kept(), **self.account, "merge": self.adaptation.merge}
 
 
-def trained(module: FineTune) -> dict[str, float]:
-    """Returns how much learns: parameters, their share, bytes of the gradients and of the optimizer's state."""
-    count, whole = trainable(module.net), sum(p.numel() for p in module.net.parameters())
-    found = {"trained_params": count, "trained_frac": count / whole}
-    optimizers = module._trainer.optimizers if module._trainer is not None else []
-    states = [
-        v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)
-    ]
-    if states:
-        found["gradient_bytes"] = sum(p.nbytes for p in module.parameters() if p.requires_grad)
-        found["optimizer_bytes"] = sum(value.nbytes for value in states)
-    return found
-
-
 def restarted(progress: float, parted: float, warmup: float) -> float:
     """Returns the factor of the rate: the loop's schedule up to progress `parted`, and once more from there."""
     if progress < parted:
         return warmup_then_linear(progress / parted, warmup)
     return warmup_then_linear((progress - parted) / (1 - parted), warmup)
-
-
-@torch.no_grad()
-def scores_of(module: FineTune) -> dict[str, float]:
-    """Returns the scores of the model as it stands, on validation and test, as the delivered one's are made.
-
-    Empty where the run has no training: there is no trainer then that knows the precision.
-    """
-    trainer = module._trainer
-    found: dict[str, float] = {}
-    if trainer is None or not module.loop.total_steps:
-        return {}
-    module.eval()
-    loaders = {"val": module.task.val_dataloader(), "test": module.task.test_dataloader()}
-    for split, loader in loaders.items():
-        module.on_validation_epoch_start()
-        for index, batch in enumerate(loader):
-            batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
-            with trainer.precision_plugin.val_step_context():
-                module.validation_step(batch, index)
-        found |= {f"{split}/{name}": float(value) for name, value in module.val_metrics.compute().items()}
-    module.on_validation_epoch_start()
-    return found
 
 
 def gradient_squares(

@@ -253,7 +253,9 @@ class Execution:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         folder = self.cell.folder / "model"
         if self.place.leads:
-            tokenizer = getattr(self.task, "tokenizer", None) or self.tokenizer  # a method may have changed it
+            tokenizer = (
+                getattr(self.task, "tokenizer", None) or self.tokenizer
+            )  # a method may have changed it
             save_model(self.module.net, tokenizer, folder, self.module.masks)
             delivery.write_account(self.module.net, self.cell.folder)
         ranks.wait_for_all()

@@ -244,7 +244,9 @@ class FineTune(pl.LightningModule):
         if self.averages is not None and self.trainer.state.fn == "fit":
             self.averages.put_on(self.net, self.masks)
 
-    def on_validation_end(self) -> None:  # after the callbacks': the best weights that they keep are the average
+    def on_validation_end(
+        self,
+    ) -> None:  # after the callbacks': the best weights that they keep are the average
         if self.averages is not None and self.trainer.state.fn == "fit":
             self.averages.take_off(self.net)
 

@@ -18,7 +18,10 @@ def trained_on(settings: dict, task) -> list[str]:
         Path(model["run"]) if model["run"] else Path(model["name"]).parent
     )  # model.name may be a run's model/
     teacher = _teacher(settings)
-    for who, tasks in ((f"the model of {run}", _tasks_of(run)), (f"the teacher {teacher}", _tasks_of(teacher))):
+    for who, tasks in (
+        (f"the model of {run}", _tasks_of(run)),
+        (f"the teacher {teacher}", _tasks_of(teacher)),
+    ):
         if shared := sorted(set(tasks) & set(getattr(task, "overlaps", ()))):
             raise UserError(f"task={task.name} shares rows with {shared[0]}, on which {who} was tuned")
     former = [*_tasks_of(run), *_tasks_of(teacher)]

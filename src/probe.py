@@ -89,7 +89,9 @@ class Probe:
         try:
             own, dense = self.steps()
             with self._equal_dropout():
-                return measure.fidelity(self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense)
+                return measure.fidelity(
+                    self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense
+                )
         finally:
             self.module.net.train(was_training)
             self.module.set_extra_state(state)  # the comparison must not move the run's own random choices

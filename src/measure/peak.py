@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,7 +33,8 @@ def peak_bytes(step: Callable[[], object], device: torch.device | None = None) -
             step()
         finally:
             profiler.stop()
-    found = profiler.profiler.kineto_results.events()
+    recorder: Any = profiler.profiler
+    found = recorder.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == _EVENT)
     now = highest = 0
     for _, change in changes:
@@ -43,7 +45,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device | None = None) -
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Within it nothing written to the standard error is seen: the profiler's library writes there what helps nobody."""
+    """Within it nothing written to the standard error is seen: the profiler's library writes there what helps none."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

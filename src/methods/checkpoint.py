@@ -10,6 +10,7 @@ non-reentrant implementation.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from src.errors import UserError
 from src.finetune import Batch, FineTune
@@ -27,12 +28,13 @@ class CheckpointEachLayer(FineTune):
     """
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        net = self.net
+        net: Any = self.net
         if not getattr(net, "supports_gradient_checkpointing", False):
             raise UserError(f"method checkpoint: a {type(net).__name__} cannot be checkpointed")
         if not net.is_activation_checkpointing:
             net.activation_checkpointing_enable({"use_reentrant": False})
 
     def finish(self, batches: Iterable[Batch]) -> None:
-        if self.net.is_activation_checkpointing:
-            self.net.activation_checkpointing_disable()
+        net: Any = self.net
+        if net.is_activation_checkpointing:
+            net.activation_checkpointing_disable()

@@ -25,7 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
-from src.adapting import Adaptation, Sparse, check_adaptation, restarted, trained
+from src.adapting import Adaptation, Sparse, check_adaptation, restarted
+from src.adapting_account import trained
 from src.errors import UserError
 from src.finetune import Batch
 from src.lowrank.adapter_surgery import adapted, detach, reattach

@@ -78,9 +78,9 @@ class LateRows(FineTune):
         if self.sparsified is None:
             self.sparsified = late.convert(self.net, *self.choices)
             if self.budget is not None:
-                self._spend(next(iter(batches)))
+                self._spend(self.sparsified, next(iter(batches)))
 
-    def _spend(self, batch: Batch) -> None:
+    def _spend(self, handle: late.Late, batch: Batch) -> None:
         device = next(self.net.parameters()).device
         some = {name: tensor[:ROWS_OF_A_TRIAL].to(device) for name, tensor in batch.items()}
         precision = self._trainer.precision if self._trainer else "32-true"
@@ -89,7 +89,7 @@ class LateRows(FineTune):
             with measure.autocast(device, precision):
                 return self.loss_of(some)[0]
 
-        spend(self.net, self.sparsified, step, self.budget)
+        spend(self.net, handle, step, self.budget)
 
     def kept(self) -> dict:
         return self.sparsified.kept() if self.sparsified else super().kept()

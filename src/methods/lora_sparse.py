@@ -26,6 +26,7 @@ from src.errors import UserError
 from src.finetune import Batch
 from src.lowrank.adapter_mask import check_s1, choose_s1
 from src.lowrank.adapter_surgery import adapted
+from src.models.cut import shape_of
 from src.models.targets import linears_of
 from src.prune.masks import Masks
 from src.prune.schedules import cubic, ramp
@@ -129,7 +130,7 @@ class LoraSparse(Adapting):
             self._settle()
         elif self.pace == "cubic":
             level = int(self.updates * ramp(done, self.ramp_from, self.settled_at))
-            if level > self.level:
+            if level > self.level and not self._blind():
                 self.level = level
                 self._prune(cubic(done, self.keep_frac, self.ramp_from, self.settled_at))
 
@@ -156,7 +157,7 @@ class LoraSparse(Adapting):
         return {
             **found,
             "achieved": achieved,
-            "unit": "weights of the encoder's linears",
+            "unit": f"weights of the {shape_of(self.net).kind}'s linears",
             "of": "frozen weights",
         }
 
@@ -179,19 +180,23 @@ class LoraSparse(Adapting):
 
     def _prune(self, share: float) -> None:
         assert self.s1 is not None
-        if self.score == "delta" and not any(own.delta().any() for own in adapted(self.net).values()):
-            raise UserError(
-                f"method.score=delta with settled_at={self.settled_at}: all updates are still zero where S1 is chosen;"
-                " train them first, or use score=w"
-            )
         masks = self._choose(share)
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
         self.adaptation.constrain(self.net, masks)
 
     def _settle(self) -> None:
+        if self._blind():
+            raise UserError(
+                f"method.score=delta with settled_at={self.settled_at}: all updates are still zero where S1 is chosen;"
+                " train them first, or use score=w"
+            )
         self._prune(self.keep_frac)
         self.settled = True
+
+    def _blind(self) -> bool:
+        """Whether the score sees nothing: the first steps of a warm-up leave updates at zero."""
+        return self.score == "delta" and not any(own.delta().any() for own in adapted(self.net).values())
 
     def _matrices(self) -> list[Tensor]:
         return [self.net.get_parameter(f"{path}.weight") for path in self.paths]

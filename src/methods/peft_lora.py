@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from src.adapting import check_adaptation, scores_of, trained
+from src.adapting import check_adaptation
+from src.adapting_account import scores_of, trained
 from src.errors import UserError
 from src.finetune import Batch, FineTune
 from src.models.anatomy import anatomy

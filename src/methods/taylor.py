@@ -179,13 +179,15 @@ class TaylorPrune(Pruner):
 
     def _round(self) -> None:
         """Scores what is left, removes this round's share, and masks it."""
+        assert self.cost is not None
         self.rounds += 1
         done, last = self.rounds / self.iterations, self.rounds == self.iterations
         chosen = self._left()
-        if any(self.wanted.values()) or self._target(done) < float(fraction(self.cost, chosen.counts())):
-            chosen = within(
-                chosen, self._select(self.scores(), done)
-            )  # else coarse units have gone ahead of the target
+        ahead = float(fraction(self.cost, chosen.counts())) <= self._target(
+            done
+        )  # heads are coarse: a round may skip
+        if any(self.wanted.values()) or not ahead:
+            chosen = within(chosen, self._select(self.scores(), done))
         self.structure = chosen.without_empty_layers() if last and self.budget.drop_empty else chosen
         self.unmask()
         self.mask(self.structure)

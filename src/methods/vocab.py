@@ -87,7 +87,7 @@ class VocabPrune(FineTune):
             self._compare(before, np.array(old))
         original = embeddings["original_rows"]
         self.account = {
-            "asked": len(seen) / original,
+            "asked": round(len(seen) / original, 4),
             "achieved": len(old) / original,
             "unit": "rows of the word embeddings",
             "of": f"{original} tokens",

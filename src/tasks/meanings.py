@@ -160,12 +160,11 @@ def _unnumbered(entry) -> list:
 
 
 def _of_parquet(path: Path) -> list[Mapping]:
-    import pyarrow
-    from pyarrow import parquet
+    import pandas
 
     try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+        return json.loads(pandas.read_parquet(path).to_json(orient="records"))  # lists in lists, not arrays
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error})") from error
 
 

@@ -39,7 +39,14 @@ TWO_STEPS = {  # by pattern of the method's name: its settings, in the first and
     "*lora*": ("method.rank=4",),
     "dsee*": ("method.rank=4",),
 }
-KEEP = {"distill_prune": 0.2, "gradual_magnitude": 0.2, "sparsebert": 0.2, "layer_drop": 0.5, "dsee_structured": 0.5, "dsee_25_25": 1.0}  # of the second run, where a method cannot meet 0.45
+KEEP = {
+    "distill_prune": 0.2,
+    "gradual_magnitude": 0.2,
+    "sparsebert": 0.2,
+    "layer_drop": 0.5,
+    "dsee_structured": 0.5,
+    "dsee_25_25": 1.0,
+}  # of the second run, where a method cannot meet 0.45
 REFUSED: dict[tuple[str, str], str] = {  # patterns of (first, second): what the second one says
 }
 UNMASKED = {"l0_factorized"}  # as second: refuse what would fill zeros of the matrices that they decompose

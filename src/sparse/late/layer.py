@@ -1,6 +1,7 @@
 """A stock layer that trains through the two blocks: the same object and parameters, another class."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertLayer
@@ -89,9 +90,7 @@ class LateLayer:
         seed = self.late.noise.seed_for(hidden_states)
         return self._feed_forward(self._attention(hidden_states, parts, padding, seed), parts, padding, seed)
 
-    def _plan(
-        self, x: Tensor, padding: Padding, norm: nn.LayerNorm, dropout: nn.Module | None, **rest
-    ) -> Plan:
+    def _plan(self, x: Tensor, padding: Padding, norm: nn.LayerNorm, dropout: Any, **rest) -> Plan:
         shape, rate = (x.shape[0], x.shape[1]), 0.0 if dropout is None else dropout.p
         late = self.late
         return Plan(late.settings, late.storing, shape, padding.real, norm.eps, rate, **rest)
@@ -153,7 +152,7 @@ class LateDistilBertLayer(LateLayer, TransformerBlock):
     parts = distilbert_parts
 
 
-CLASSES: dict[type, type] = {
+CLASSES: dict[type, Any] = {
     BertLayer: LateBertLayer,
     RobertaLayer: LateRobertaLayer,
     TransformerBlock: LateDistilBertLayer,

@@ -32,7 +32,7 @@ class AttentionParts:
     output: nn.Module
     heads: int
     scale: float
-    dropout: nn.Module
+    dropout: Any
     owner: nn.Module
 
 

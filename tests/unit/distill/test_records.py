@@ -37,7 +37,7 @@ def test_a_student_inherits_what_its_teacher_was_tuned_on(tmp_path, by_model_fol
     name = str(tmp_path / "model" if by_model_folder else tmp_path)
     settings = {"model": {"run": None, "name": "m/m"}, "epochs": 1, "distill": GOOD | {"teacher": name}}
     assert lineage.trained_on(settings, SimpleNamespace(name="mrpc", overlaps=[])) == ["mrpc", "stsb"]
-    with pytest.raises(UserError, match="on which the teacher .* was tuned"):
+    with pytest.raises(UserError, match=r"on which the teacher .* was tuned"):
         lineage.trained_on(settings, SimpleNamespace(name="other", overlaps=["stsb"]))
     assert lineage.trained_on(settings | {"epochs": 0}, SimpleNamespace(name="mrpc", overlaps=["stsb"])) == []
 

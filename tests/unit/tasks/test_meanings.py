@@ -1,5 +1,6 @@
 import json
 
+import pandas
 import pytest
 
 from src.errors import DataMissing, UserError
@@ -31,7 +32,6 @@ def test_e2es_own_csv_files(tmp_path):
 
 
 def test_the_hubs_parquet_copy_in_a_folder(tmp_path):
-    pandas = pytest.importorskip("pandas")
     for split in ("train", "validation", "test"):
         folder = tmp_path / "default" / split
         folder.mkdir(parents=True)
@@ -39,6 +39,10 @@ def test_the_hubs_parquet_copy_in_a_folder(tmp_path):
         pandas.DataFrame(rows).to_parquet(folder / "0000.parquet")
     read = read_folder(tmp_path, LAYOUTS["e2e"])
     assert read == {split: [("m", split)] for split in ("train", "validation", "test")}
+    dart = {"tripleset": [TRIPLES], "annotations": [{"source": ["s", "s"], "text": ["One.", "Two."]}]}
+    for split in ("train", "validation", "test"):
+        pandas.DataFrame(dart).to_parquet(tmp_path / "default" / split / "0000.parquet")
+    assert [said for _, said in read_folder(tmp_path, LAYOUTS["dart"])["test"]] == ["One.", "Two."]
 
 
 def test_dart_as_released_and_as_on_the_hub(tmp_path):

@@ -146,7 +146,7 @@ def _work(rank, folder):
     """What each of two processes does; it does not return.
 
     It leaves without destructors: gloo's holds the interpreter's lock while it waits for a thread of its own, and that
-    thread may be waiting for the lock to let go of a gradient, which on a busy machine has hung one of the two for ever.
+    thread may be waiting for the lock to let go of a gradient, which on a busy machine hung one of the two for ever.
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -164,7 +164,8 @@ def _work(rank, folder):
 
 def test_two_processes(tmp_path):
     code = "import sys; from tests.unit.sparse.late.test_training import _work; _work(int(sys.argv[1]), sys.argv[2])"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}  # else gloo asks the name service who this host is
+    # else gloo asks the name service who this host is
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
         subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], cwd=ROOT, env=environment)
         for rank in range(2)
