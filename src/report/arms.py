@@ -30,6 +30,8 @@ class Arm:
         hindsight: the best test score over the rates that were tried; it chooses nothing. None: one rate.
         train_seconds: of the fit, over seeds.
         saved_bytes, step_seconds: cost over seeds, with their ratio to dense measured in the same run.
+        latency_ratio: of the delivered model's forward pass to the dense one's.
+        trained_frac, unmerged: of an adapter the share it trains, and its test score before it is merged.
         identities: of the cells behind the numbers.
     """
 
@@ -59,6 +61,9 @@ class Arm:
     saved_ratio: Sample
     step_seconds: Sample
     step_ratio: Sample
+    latency_ratio: Sample
+    trained_frac: float | None
+    unmerged: Sample
     params: int | None
     nonzeros: int | None
     test_rows: int | None
@@ -201,6 +206,9 @@ def _arm(
         saved_ratio=summarise(_ratio(cell.saved_bytes, cell.saved_bytes_dense) for cell in cells),
         step_seconds=summarise(cell.step_seconds for cell in cells),
         step_ratio=summarise(_ratio(cell.step_seconds, cell.step_seconds_dense) for cell in cells),
+        latency_ratio=summarise(_ratio(cell.latency_seconds, cell.latency_seconds_dense) for cell in cells),
+        trained_frac=first.trained_frac,
+        unmerged=summarise(cell.unmerged_score for cell in cells),
         params=first.params,
         nonzeros=first.nonzeros,
         test_rows=first.test_rows,

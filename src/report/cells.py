@@ -43,7 +43,8 @@ class Cell:
     `settings` is the flat configuration less seed, lr, keep_frac and what does not change a score: two cells of
     one task, model and method with equal settings, keep_frac and lr differ by seed alone. `latency_*` is inference: one
     forward pass of the delivered and of the dense model, batch 1, length 128. `pinned` counts linears that attention
-    keeps dense. `date` is when the run began, in UTC, as ISO text.
+    keeps dense. `trained_frac` is the share of the parameters that an adapter trains, `unmerged_score` its test score
+    before it is merged. `date` is when the run began, in UTC, as ISO text.
     """
 
     identity: str
@@ -74,6 +75,8 @@ class Cell:
     step_seconds_dense: float | None
     latency_seconds: float | None
     latency_seconds_dense: float | None
+    trained_frac: float | None
+    unmerged_score: float | None
     probe: str | None
     params: int | None
     nonzeros: int | None
@@ -176,6 +179,8 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
         step_seconds_dense=_number(cost.get("step_seconds_dense")),
         latency_seconds=_number(cost.get("latency_seconds")),
         latency_seconds_dense=_number(cost.get("latency_seconds_dense")),
+        trained_frac=_number(kept.get("trained_frac")),
+        unmerged_score=_number(kept.get(f"unmerged_test_{metric}")),
         train_seconds=_number(cost.get("train_seconds")),
         probe=cost.get("probe"),
         params=size.get("params"),

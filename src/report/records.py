@@ -16,7 +16,8 @@ from src.errors import UserError
 from src.report.cells import Cell, without_left_out
 from src.report.files import read_text, write_text
 
-_LATER = {"latency_seconds", "latency_seconds_dense", "pinned"}  # columns that older records do not have
+# columns that older records do not have
+_LATER = {"latency_seconds", "latency_seconds_dense", "pinned", "trained_frac", "unmerged_score"}
 
 
 def records_path(name: str) -> Path:

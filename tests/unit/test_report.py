@@ -446,3 +446,15 @@ def test_hindsight_and_parameters_stand_beside_where_they_mean_something(tmp_pat
     assert any("flatters" in note for note in tables.notes(arms, []))
     plain = tables.lines(arms_of(tmp_path / "two", cell("nosp"), cell("norm")))
     assert not {"params", "training", "[best on test]"} & set(plain[0])
+
+
+def test_zeros_latency_and_an_adapters_figures_stand_where_there_are_some(tmp_path):
+    zeros = cell("distill_prune", **{"size.nonzeros": 12_000_000})
+    cut = cell("l0") | {"size": {"params": 16_000_000, "nonzeros": 16_000_000}}
+    cut["cost"] |= {"latency_seconds": 0.01, "latency_seconds_dense": 0.025}
+    adapter = cell("lora_sparse")
+    adapter["kept"] |= {"trained_frac": 0.0065, "unmerged_test_accuracy": 0.76}
+    rows = {row["method"]: row for row in tables.lines(arms_of(tmp_path, zeros, cut, adapter))}
+    assert rows["distill_prune"]["nonzeros"] == "12.00 M" and rows["distill_prune"]["latency to dense"] == "-"
+    assert rows["l0"]["latency to dense"] == "0.40x" and rows["l0"]["trained"] == "-"
+    assert rows["lora_sparse"]["trained"] == "0.65 %" and rows["lora_sparse"]["before merging"] == "0.7600"
