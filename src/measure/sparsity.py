@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from src.errors import UserError
@@ -108,7 +108,7 @@ def show(found: Mapping, console: Console) -> None:
 
 
 def _table(rows: Iterable[Mapping]) -> Table:
-    table = Table("matrix", "shape", "nonzeros", "of", "kept")
+    table = Table(Column("matrix", overflow="fold"), "shape", "nonzeros", "of", "kept")
     for row in rows:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(

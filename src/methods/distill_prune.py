@@ -6,7 +6,8 @@ teacher knows of the task (Xu et al. 2021, SparseBERT). Over training, with w = 
     kept(t) = 1 - (1 - keep_frac) (1 - (1 - r)^3),  r = (t - w) / (1 - c - w) in [0, 1]
 
 (Zhu & Gupta 2017, eq. (1)), by exact rank of the scores; after 1 - c the mask is frozen and the weights recover. The
-teacher and its terms are the `distill` group's: `distill.teacher=<run, folder or hub name>`. Without a teacher this is
+teacher and its terms are the `distill` group's: `distill.teacher=<run, folder or hub name>`, by default hidden states,
+logits and labels (`distill=hidden`; `distill=tinybert` adds the attention scores). Without a teacher this is
 gradual pruning without distillation; with keep_frac=1 it is distillation without pruning; with epochs=0 it prunes the
 model once, by magnitude.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from src.errors import UserError
-from src.models.load import HEADS
+from src.models.load import HEADS, quieten
 from src.sparse.bits import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m src.models.packed FOLDER NEW_FOLDER\n")
         return 2
+    quieten()
     try:
         load_packed(Path(arguments[0])).save_pretrained(arguments[1])
     except UserError as error:

@@ -91,7 +91,7 @@ def test_the_teacher_is_in_no_checkpoint_in_eval_and_without_gradient(composed, 
 
 
 def test_keep_1_is_plain_distillation(composed, teacher):
-    common = (f"distill.teacher={teacher}", *QUIET)
+    common = (f"distill.teacher={teacher}", "distill=tinybert", *QUIET)
     dense, own = composed("method=nosp", *common), composed("method=distill_prune", "keep_frac=1", *common)
     run(dense), run(own)
     assert all(torch.equal(weight, weights_of(own)[name]) for name, weight in weights_of(dense).items())

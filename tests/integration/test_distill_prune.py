@@ -121,7 +121,11 @@ def test_other_scores_and_structures(composed, overrides):
 )
 def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, step):
     """Killed on the ramp, and when the mask is frozen; scores with a memory, a teacher whose dropout draws."""
-    more = ("method.score=fisher", "method.scope=global") if method == "distill_prune" else ()
+    more = (
+        ("method.score=fisher", "method.scope=global", "distill=tinybert")
+        if method == "distill_prune"
+        else ()
+    )
     overrides = [
         f"method={method}",
         *QUIET,
@@ -150,7 +154,8 @@ def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, st
 
 def test_two_processes_equal_one(composed, teacher):
     exact = ("model.dropout=0", "model.attention_dropout=0", "steps=6", "accumulate=2", "eval_every=6")
-    common = ["method=distill_prune", *QUIET, "method.score=movement", *exact, f"distill.teacher={teacher}"]
+    common = ["method=distill_prune", *QUIET, "method.score=movement", *exact]
+    common += ["distill=tinybert", f"distill.teacher={teacher}"]
     one, two = composed(*common, "name=one"), composed(*common, "hardware=cpus", "name=two")
     run(one), run(two)
     for name, weight in weights_of(one).items():

@@ -1,12 +1,14 @@
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from src.element_pruner import matrices_of
+from src.errors import UserError
 from src.measure.sparsity import account, matrices, show, sparsity
-from src.models.packed import load_packed, pack, packed_bytes, save_packed, unpack
+from src.models.packed import FILE, load_packed, main, pack, packed_bytes, save_packed, unpack
 from src.prune.masks import num_kept
 from tests.unit.models.tiny import inputs, tiny
 
@@ -91,6 +93,18 @@ def test_packed_weights_come_back_bit_by_bit():
         assert torch.equal(again[name].view(kind), tensor.view(kind)), name
     assert packed_bytes(state) == sum(t.numel() * t.element_size() for t in tensors.values())
     assert packed_bytes(state) < sum(t.numel() * t.element_size() for t in state.values())
+
+
+def test_a_plain_folder_comes_back_from_the_command_line(tmp_path, capsys):
+    assert main([str(save_packed(pruned(), tmp_path / "a")), str(tmp_path / "b")]) == 0
+    state = load_file(tmp_path / "b" / "model.safetensors")
+    packed = load_packed(tmp_path / "a").state_dict()
+    assert all(torch.equal(tensor, packed[name]) for name, tensor in state.items())
+    (tmp_path / "a" / FILE).write_bytes(b"torn")
+    assert main([str(tmp_path / "a"), str(tmp_path / "c")]) == 1
+    assert "cannot be read as packed weights" in capsys.readouterr().err
+    with pytest.raises(UserError, match="sparse enough"):
+        save_packed(tiny(), tmp_path / "d")
 
 
 def test_int8_is_near_and_keeps_the_zeros():
