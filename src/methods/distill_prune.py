@@ -34,6 +34,8 @@ class DistillPrune(ElementPruner):
         warm_up: share of training before the first change of the masks, in [0, 1).
         cool_down: share of training after the last one, in [0, 1).
         updates: changes of the masks between them, >= 1.
+        hold_rate: whether the learning rate stays at its peak until the masks are frozen, and falls to 0 from there; else
+            it falls from its peak, as in every other method.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class DistillPrune(ElementPruner):
         cool_down,
         updates,
         regrow,
+        hold_rate,
     ):
         pattern = Pattern(scope, floor, structure, block)
         super().__init__(net, task, loop, name, keep_frac, pattern, score, decay, regrow)
         self.pace = Pace(warm_up, 1 - cool_down, updates)
         self.settled_at = self.pace.end
+        self.hold_rate = hold_rate
 
     @staticmethod
     def check(settings: dict) -> None:
@@ -70,3 +74,8 @@ class DistillPrune(ElementPruner):
 
     def target(self, done: int) -> float | None:
         return self.pace.target(done, self.loop.total_steps, self.keep_frac)
+
+    def schedule(self, progress: float) -> float:
+        if not self.hold_rate or progress < self.loop.warmup:
+            return super().schedule(progress)
+        return min(1.0, (1 - progress) / (1 - self.settled_at)) if self.settled_at < 1 else 1.0
