@@ -34,8 +34,8 @@ class DistillPrune(ElementPruner):
         warm_up: share of training before the first change of the masks, in [0, 1).
         cool_down: share of training after the last one, in [0, 1).
         updates: changes of the masks between them, >= 1.
-        hold_rate: whether the learning rate stays at its peak until the masks are frozen, and falls to 0 from there; else
-            it falls from its peak, as in every other method.
+        hold_rate: whether the learning rate stays at its peak until the masks are frozen, and falls to 0 from there;
+            else it falls from its peak, as in every other method.
     """
 
     def __init__(
@@ -75,7 +75,12 @@ class DistillPrune(ElementPruner):
     def target(self, done: int) -> float | None:
         return self.pace.target(done, self.loop.total_steps, self.keep_frac)
 
-    def schedule(self, progress: float) -> float:
-        if not self.hold_rate or progress < self.loop.warmup:
-            return super().schedule(progress)
+    def param_groups(self) -> list[dict]:
+        groups = super().param_groups()
+        return [{**group, "schedule": self._held} for group in groups] if self.hold_rate else groups
+
+    def _held(self, progress: float) -> float:
+        """The factor of the rate that is held."""
+        if progress < self.loop.warmup:
+            return self.schedule(progress)
         return min(1.0, (1 - progress) / (1 - self.settled_at)) if self.settled_at < 1 else 1.0
