@@ -97,28 +97,27 @@ demo: $(READY) ## the main job: four modes on real sentences, then the report (t
 sweep-glue: $(READY) ## the sweep over GLUE; typed again it goes on where it stopped
 	$(if $(DATA_DIR),GLUE_DATA='$(DATA_DIR)' )$(PY) -m src.main $(GRID) $(AT_ONCE)
 
-FLOP = flop_sst2$(if $(MODEL),_$(MODEL))$(if $(ROWS),_$(ROWS))
-FLOP_ON = task=sst2 batch_size=32 $(if $(ROWS),task.rows=$(ROWS))
-left_by = $$(ls -d multirun/$(FLOP)_$(1)/*/ | head -n 1)
-
-STAGE = task=$(or $(TASKS),sst2) $(if $(ROWS),task.rows=$(ROWS))
-pruned = $$(ls -d multirun/prune_recover_1/l0_k$(or $(KEEP),0.4)_*/ | head -n 1)
-
-prune-recover: $(READY) ## L0 gates to KEEP of the model, then recovery with a sparse backward pass (norm); TASKS MODEL ROWS
-	$(PY) -m src.main name=prune_recover_1 method=l0 keep_frac=$(or $(KEEP),0.4) model=$(or $(MODEL),minilm) $(STAGE)
-	$(PY) -m src.main name=prune_recover_2 method=norm keep_frac=0.3 model=from_run model.run=$(pruned) $(STAGE)
-	$(PY) -m src.report multirun/prune_recover_2
-
-flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train gates, cut, fine-tune again; MODEL ROWS
-	$(PY) -m src.main name=$(FLOP)_1 method=nosp model=$(or $(MODEL),bert_base) $(FLOP_ON) epochs=3 lr=3e-5
-	$(PY) -m src.main experiment=l0_flop name=$(FLOP)_2 model.run=$(call left_by,1) $(FLOP_ON)
-	$(PY) -m src.main name=$(FLOP)_3 method=nosp model=from_run model.run=$(call left_by,2) $(FLOP_ON) epochs=5 lr=1e-6
-	$(PY) -m src.report multirun/$(FLOP)_3
-
 # $(call cell,overrides): runs one cell, or finds it done, and gives its folder; all else goes to stderr
 cell = $$($(PY) -m src.main hydra.mode=RUN $(1) | tee /dev/stderr | sed -n 's/^.*done: //p' | tail -n 1)
 seeds = $(or $(subst $(comma),$(space),$(strip $(SEEDS))),0)
 keeps = $(or $(subst $(comma),$(space),$(strip $(KEEP))),0.4 0.2)
+
+FLOP = flop_sst2$(if $(MODEL),_$(MODEL))$(if $(ROWS),_$(ROWS))
+FLOP_ON = task=sst2 batch_size=32 $(if $(ROWS),task.rows=$(ROWS))
+STAGE = task=$(or $(TASKS),sst2) $(if $(ROWS),task.rows=$(ROWS))
+
+prune-recover: $(READY) ## L0 gates to KEEP of the model, then recovery with a sparse backward pass (norm); TASKS MODEL ROWS
+	@cut=$(call cell,name=prune_recover_1 method=l0 keep_frac=$(or $(KEEP),0.4) model=$(or $(MODEL),minilm) $(STAGE)); \
+	[ -n "$$cut" ] || exit 1; \
+	$(PY) -m src.main name=prune_recover_2 method=norm keep_frac=0.3 model=from_run model.run=$$cut $(STAGE) \
+	&& $(PY) -m src.report multirun/prune_recover_2
+
+flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train gates, cut, fine-tune again; MODEL ROWS
+	@dense=$(call cell,name=$(FLOP)_1 method=nosp model=$(or $(MODEL),bert_base) $(FLOP_ON) epochs=3 lr=3e-5); \
+	[ -n "$$dense" ] || exit 1; \
+	small=$(call cell,experiment=l0_flop name=$(FLOP)_2 model.run=$$dense $(FLOP_ON)); [ -n "$$small" ] || exit 1; \
+	$(PY) -m src.main name=$(FLOP)_3 method=nosp model=from_run model.run=$$small $(FLOP_ON) epochs=5 lr=1e-6 \
+	&& $(PY) -m src.report multirun/$(FLOP)_3
 
 gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-train, fine-tune, prune, recover, table; SEEDS KEEP DATA_DIR
 	@$(if $(DATA_DIR),export GAIIC_DATA='$(DATA_DIR)';) for seed in $(seeds); do \
