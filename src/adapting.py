@@ -1,6 +1,6 @@
 """What the adapter methods share: updates on frozen linears, what is trained beside them, and how they are merged.
 
-The body of the model is frozen; the updates learn, and a classifier that is new to the task. `merge` says what the
+The body of the model is frozen; the updates learn, and the task's classifier. `merge` says what the
 delivered model is:
 
     masked                   W' = S1 o (W + delta): the zeros of the model's masks hold, one plain model
@@ -173,7 +173,7 @@ class Adapting(FineTune):
         rank: r of every update, from 1 to the smaller side of each weight.
         alpha: the updates count alpha / r, > 0.
         dropout: of the updates' input, in [0, 1); 0 with sparse_by_construction.
-        train_head: whether a classifier that is new to the task learns too.
+        train_head: whether the task's classifier learns too.
         adapter: a PEFT LoRA folder to start from; null: none.
         merge: masked | dense | keep | sparse_by_construction, see above.
         sparse: N, values of S2 in each updated weight, >= 0; 0: no S2.

@@ -262,7 +262,7 @@ class DseeStructured(Pruner):
         return self._logits(pair[0])
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self.net(**self.task.inputs(batch)).logits.detach()
+        return self.net(**self._inputs(batch)).logits.detach()
 
 
 def _second(pair: Any) -> Tensor:

@@ -30,7 +30,7 @@ class PeftLora(FineTune):
         rank: r of every update, >= 1.
         alpha: the updates count alpha / r, > 0.
         dropout: of the updates' input, in [0, 1).
-        train_head: whether a classifier that is new to the task learns too.
+        train_head: whether the task's classifier learns too.
         name: see FineTune, as for all others.
     """
 
