@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,7 +29,7 @@ from src.prune.accounting import kept
 from src.prune.attach import FixedGates, attach, gates_of
 from src.prune.budget import UnitScores
 from src.prune.cost import Cost, LatencyCost, MacsCost, ParamsCost
-from src.prune.latency import cached_table
+from src.prune.latency import DTYPES, cached_table
 from src.prune.masks import Masks
 from src.prune.select import Limits, Scope, select
 from src.prune.structure import LayerCounts, ModelShape, Structure
@@ -56,6 +55,10 @@ class Budget:
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise UserError(f"method.cost={self.cost}: must be one of {', '.join(COSTS)}")
+        if self.cost == "latency" and self.latency["dtype"] not in DTYPES:
+            raise UserError(
+                f"method.latency.dtype={self.latency['dtype']}: must be one of {', '.join(DTYPES)}"
+            )
 
     @property
     def limits(self) -> Limits:
@@ -189,7 +192,7 @@ class Pruner(FineTune):
         training = self.training
         self.eval()
         small = cut(self.net, self.structure, self.values(), self.merges)
-        inputs = [self.task.inputs(batch) for batch in itertools.islice(batches, BATCHES)]
+        inputs = [self._inputs(batch) for batch in itertools.islice(batches, BATCHES)]
         largest_difference(_logits(self.net), _logits(small), inputs, TOLERANCE)
         if self.masks is not None:
             sliced = slice_tensors(dict(self.masks.items()), self.layers, self.structure)
@@ -200,6 +203,11 @@ class Pruner(FineTune):
         self.unmask()
         self.net, self.layers = small, ()
         self.train(training)
+
+    def _inputs(self, batch: Batch) -> Batch:
+        """What the model takes of a batch, where the model is: the task's training batches lie on the CPU."""
+        device = next(self.net.parameters()).device
+        return {name: tensor.to(device) for name, tensor in self.task.inputs(batch).items()}
 
     def _cost(self) -> Cost:
         shape = shape_of(self.net)
@@ -214,7 +222,7 @@ class Pruner(FineTune):
         trainer, conditions = self._trainer, self.budget.latency
         device = next(self.net.parameters()).device if trainer is None else trainer.strategy.root_device
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
-        dtype = getattr(torch, conditions["dtype"])
+        dtype = DTYPES[conditions["dtype"]]
         measure = functools.partial(
             cached_table,
             cache,

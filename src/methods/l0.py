@@ -61,7 +61,7 @@ class L0Prune(Pruner):
         gate_lr: learning rate of the gates at its peak, > 0.
         multiplier_lr: of the Lagrangian's multipliers, > 0.
         gate_schedule: of both rates: constant | linear | inverse_root (Noam).
-        gate_warmup: share of training in which both rates rise, in [0, 1).
+        gate_warmup: share of training in which both rates rise, in [0, 1); above 0 with inverse_root.
         controller: gains of a proportional-integral controller in place of the multipliers; null: the Lagrangian.
         l2: weight of the l2 loss on the encoder's linears, half the sum of squares; null: none.
         train_weights: whether the model itself is trained; false: the gates alone, as the original did.
@@ -137,6 +137,12 @@ class L0Prune(Pruner):
             )
         if self.gate_schedule not in RATES:
             raise UserError(f"method.gate_schedule={self.gate_schedule}: must be one of {', '.join(RATES)}")
+        if not 0 <= self.gate_warmup < 1:
+            raise UserError(f"method.gate_warmup={self.gate_warmup}: must be a share of training, in [0, 1)")
+        if self.gate_schedule == "inverse_root" and self.gate_warmup == 0:
+            raise UserError(
+                "method.gate_warmup=0 with method.gate_schedule=inverse_root leaves every rate at 0: it must be above 0"
+            )
         if "ranks" not in self.families and (self.rank or self.whiten or not self.merges):
             raise UserError(
                 "method.rank, method.whiten and method.keep_factors are for method.families with ranks"
@@ -289,4 +295,4 @@ class L0Prune(Pruner):
         return moments
 
     def _run(self, batch: Any) -> object:
-        return self.net(**self.task.inputs(batch))
+        return self.net(**self._inputs(batch))

@@ -45,6 +45,11 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
     return build
 
 
+def dense_original(net: PreTrainedModel) -> PreTrainedModel:
+    """The dense original of a cut model, with random weights, on the CPU; a model that was never cut is its own."""
+    return blueprint(net)("cpu") if type(net) in STOCK_OF else net
+
+
 def original_parameters(net: PreTrainedModel) -> int:
     """Parameters of the dense original, tied ones once; of a model that was never cut, its own."""
     of = blueprint(net)("meta") if type(net) in STOCK_OF else net

@@ -16,6 +16,9 @@ from src.prune.hard_concrete import deterministic, log_alpha_of, open_probabilit
 from src.prune.structure import LayerCounts, LayerParts, Number, Structure
 
 FAMILIES = ("heads", "neurons", "attention", "ffn", "layers", "ranks")
+# Units are kept by P(z > 0), which is above 0 also where the deterministic gate is 0. A kept unit that stood at 0 would
+# get no gradient any more and cost its share for nothing; at 0.1 the weights can still make of it what they need.
+KEPT_AT_LEAST = 0.1
 
 
 class Gates(nn.Module):
@@ -95,7 +98,8 @@ class Gates(nn.Module):
     def freeze(self, structure: Structure) -> None:
         """From now on: units outside the structure 0, the others their deterministic gate, without gradient.
 
-        A sub-layer without units is closed with its bias, so that it equals its removal.
+        What is kept stands at KEPT_AT_LEAST at least: units, ranks, and the gates of their sub-layers and layers. A
+        sub-layer without units is closed with its bias, so that it equals its removal.
         """
         structure.check(self.counts)
         self.structure, self._fixed = structure, None
@@ -221,7 +225,10 @@ class Gates(nn.Module):
 
     def _times(self, mask: Tensor | None, key: str) -> Tensor:
         assert mask is not None
-        return mask * deterministic(self.log_alpha[key]) if key in self.log_alpha else mask
+        if key not in self.log_alpha:
+            return mask
+        least = KEPT_AT_LEAST if self.structure else 0.0  # gates that are still trained may be 0
+        return mask * deterministic(self.log_alpha[key]).clamp(min=least)
 
     def _frozen(self) -> FixedGates:
         if self._fixed is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError
+from src.provenance import device_name
 from src.prune.structure import ModelShape, Number
 
 Points = tuple[tuple[int, float], ...]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,14 @@ def measure_table(
         The table; its `conditions` say batch, length, device, dtype and threads.
     """
     widths = sorted({round(i * shape.num_neurons / (neuron_points - 1)) for i in range(neuron_points)})
-    x = torch.randn(batch, length, shape.hidden, device=device, dtype=dtype)
     variants: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
-    for heads in range(shape.num_heads + 1):
-        variants["heads", heads] = _Attention(shape, heads).to(device, dtype)
-    for width in widths:
-        variants["neurons", width] = _FeedForward(shape, width).to(device, dtype)
+    # a run must draw the same numbers whether its table was measured or lay in the cache
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        x = torch.randn(batch, length, shape.hidden, device=device, dtype=dtype)
+        for heads in range(shape.num_heads + 1):
+            variants["heads", heads] = _Attention(shape, heads).to(device, dtype)
+        for width in widths:
+            variants["neurons", width] = _FeedForward(shape, width).to(device, dtype)
     times = _interleaved(variants, x, repeats)
     points = {
         kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind)
@@ -151,11 +155,7 @@ def cached_table(
     """
     if shape.causal:
         raise UserError("method.cost=latency is measured on layers of encoders: use params or macs")
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device_name("cpu")
     key = (
         astuple(shape),
         batch,

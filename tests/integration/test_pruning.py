@@ -1,18 +1,21 @@
 """Structured pruning from the command line's settings to the delivered model."""
 
 import json
+import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from src import identity
+from src import identity, results
 from src.errors import UserError
 from src.methods.l0 import L0Prune
 from src.models.cut import counts_of
 from src.models.export import ONNX_PACKAGES
+from src.pruner import Pruner
 from src.run import run
 from tests.integration.test_resume import Killed, kill_at
 
@@ -115,6 +118,10 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
         (("method=l0", "method.train_weights=false"), "settled_at=1"),
         (("method=l0", "epochs=0"), "epochs=0"),
         (("method=l0", "method.gate_schedule=cosine"), "inverse_root"),
+        (("method=l0", "method.gate_warmup=1"), r"in \[0, 1\)"),
+        (("method=l0", "method.gate_warmup=-0.1"), r"in \[0, 1\)"),
+        (("method=l0", "method.gate_schedule=inverse_root"), "must be above 0"),
+        (("method=l0", "method.cost=latency", "method.latency.dtype=foo"), "float32, bfloat16, float16"),
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
@@ -158,6 +165,37 @@ def test_late_rows_go_on_from_a_cut_model(composed, first):
     )
     assert counts_of(now) == counts_of(was)
     assert any(not torch.equal(a, b) for a, b in zip(was.parameters(), now.parameters(), strict=True))
+
+
+def test_latency_is_held_against_the_dense_original(composed, monkeypatch):
+    cfg = composed(*settings("magnitude"), "keep_frac=0.5", "steps=2")
+    run(cfg)
+    timed = {}
+
+    def forward_seconds(nets, times):
+        timed.update({name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()})
+        return dict.fromkeys(nets, 1.0)
+
+    monkeypatch.setattr("src.measure.forward_seconds", forward_seconds)
+    again = run(
+        composed(
+            "method=nosp",
+            "model=from_run",
+            f"model.run={identity.cell(cfg).folder}",
+            "steps=2",
+            "probe_steps=1",
+        )
+    )
+    size = again["size"]
+    assert timed == {"latency_seconds": size["params"], "latency_seconds_dense": size["params_dense"]}
+    assert size["params"] < size["params_dense"]
+
+
+def test_inputs_go_to_where_the_model_is():
+    batch = {"input_ids": torch.ones(1, 2), "labels": torch.ones(1)}
+    task = SimpleNamespace(inputs=lambda batch: {"input_ids": batch["input_ids"]})
+    found = Pruner._inputs(SimpleNamespace(net=torch.nn.Linear(2, 2, device="meta"), task=task), batch)
+    assert {name: tensor.device.type for name, tensor in found.items()} == {"input_ids": "meta"}
 
 
 def test_what_measures_activations_sees_training_rows_alone(composed, monkeypatch):
@@ -258,9 +296,21 @@ def test_the_other_form_is_written(composed, form):
 
 def test_a_form_that_cannot_hold_the_model_is_refused_and_the_model_is_there(composed):
     cfg = composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0", "export=stock_uniform")
-    with pytest.raises(UserError, match=r"stock_padded.*epochs=0 model=from_run"):
-        run(cfg)
-    assert (identity.cell(cfg).folder / "model" / "config.json").exists()
+    folder = identity.cell(cfg).folder
+    hint = rf"stock_padded.*epochs=0 task=csv model=from_run model.run={folder}"
+    for _ in range(2):  # the second time it is done already
+        with pytest.raises(UserError, match=rf"done and scored, without export=stock_uniform: .*{hint}"):
+            run(cfg)
+        found = results.read(folder)
+        assert found is not None and found["status"] == "done" and found["scores"]["test/accuracy"] >= 0
+        assert re.search(hint, found["export"]["error"]) and "path" not in found["export"]
+    assert "WARNING export=stock_uniform was not written" in (folder / "run.log").read_text()
+    again = composed(
+        "epochs=0", "model=from_run", f"model.run={folder}", "export=stock_padded", "probe_steps=0"
+    )
+    path = identity.cell(again).folder / run(again)["export"]["path"]
+    net = AutoModelForSequenceClassification.from_pretrained(path)
+    assert len(AutoTokenizer.from_pretrained(path)) == net.config.vocab_size
 
 
 @pytest.mark.parametrize("method", ["l0", "magnitude"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from src.models.cut import cut, shape_of
-from src.models.original import account_of, blueprint, original_parameters
+from src.models.original import account_of, blueprint, dense_original, original_parameters
 from src.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
@@ -36,6 +36,12 @@ def test_the_original_has_the_dense_shapes_and_disturbs_no_random_numbers():
         n: p.shape for n, p in net.named_parameters()
     }
     assert shape_of(again) == shape_of(net) and again(**inputs()).logits.shape == net(**inputs()).logits.shape
+
+
+def test_a_model_that_was_never_cut_is_its_own_original():
+    net = tiny()
+    assert dense_original(net) is net
+    assert size(dense_original(cut(net, UNEVEN))) == size(net)
 
 
 def test_a_cut_model_is_counted_from_itself():

@@ -117,3 +117,16 @@ def test_a_table_is_measured_once(tmp_path):
     assert cached_table(tmp_path, SMALL, 1, 4, *where, repeats=1) == first
     cached_table(tmp_path, SMALL, 1, 5, *where, repeats=1)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_processor_is_measured_again(tmp_path, monkeypatch):
+    for name in ("one", "another"):
+        monkeypatch.setattr("src.prune.latency.device_name", lambda _, name=name: name)
+        cached_table(tmp_path, SMALL, 1, 4, torch.device("cpu"), torch.float32, repeats=1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_measuring_draws_no_global_random_numbers():
+    before = torch.get_rng_state()
+    measure_table(SMALL, 1, 4, torch.device("cpu"), torch.float32, repeats=1)
+    assert torch.equal(before, torch.get_rng_state())

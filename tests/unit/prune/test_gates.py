@@ -9,7 +9,7 @@ from src.models.cut import counts_of, encoder_layers, shape_of
 from src.prune.attach import FixedGates, attach
 from src.prune.constraint import AugmentedLagrangian
 from src.prune.cost import ParamsCost, fraction, total
-from src.prune.gates import FAMILIES, Gates
+from src.prune.gates import FAMILIES, KEPT_AT_LEAST, Gates
 from src.prune.hard_concrete import open_probability
 from src.prune.schedules import linear
 from src.prune.select import Limits, select
@@ -171,6 +171,40 @@ def test_frozen_gates_pass_no_gradient_and_close_what_is_not_kept():
     assert gates.sub_layer(1, "attention") == 0 and gates.sub_layer(1, "ffn") == 1
     gates.eval()
     assert gates.units(0, "heads").tolist() == [1, 1, 0, 0]
+
+
+def test_what_is_kept_is_never_folded_as_zero():
+    """P(z > 0) is above 0 also where the deterministic gate is exactly 0."""
+    net = tiny()
+    factorize_(net, [layer.query for layer in encoder_layers(net)], rank=5)
+    gates = Gates(counts_of(net), FAMILIES, 0.995, 2 / 3, 12.0, seed=0)
+    with torch.no_grad():
+        for a in gates.log_alpha.values():
+            a.fill_(-6.0)  # all are closed at evaluation
+        gates.log_alpha["heads/0"][1] = 6.0
+    assert gates.fixed().heads[0].tolist() == [0, 1, 0, 0]  # not frozen: as they are
+    kept = {"query": (0, 4)}
+    gates.freeze(
+        Structure(
+            (
+                LayerStructure((0, 1), (3,), kept),
+                LayerStructure((), (1, 2), kept),
+                LayerStructure((2,), (), kept),
+            )
+        )
+    )
+    fixed = gates.fixed()
+    assert fixed.heads[0].tolist() == pytest.approx([KEPT_AT_LEAST, 1, 0, 0])
+    for i, layer in enumerate(gates.structure.layers):
+        found = {**{f: fixed.units(i, f) for f in ("heads", "neurons")}, "query": fixed.rank(i, "query")}
+        wanted = {"heads": layer.heads, "neurons": layer.neurons, "query": layer.ranks["query"]}
+        for name, z in found.items():
+            assert tuple(z.nonzero().flatten().tolist()) == wanted[name]
+            assert (z[list(wanted[name])] >= KEPT_AT_LEAST).all()
+        assert [bool(fixed.sub_layer(i, part) > 0) for part in ("attention", "ffn")] == [
+            bool(layer.heads),
+            bool(layer.neurons),
+        ]
 
 
 def test_scores_nest_and_select_a_budget():
