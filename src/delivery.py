@@ -1,6 +1,7 @@
 """What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from src.errors import UserError
 from src.models.cuttable import CONFIGS
 from src.models.export import export
 from src.models.original import account_of, original_parameters
+from src.prune import masks
 
 EXAMPLES = "examples.json"
+FOLDERS = ("stock_uniform", "stock_padded", "sparse", "sparse_int8")
+"""Forms that are a model's folder: they need its tokenizer."""
+WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 def sizes(net, loaded, folder: Path) -> dict:
@@ -38,23 +43,40 @@ def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
         results.write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
 
 
-def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor]) -> dict[str, str | int]:
-    """Writes another form of the delivered model into export/.
+def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:
+    """Writes another form of the delivered model into export/, with what lies beside the weights in model/.
 
     Args:
         net: what is delivered.
         form: see `models.export`.
         folder: the run's.
         rows: inputs of one batch.
+        task: name of the task that the model has its head from.
+
+    Returns:
+        form, path within the run's folder, and bytes of what the form itself takes.
 
     Raises:
         UserError: it cannot be written; the message says how to go on with the model, which is there.
     """
     try:
         path = export(net.cpu().eval(), form, folder / "export", rows)
-    except UserError as error:
-        again = f"epochs=0 model=from_run model.run={folder}"
-        raise UserError(f"{error}; the model itself is there: go on with {again} export=...") from error
-    files = path.rglob("*") if path.is_dir() else [path]
-    weights = sum(file.stat().st_size for file in files if file.is_file())
+        files = path.rglob("*") if path.is_dir() else [path]
+        weights = sum(file.stat().st_size for file in files if file.is_file())
+        if form in FOLDERS:
+            _copy_beside(folder / "model", path, with_masks=form.startswith("sparse"))
+    except Exception as error:  # a tracer raises many kinds
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        again = f"epochs=0 task={task} model=from_run model.run={folder}"
+        raise UserError(
+            f"{said}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
+        ) from error
     return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}
+
+
+def _copy_beside(model: Path, target: Path, *, with_masks: bool) -> None:
+    """Copies tokenizer and the like; the masks only where the weights have the shapes that they were made for."""
+    for path in model.iterdir():
+        weights = path.name.endswith(WEIGHTS) and not (with_masks and path.name == masks.FILE)
+        if path.is_file() and not weights and path.name != "config.json":
+            shutil.copyfile(path, target / path.name)

@@ -128,7 +128,7 @@ class ElementPruner(FineTune):
         everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         self.masks = Masks(everything | (dict(self.masks.items()) if self.masks is not None else {}))
         masks_of(weights, self._present(), self.keep_frac, self.pattern)  # an error comes before training
-        if self.achieved < self.keep_frac:
+        if self._falls_short():
             raise UserError(
                 f"keep_frac={self.keep_frac}: the model that this run starts from has only {self.achieved:.4f} of"
                 " these weights left"
@@ -182,6 +182,13 @@ class ElementPruner(FineTune):
         """The share that stays at this step."""
         present = self._present().values()
         return sum(int(mask.sum()) for mask in present) / sum(mask.numel() for mask in present)
+
+    def _falls_short(self) -> bool:
+        """Whether less is left than asked for, beyond what rounding to whole elements (blocks) takes of each matrix."""
+        present = self._present().values()
+        element = self.pattern.block**2 if self.pattern.structure == "block" else 1
+        asked = self.keep_frac * sum(mask.numel() for mask in present)
+        return asked - sum(int(mask.sum()) for mask in present) > len(self.names) * element / 2
 
     def _present(self) -> dict[str, Tensor]:
         assert self.masks is not None

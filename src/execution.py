@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from src.finetune import Loop
 from src.identity import Cell
 from src.models.export import check_ready
 from src.models.load import load_masks, load_net, load_tokenizer, quieten, reload, save_model, weights_note
+from src.models.original import dense_original
 from src.probe import Fidelity, Probe
 from src.provenance import device_name
+from src.redact import redact
 from src.regularize import OPTIONS
 from src.resume import CHECKPOINT, Checkpoints, Progress
 from src.tensorboard import TensorBoard
@@ -89,10 +92,10 @@ class Execution:
         self.task.use(self.tokenizer)
         self.task.setup()
         task, model = self.task, settings["model"]
-        net = load_net(model, task.head, task.labels, task.num_labels, len(self.tokenizer))
+        self.steps = total_steps(settings, task)
+        net = load_net(model, task.head, task.labels, task.num_labels, len(self.tokenizer), bool(self.steps))
         net.config.problem_type = task.problem_type  # type: ignore[union-attr]
         self.dense = copy.deepcopy(net)
-        self.steps = total_steps(settings, task)
         self.module = build_module(settings, net, task, self.steps)
         self.module.masks = load_masks(model)
         self.module.distiller = distiller_of(settings, task, self.tokenizer, net) if self.steps else None
@@ -199,8 +202,7 @@ class Execution:
         outcome |= taught
         tracking.summarise(self.loggers, outcome)
         if self.form != "none" and self.place.leads:
-            rows = self.task.inputs(self.task.probe_batch(self.settings["batch_size"]))
-            outcome["export"] = delivery.export_form(self.module.net, self.form, self.cell.folder, rows)
+            outcome["export"] = self._export()
         return outcome
 
     def made(self) -> dict:
@@ -246,8 +248,9 @@ class Execution:
         times = self.settings["probe_steps"]
         if not (times and self.place.leads):
             return {}
-        pair = {"latency_seconds": self.module.net, "latency_seconds_dense": self.dense}
-        return measure.forward_seconds(pair, 2 * times)
+        pair = {"latency_seconds": self.module.net, "latency_seconds_dense": dense_original(self.dense)}
+        device = self.trainer.strategy.root_device  # the two may have been left on different ones
+        return measure.forward_seconds({name: net.to(device) for name, net in pair.items()}, 2 * times)
 
     def _deliver(self) -> None:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
@@ -260,6 +263,17 @@ class Execution:
             delivery.write_account(self.module.net, self.cell.folder)
         ranks.wait_for_all()
         self.module.net = reload(folder, self.task.head, self.settings["model"]["attention"])
+
+    def _export(self) -> dict[str, str | int]:
+        """Writes the other form; one that is refused costs neither the training nor the scores."""
+        rows = self.task.inputs(self.task.probe_batch(self.settings["batch_size"]))
+        task = self.settings["task"]["name"]
+        try:
+            return delivery.export_form(self.module.net, self.form, self.cell.folder, rows, task)
+        except UserError as error:
+            if not isinstance(error.__cause__, UserError):
+                log.warning("%s", redact(traceback.format_exc()))
+            return {"form": self.form, "error": redact(" ".join(str(error).split()))}
 
     def _score(self) -> dict[str, float]:
         self.progress.tell("evaluate", self.steps)

@@ -25,7 +25,8 @@ def run(cfg: DictConfig) -> dict:
     """Runs one cell, unless it is done already, and returns its results.
 
     Raises:
-        UserError: something the user can mend; results.json then says `failed` and why.
+        UserError: something the user can mend; results.json then says `failed` and why. If it is only that the
+            model has no other form (export), results.json says `done`, and why under `export`.
         Held: another process is running this cell.
     """
     settings = identity.plain(cfg)
@@ -34,9 +35,11 @@ def run(cfg: DictConfig) -> dict:
     if not place.leads:
         return _follow(settings, cell, place)
     try:
-        return _lead(settings, cell, place)
+        record = _lead(settings, cell, place)
     except OSError as error:
         raise _of_disk(error) from error
+    _tell_refused_export(settings, record)
+    return record
 
 
 def _lead(settings: dict, cell: Cell, place: ranks.Place) -> dict:
@@ -81,6 +84,8 @@ def _guarded(settings: dict, cell: Cell, record: dict, place: ranks.Place) -> di
         results.write(cell.folder, record)
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
+        if "error" in (export := record.get("export") or {}):
+            log.warning("export=%s was not written: %s", export["form"], export["error"])
         _tell_scores(settings, record)
         return record
     except KeyboardInterrupt:
@@ -102,6 +107,16 @@ def _tell_scores(settings: dict, record: dict) -> None:
     """Says the scores of a run that only evaluates."""
     if not settings["epochs"]:
         log.info("%s", results.evaluation(record["scores"]))
+
+
+def _tell_refused_export(settings: dict, record: dict) -> None:
+    """Lets a run fail that is done but for its export: to type it again would not help, which the error says.
+
+    A sweep asks results.json alone, and counts the cell as done.
+    """
+    export = record.get("export") or {}
+    if "error" in export and export["form"] == settings["export"]["name"]:
+        raise UserError(f"the run is done and scored, without export={export['form']}: {export['error']}")
 
 
 def _overrides() -> list[str]:

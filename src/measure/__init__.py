@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from src.prune import masks
+
 _ATEN = torch.ops.aten
 # The counter does not know the CPU's fused attention and would count none of its work.
 FLOPS_OF_CPU_ATTENTION = {
@@ -251,10 +253,9 @@ def macs(net: nn.Module, length: int = 128) -> int:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Returns the bytes of the weight files in a model's folder."""
-    return sum(
-        path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern)
-    )
+    """Returns the bytes of the weight files in a model's folder, without the masks that training goes on with."""
+    paths = [path for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern)]
+    return sum(path.stat().st_size for path in paths if path.name != masks.FILE)
 
 
 def size(net: nn.Module, folder: Path) -> dict:

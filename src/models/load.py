@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from src import results
 from src.errors import UserError
 from src.lowrank.adapter_files import attach_saved
 from src.models import pruned, pruned_decoders, relu_head
@@ -44,6 +45,7 @@ NEW_PARTS = (
     "vocab_projector",
     "vocab_transform",
 )
+PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
     "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop"),
     "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
@@ -88,7 +90,12 @@ def load_tokenizer(
 
 
 def load_net(
-    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int
+    settings: dict,
+    head: str,
+    labels: tuple[str, ...] | None,
+    num_labels: int,
+    vocab_size: int,
+    learns: bool = True,
 ) -> nn.Module:
     """Returns the model with the head of a task, in fp32.
 
@@ -98,19 +105,26 @@ def load_net(
         labels: names of the classes; None for a regression.
         num_labels: width of the head.
         vocab_size: length of the tokenizer, for a model built from its configuration.
+        learns: whether it will be trained; else a run's model must have its head already.
 
     Raises:
-        UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing.
+        UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing; or
+            any, in a run's model that will not be trained.
     """
     quieten()
-    net = _net(settings, head, labels, num_labels, vocab_size)
+    net = _net(settings, head, labels, num_labels, vocab_size, learns)
     if settings["hidden_act"]:
         use_activation(net, settings["hidden_act"])
     return net
 
 
 def _net(
-    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int
+    settings: dict,
+    head: str,
+    labels: tuple[str, ...] | None,
+    num_labels: int,
+    vocab_size: int,
+    learns: bool,
 ) -> nn.Module:
     if settings["config"]:
         config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
@@ -129,7 +143,14 @@ def _net(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {source}: {_first_line(error)}") from error
-    _refuse_missing(source, info)
+    new = _refuse_missing(source, info)
+    if new and settings["run"] and not learns:
+        found = results.read(Path(settings["run"])) or {}
+        task = ((found.get("config") or {}).get("task") or {}).get("name", "another task")
+        raise UserError(
+            f"epochs=0 with model.run={settings['run']}: its model, of task={task}, has no head that fits this task"
+            f" ({', '.join(new)}), and a new one would learn nothing: type task={task}, or train with epochs >= 1"
+        )
     attach_saved(net, Path(source))
     return net
 
@@ -179,7 +200,8 @@ def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labe
     return config
 
 
-def _refuse_missing(source: str, info: dict) -> None:
+def _refuse_missing(source: str, info: dict) -> list[str]:
+    """Returns the names of the weights that are new, the head's and the pooler's; raises a UserError for others."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
     new = sorted({*info["missing_keys"], *mismatched})
     wrong = [key for key in new if not set(key.split(".")) & set(NEW_PARTS)]
@@ -188,6 +210,7 @@ def _refuse_missing(source: str, info: dict) -> None:
         raise UserError(f"model {source}: these weights are missing or have another shape: {shown}")
     if new:
         log.info("new weights, not in the checkpoint: %s", ", ".join(new))
+    return new
 
 
 def _first_line(error: BaseException) -> str:
@@ -223,12 +246,27 @@ def reload(folder: Path, head: str, attention: str) -> nn.Module:
 
 
 def load_body(folder: Path) -> nn.Module:
-    """Returns the model of a folder with the head that its configuration names."""
-    architectures = AutoConfig.from_pretrained(folder).architectures or [""]
-    for head in HEADS.values():
-        if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}:
-            return _with_updates(head.from_pretrained(folder), folder)
-    return _with_updates(transformers.AutoModel.from_pretrained(folder), folder)
+    """Returns the model of a folder with the head that its configuration names.
+
+    Raises:
+        UserError: the folder has no weights that Transformers reads; packed ones have to be restored first.
+    """
+    if any(Path(folder).glob(PACKED)):
+        raise UserError(
+            f"{folder} holds packed weights: restore them with `python -m src.models.packed {folder} NEW_FOLDER`"
+            " and give NEW_FOLDER"
+        )
+    try:
+        architectures = AutoConfig.from_pretrained(folder).architectures or [""]
+        known = [
+            head
+            for head in HEADS.values()
+            if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}
+        ]
+        net = (known[0] if known else transformers.AutoModel).from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {folder}: {_first_line(error)}") from error
+    return _with_updates(net, folder)
 
 
 def _with_updates(net: nn.Module, folder: Path) -> nn.Module:

@@ -12,6 +12,7 @@ or, as a plain Hugging Face folder again: `python -m src.models.packed FOLDER NE
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +25,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from src.errors import UserError
-from src.models.load import HEADS, quieten
+from src.models.load import HEADS, PACKED, quieten
 from src.sparse.bits import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "model.packed.safetensors"
+FILE = PACKED
 BITS, VALUES, SCALES = "#bits", "#values", "#scales"
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -161,6 +162,20 @@ def _empty(folder: Path) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
+def restore(folder: Path, target: Path) -> None:
+    """Writes a plain Hugging Face folder: the dense weights, and all else that lies in the packed one.
+
+    Raises:
+        UserError: both are the same folder, or the packed weights cannot be read.
+    """
+    if folder.resolve() == target.resolve():
+        raise UserError(f"{target}: give another folder than that of the packed weights")
+    load_packed(folder).save_pretrained(target)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in (FILE, "config.json"):
+            shutil.copyfile(path, target / path.name)
+
+
 def main(arguments: list[str]) -> int:
     """Restores a plain Hugging Face folder; returns the exit code."""
     if len(arguments) != 2:
@@ -168,7 +183,7 @@ def main(arguments: list[str]) -> int:
         return 2
     quieten()
     try:
-        load_packed(Path(arguments[0])).save_pretrained(arguments[1])
+        restore(*map(Path, arguments))
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

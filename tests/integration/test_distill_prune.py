@@ -7,12 +7,14 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from src import identity
 from src.element_pruner import ElementPruner
 from src.errors import UserError
 from src.measure.__main__ import main as measure
 from src.models.packed import load_packed, load_state
+from src.models.packed import main as restore
 from src.prune.masks import FILE, num_kept
 from src.run import run
 from tests.integration.test_distill import weights_of
@@ -213,7 +215,16 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
     assert found["export"]["bytes"] < found["size"]["bytes_on_disk"]
     net = load_packed(export)
     assert all(torch.equal(weight, net.state_dict()[name]) for name, weight in weights.items())
+    assert len(AutoTokenizer.from_pretrained(export)) == net.config.vocab_size
     check_ruler(identity.cell(second).folder, found, capsys)
+    assert measure([str(export)]) == 1
+    assert "python -m src.models.packed" in capsys.readouterr().err
+    plain = export.with_name("plain")
+    assert restore([str(export), str(plain)]) == 0 and measure([str(plain)]) == 0
+    capsys.readouterr()
+    assert len(AutoTokenizer.from_pretrained(plain)) == net.config.vocab_size
+    restored = load_file(plain / FILE)
+    assert all(torch.equal(restored[name], mask) for name, mask in masks_of(second).items())
     with caplog.at_level(logging.INFO):
         scored = run(
             composed(
@@ -227,6 +238,17 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
     line = next(record.message for record in caplog.records if "eval_loss" in record.message)
     for name, key in (("acc", "accuracy"), ("f1", "f1"), ("acc_and_f1", "acc_and_f1"), ("eval_loss", "loss")):
         assert f"{name} = {scored['scores'][f'test/{key}']:.4f}" in line.partition("test:")[2]
+
+
+@pytest.mark.parametrize("method", ["distill_prune", "sparsebert"])
+def test_it_goes_on_at_the_share_that_is_left(composed, method):
+    first = composed("method=distill_prune", "probe_steps=0", "keep_frac=0.3", "epochs=0")
+    assert run(first)["kept"]["achieved"] < 0.3  # each matrix keeps a whole number
+    chain = ("model=from_run", f"model.run={identity.cell(first).folder}", "steps=3", "name=again")
+    run(second := composed(f"method={method}", "probe_steps=0", "keep_frac=0.3", *chain))
+    check_zeros(second, 0.3)
+    with pytest.raises(UserError, match=r"has only 0\.3000 of these weights left"):
+        run(composed(f"method={method}", "probe_steps=0", "keep_frac=0.3005", *chain))
 
 
 def check_ruler(folder, found, capsys) -> None:

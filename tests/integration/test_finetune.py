@@ -111,6 +111,24 @@ def test_epochs_0_evaluates_what_a_run_left(composed):
     assert again["scores"] == first["scores"]
 
 
+def test_epochs_0_asks_for_the_head_of_the_run(composed, csv_folder, tmp_path):
+    base = composed("method=nosp", "steps=1")
+    run(base)
+    lines = (csv_folder / "train.csv").read_text().splitlines()
+    (tmp_path / "three.csv").write_text("\n".join([*lines, "neither,neutral", "nor,neutral"]) + "\n")
+    other = [f"task.{key}_file={tmp_path}/three.csv" for key in ("train", "validation", "test")]
+    chain = (
+        "model=from_run",
+        f"model.run={identity.cell(base).folder}",
+        *other,
+        "name=again",
+        "probe_steps=0",
+    )
+    with pytest.raises(UserError, match=r"of task=csv, has no head that fits this task \(classifier\.bias"):
+        run(composed("epochs=0", *chain))
+    assert run(composed("steps=1", *chain))["status"] == "done"
+
+
 def test_accumulated_batches_are_the_same_step(composed):
     one = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3"))
     two = run(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from src.measure import macs, nonzeros, parameters, saved_bytes, step_seconds
+from src.measure import bytes_on_disk, macs, nonzeros, parameters, saved_bytes, step_seconds
 
 
 def test_a_storage_that_two_operations_save_counts_once():
@@ -65,3 +65,14 @@ def test_counts():
     net = nn.Linear(3, 2)
     nn.init.zeros_(net.bias)
     assert parameters(net) == 8 and nonzeros(net) == 6
+
+
+def test_masks_are_no_part_of_the_models_size(tmp_path):
+    for name, size in (
+        ("model.safetensors", 40),
+        ("masks.safetensors", 10),
+        ("old.bin", 2),
+        ("config.json", 1),
+    ):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert bytes_on_disk(tmp_path) == 42

@@ -100,6 +100,8 @@ def test_a_plain_folder_comes_back_from_the_command_line(tmp_path, capsys):
     state = load_file(tmp_path / "b" / "model.safetensors")
     packed = load_packed(tmp_path / "a").state_dict()
     assert all(torch.equal(tensor, packed[name]) for name, tensor in state.items())
+    assert main([str(tmp_path / "a"), str(tmp_path / "a")]) == 1
+    assert "give another folder" in capsys.readouterr().err
     (tmp_path / "a" / FILE).write_bytes(b"torn")
     assert main([str(tmp_path / "a"), str(tmp_path / "c")]) == 1
     assert "cannot be read as packed weights" in capsys.readouterr().err
