@@ -1,5 +1,7 @@
 """What a run reports of a model with updates: how much learns, and its scores before it is merged."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,9 @@ def scores_of(module: FineTune) -> dict[str, float]:
             batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
             with trainer.precision_plugin.val_step_context():
                 module.validation_step(batch, index)
-        found |= {f"{split}/{name}": float(value) for name, value in module.val_metrics.compute().items()}
+        # the trainer is in no test here, and a temperature is fitted on validation alone
+        with module.task.tested() if split == "test" else nullcontext():
+            scores = module.val_metrics.compute()
+        found |= {f"{split}/{name}": float(value) for name, value in scores.items()}
     module.on_validation_epoch_start()
     return found

@@ -164,11 +164,23 @@ def check(cfg: DictConfig | dict) -> None:
     for key in ("fgm", "ema"):
         if settings.get(key) is not None and settings["hardware"]["strategy"] == "fsdp":
             raise UserError(f"{key}={settings[key]}: must be null where a strategy shards the weights (fsdp)")
-    if select(settings, "export.name") == "peft" and settings["method"].get("merge", "keep") != "keep":
-        raise UserError("export=peft needs method.merge=keep: merged updates cannot be taken out again")
+    if select(settings, "export.name") == "peft":
+        _check_peft(settings)
     target = build_target(settings["method"]["_target_"])
     if hasattr(target, "check"):
         target.check(settings["method"])
+
+
+def _check_peft(settings: dict) -> None:
+    """Refuses export=peft, before training, where the delivered model will have no updates."""
+    method = settings["method"]
+    if method.get("merge", "keep") != "keep":
+        raise UserError("export=peft needs method.merge=keep: merged updates cannot be taken out again")
+    if "merge" not in method and not select(settings, "model.run"):
+        raise UserError(
+            f"export=peft: method={method.get('name')} delivers no updates of its own; take method=lora"
+            " method.merge=keep, or a model of a run that has them (model=from_run)"
+        )
 
 
 def fingerprint_of_folder(folder: Path) -> str:

@@ -90,14 +90,21 @@ def refuse_without_dropout(net: Any) -> None:
 
 
 def depths(net: nn.Module) -> dict[nn.Parameter, int]:
-    """Returns how deep each parameter of a model lies: embeddings 0, layer i (from 1) i, all else one more."""
+    """Returns how deep each parameter of a model lies: embeddings 0, layer i (from 1) i, all else one more.
+
+    Embeddings are whatever the encoder holds before its first layer: GPT-2 has two tables there and no module of them.
+    """
     parts = anatomy(net)
     places = {f"{parts.embeddings}.": 0} | {f"{layer.path}.": i for i, layer in enumerate(parts.layers, 1)}
+    base = f"{parts.base}." if parts.base else ""
     top = len(parts.layers) + 1
-    return {
-        parameter: next((depth for start, depth in places.items() if name.startswith(start)), top)
-        for name, parameter in net.named_parameters()
-    }
+    found: dict[nn.Parameter, int] = {}
+    before = bool(parts.layers)
+    for name, parameter in net.named_parameters():
+        depth = next((depth for start, depth in places.items() if name.startswith(start)), None)
+        before = before and not depth
+        found[parameter] = depth if depth is not None else 0 if before and name.startswith(base) else top
+    return found
 
 
 def by_depth(groups: Sequence[dict[str, Any]], net: nn.Module, decay: float) -> list[dict[str, Any]]:
@@ -145,6 +152,11 @@ class Averages:
         rate = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, parameter in net.named_parameters():
             self.values[name] = self.values[name].to(parameter.device).lerp_(parameter, rate)
+
+    def prune(self, masks: Mapping[str, Tensor]) -> None:
+        """Zeroes what masks leave out of parameters, by name: an average forgets only slowly."""
+        for name, mask in masks.items():
+            self.values[name] = self.values[name] * mask.to(self.values[name].device)
 
     @torch.no_grad()
     def put_on(self, net: nn.Module, masks: Masks | None) -> None:

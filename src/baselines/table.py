@@ -3,10 +3,12 @@
     python -m src.baselines.table multirun/<name>
 
 `python -m src.report` compares runs that differ by seed alone. Here the model that a run began with differs too, since
-each seed has its own; cells of one method, keep_frac and number of steps are one line, means over its seeds.
+each seed has its own; cells of one method, keep_frac, number of steps, lr and settings but that model are one line,
+means over its seeds. Where lines of one method and size differ in further settings, their name says in which.
 """
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -46,7 +48,7 @@ def lines(cells: Iterable[Cell]) -> list[str]:
     """
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.method, cell.keep_asked, cell.steps), []).append(cell)
+        groups.setdefault(_arm(cell), []).append(cell)
     first = next(iter(groups.values()))[0]
     found = {(cell.task, cell.best_metric) for group in groups.values() for cell in group}
     if len(found) > 1:
@@ -64,13 +66,39 @@ def lines(cells: Iterable[Cell]) -> list[str]:
     shown = [name for name in columns if any(row[name] is not None for row in rows.values())]
     head = ["method", *shown, "sd of test", "n"]
     text = [f"{first.task}, {first.best_metric}", "", _line(head), _line([":--", *["--:"] * (len(head) - 1)])]
+    names = _names(groups)
     order = sorted(groups, key=lambda key: -(rows[key]["test"] or 0))
     for key in order:
         values = [_shown(rows[key][name], columns[name][1]) for name in shown]
         tests = [cell.test_score for cell in groups[key] if cell.test_score is not None]
         spread = f"{statistics.stdev(tests):.4f}" if len(tests) > 1 else "-"
-        text.append(_line([key[0], *values, spread, str(len(groups[key]))]))
+        text.append(_line([names[key], *values, spread, str(len(groups[key]))]))
     return text
+
+
+def _arm(cell: Cell) -> tuple:
+    """Returns what two cells share that differ by seed alone."""
+    settings = {key: value for key, value in (cell.settings or {}).items() if key != "model.run"}
+    further = {**settings, "lr": cell.lr}
+    texts = tuple(
+        (key, value if isinstance(value, str) else json.dumps(value, default=str))
+        for key, value in sorted(further.items())
+    )
+    return (cell.method, cell.keep_asked, cell.steps, texts)
+
+
+def _names(arms: Iterable[tuple]) -> dict[tuple, str]:
+    """Returns the name of each line: the method, and the settings in which lines of its size and length differ."""
+    alike: dict[tuple, list[tuple]] = {}
+    for arm in arms:
+        alike.setdefault(arm[:3], []).append(arm)
+    names = {}
+    for size, some in alike.items():
+        common = set.intersection(*(set(arm[3]) for arm in some))
+        for arm in some:
+            own = [f"{key}={text}" for key, text in arm[3] if (key, text) not in common]
+            names[arm] = f"{size[0]} ({', '.join(own)})" if own else size[0]
+    return names
 
 
 def _mean(group: list[Cell], value: Value) -> float | None:
@@ -83,7 +111,8 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def _line(parts: list[str]) -> str:
-    return f"| {' | '.join(parts)} |"
+    escaped = [part.replace("|", r"\|") for part in parts]  # a setting may be a pattern
+    return f"| {' | '.join(escaped)} |"
 
 
 def main(argv: list[str] | None = None) -> int:

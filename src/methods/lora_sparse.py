@@ -183,6 +183,8 @@ class LoraSparse(Adapting):
         masks = self._choose(share)
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
+        if self.averages is not None:
+            self.averages.prune(masks)  # else they would remember the weights from before
         self.adaptation.constrain(self.net, masks)
 
     def _settle(self) -> None:

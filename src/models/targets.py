@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -27,7 +28,7 @@ def targets_of(net: nn.Module, wanted: Sequence[str]) -> list[Target]:
             an earlier run left as two factors means both factors.
 
     Raises:
-        UserError: an entry names nothing in this model.
+        UserError: an entry names nothing in this model, or two entries name the same outputs of a linear.
     """
     roles = [entry for entry in wanted if entry in KNOWN]
     found: list[Target] = []
@@ -41,7 +42,26 @@ def targets_of(net: nn.Module, wanted: Sequence[str]) -> list[Target]:
     missing = [role for role in roles if not any(target.role.startswith(role) for target in found)]
     if missing:
         raise UserError(f"method.targets={missing[0]}: this {type(net).__name__} has no such part")
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    _refuse_overlaps(net, found)
+    return found
+
+
+def _refuse_overlaps(net: nn.Module, targets: Sequence[Target]) -> None:
+    by_path: dict[str, list[Target]] = {}
+    for target in targets:
+        by_path.setdefault(target.path, []).append(target)
+    for path, some in by_path.items():
+        if len(some) < 2:
+            continue
+        size = _outputs(net.get_submodule(path))
+        ordered = sorted(some, key=lambda target: target.start)
+        for one, other in pairwise(ordered):
+            if other.start < one.start + (one.size or size):
+                raise UserError(
+                    f"method.targets: {one.role} and {other.role} both name outputs of {path}, which would have two"
+                    " updates; name them by roles or by a pattern, not by both"
+                )
 
 
 def linears_of(net: nn.Module, pooler: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -98,6 +99,7 @@ class Task(pl.LightningDataModule):
         self._encoded: dict[str, Encoded] = {}
         self._batches: TrainingBatches | None = None
         self._start = (0, 0)
+        self._as_test = False
 
     # what a kind of task gives --------------------------------------------------------------------------------------
 
@@ -198,7 +200,16 @@ class Task(pl.LightningDataModule):
         return scores.collection(self.metric_names, self.problem, self.num_labels, self._is_tested)
 
     def _is_tested(self) -> bool:
-        return self.trainer is not None and self.trainer.testing
+        return self._as_test or (self.trainer is not None and self.trainer.testing)
+
+    @contextmanager
+    def tested(self) -> Iterator[None]:
+        """Inside the block what is scored is a test set, from which no score fits anything."""
+        self._as_test = True
+        try:
+            yield
+        finally:
+            self._as_test = False
 
     def watched(self, loss: Tensor) -> dict[str, Tensor]:
         """Returns figures of a training step by their full names, from the task's loss."""

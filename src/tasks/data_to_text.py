@@ -87,6 +87,7 @@ class DataToText(GenerationTask):
         self.path, self.config, self.revision = path, config, revision
         self.data_dir, self.eval_examples = data_dir, eval_examples
         self._references: list[list[str]] = []
+        self._unsaid: dict[str, list[str]] = {}
 
     def references(self, number: int) -> Sequence[str]:
         """Returns the references of a meaning by its number."""
@@ -94,6 +95,7 @@ class DataToText(GenerationTask):
 
     def read(self) -> Splits:
         """Reads the first source there is; bounds the meanings that are generated for."""
+        self._unsaid = {}
         pairs, source = self._pairs()
         self._references = []
         train = Rows({"text": [m for m, _ in pairs["train"]], "reference": [r for _, r in pairs["train"]]})
@@ -121,11 +123,13 @@ class DataToText(GenerationTask):
         return Rows({"text": kept, "references": [found[meaning] for meaning in kept], "number": numbers})
 
     def _notes(self, pairs: dict[str, Pairs]) -> dict:
-        meanings = {split: len(grouped(some)) for split, some in pairs.items()}
+        found = {split: grouped(some) for split, some in pairs.items()}
+        unsaid = {split: len(set(some) - set(found[split])) for split, some in self._unsaid.items()}
         search = ", ".join(f"{key}={value}" for key, value in self.search.items())
         asked = "all" if self.eval_examples is None else f"{self.eval_examples} of"
         return {
-            "meanings": meanings,
+            "meanings": {split: len(some) for split, some in found.items()},
+            "meanings_without_references": unsaid,  # left out, such as those whose texts a checker all refused
             "generated": f"for {asked} the meanings of validation and test, {search}, "
             f"max_new_tokens={self.max_new_tokens}",
         }
@@ -134,7 +138,7 @@ class DataToText(GenerationTask):
         folder = self.data_dir or os.environ.get(self.variable)
         if folder:
             path = Path(folder).expanduser()
-            return read_folder(path, self.layout), f"folder {path}"
+            return read_folder(path, self.layout, self._unsaid), f"folder {path}"
         return self._from_hub()
 
     def _from_hub(self) -> tuple[dict[str, Pairs], str]:
@@ -152,6 +156,8 @@ class DataToText(GenerationTask):
             if not found:
                 raise UserError(f"{source} has no {split} split; there are {', '.join(dataset)}; {own}")
         return {
-            split: pairs_of(dataset[found[0]], self.layout, f"{source}, {found[0]}")
+            split: pairs_of(
+                dataset[found[0]], self.layout, f"{source}, {found[0]}", self._unsaid.setdefault(split, [])
+            )
             for split, found in names.items()
         }, source

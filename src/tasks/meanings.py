@@ -87,13 +87,19 @@ def _texts(annotations, key: str) -> list[str]:
     return said
 
 
-def read_folder(folder: Path, layout: Layout) -> dict[str, Pairs]:
+def read_folder(folder: Path, layout: Layout, unsaid: dict[str, list[str]] | None = None) -> dict[str, Pairs]:
     """Reads the three splits of a corpus from a folder.
+
+    Args:
+        folder: where their files are.
+        layout: of the corpus.
+        unsaid: takes the meanings of each split that have no reference, see `pairs_of`.
 
     Raises:
         DataMissing: a split has no file there; the names that are looked for are said.
     """
-    return {split: _read_split(files_of(folder, layout, split), layout) for split in SPLITS}
+    lists = {split: [] if unsaid is None else unsaid.setdefault(split, []) for split in SPLITS}
+    return {split: _read_split(files_of(folder, layout, split), layout, lists[split]) for split in SPLITS}
 
 
 def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
@@ -114,12 +120,20 @@ def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
     )
 
 
-def _read_split(paths: list[Path], layout: Layout) -> Pairs:
-    return [pair for path in paths for pair in pairs_of(_records(path), layout, str(path))]
+def _read_split(paths: list[Path], layout: Layout, unsaid: list[str]) -> Pairs:
+    return [pair for path in paths for pair in pairs_of(_records(path), layout, str(path), unsaid)]
 
 
-def pairs_of(records: Iterable[Mapping], layout: Layout, where: str) -> Pairs:
+def pairs_of(
+    records: Iterable[Mapping], layout: Layout, where: str, unsaid: list[str] | None = None
+) -> Pairs:
     """Returns (meaning, reference) of each reference, in the order of the records.
+
+    Args:
+        records: of one split.
+        layout: of the corpus.
+        where: what the records were read from, for errors.
+        unsaid: takes the meaning of each record that has no reference, or none that a checker let pass.
 
     Raises:
         UserError: a record lacks a column or holds no text; its number is said.
@@ -134,6 +148,8 @@ def pairs_of(records: Iterable[Mapping], layout: Layout, where: str) -> Pairs:
         said = [one for one in references if isinstance(one, str) and one.strip()]
         if len(said) < len(references) or not (isinstance(meaning, str) and meaning.strip()):
             raise UserError(f"{where}, record {number}: holds no text where a text is needed")
+        if not said and unsaid is not None:
+            unsaid.append(meaning.strip())
         pairs += [(meaning.strip(), " ".join(one.split())) for one in said]
     return pairs
 

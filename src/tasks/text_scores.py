@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,10 +95,13 @@ def _f1(own: Sequence[str], other: Sequence[str]) -> float:
     return 2 * common / (len(own) + len(other)) if common else 0.0
 
 
-def _streams(references: References) -> list[list[str]]:
-    """Returns references as sacrebleu takes them: the first of each text, the second, ..., "" where there is none."""
+def _streams(references: References) -> list[Any]:
+    """Returns references as sacrebleu takes them: the first of each text, the second, ..., None where there is none.
+
+    With "" there, a short text would find a reference as short as itself, and BLEU would not penalise it.
+    """
     most = max(map(len, references))
-    return [[some[i] if i < len(some) else "" for some in references] for i in range(most)]
+    return [[some[i] if i < len(some) else None for some in references] for i in range(most)]
 
 
 SCORES: dict[str, Callable[[Sequence[str], References], float]] = {

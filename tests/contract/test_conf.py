@@ -33,8 +33,8 @@ def composed(*overrides: str) -> dict:
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_each_option_composes_and_passes_the_checks(group, name):
-    settings = composed(f"{group}={name}", *(["model.run=somewhere"] if name == "from_run" else []))
-    identity.check(settings)
+    needs = {"from_run": ["model.run=somewhere"], "peft": ["method=lora", "method.merge=keep"]}
+    identity.check(composed(f"{group}={name}", *needs.get(name, [])))
 
 
 @pytest.mark.parametrize(("group", "name"), TARGETS)

@@ -214,6 +214,18 @@ def test_every_method_takes_them_all(composed, method):
     assert found["status"] == "done" and found["cost"]["steps"] == 6
 
 
+@pytest.mark.parametrize("schedule", ["one_shot", "cubic"])
+def test_sparse_updates_take_them_too_and_what_is_delivered_is_as_sparse_as_asked(composed, schedule):
+    """All but the attack, since the word embeddings are frozen there."""
+    chosen = ("method=lora_sparse", "method.rank=4", "method.sparse=8", f"method.schedule={schedule}")
+    cfg = composed(*chosen, *EACH[1:], "method.score=w", "keep_frac=0.5", "steps=8", "eval_every=2")
+    found = run(cfg)
+    assert found["kept"]["achieved"] == pytest.approx(found["kept"]["asked"], abs=1e-3) == 0.5
+    weights = weights_of(cfg)
+    masks = load_file(identity.cell(cfg).folder / "model" / FILE)
+    assert masks and all((weights[name][~mask] == 0).all() for name, mask in masks.items())
+
+
 def test_zeros_of_masks_stay_zero_in_the_average_and_under_attack(composed):
     first = composed("method=nosp", "steps=2", "name=first", "probe_steps=0")
     run(first)

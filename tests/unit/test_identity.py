@@ -101,3 +101,19 @@ def test_a_missing_mandatory_value_says_what_to_type(root):
 def test_from_run_of_an_unfinished_run_is_refused(settings, tmp_path):
     with pytest.raises(UserError, match="not the folder of a finished run"):
         identity.identify(changed(settings, "model.run", str(tmp_path)))
+
+
+def test_what_delivers_no_updates_cannot_go_out_to_peft(root):
+    with initialize_config_dir(str(root / "conf"), version_base="1.3"):
+
+        def check(*overrides):
+            identity.check(identity.plain(compose("config", overrides=["export=peft", *overrides])))
+
+        with pytest.raises(
+            UserError, match=r"export=peft: method=peft_lora delivers no updates.*method=lora"
+        ):
+            check("method=peft_lora", "model=bert_tiny")
+        with pytest.raises(UserError, match=r"needs method\.merge=keep"):
+            check("method=lora", "model=bert_tiny")
+        check("method=lora", "method.merge=keep", "model=bert_tiny")
+        check("method=nosp", "model=from_run", "model.run=somewhere")

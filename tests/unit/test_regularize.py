@@ -17,6 +17,7 @@ from src.regularize import (
     divergence,
     refuse_without_dropout,
 )
+from tests.unit.lowrank.test_adapter_units import gpt2
 from tests.unit.models.tiny import inputs, tiny
 
 
@@ -75,6 +76,16 @@ def test_rates_fall_with_depth_and_no_parameter_is_lost(family):
         for group in divided
     )
     assert set(depths(net).values()) == {0, 1, 2, 3, 4}
+
+
+def test_gpt2s_tables_of_words_and_places_are_embeddings():
+    net = gpt2()
+    depth = {name: depths(net)[parameter] for name, parameter in net.named_parameters()}
+    assert depth["transformer.wte.weight"] == depth["transformer.wpe.weight"] == 0
+    assert depth["transformer.h.0.ln_1.weight"] == 1
+    top = len(net.transformer.h) + 1
+    assert {name for name in depth if depth[name] == top} >= {"transformer.ln_f.weight"}
+    assert sum(place == 0 for place in depth.values()) == 2
 
 
 def test_the_average_is_the_recursion_and_the_own_weights_come_back_bit_for_bit():

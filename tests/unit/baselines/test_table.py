@@ -48,6 +48,22 @@ def test_sizes_and_lengths_of_training_are_lines_of_their_own():
     assert len(rows(cells)) == 3
 
 
+def test_arms_of_other_settings_are_lines_of_their_own_and_the_former_run_is_none():
+    common = {"method.score": "w", "model.run": "runs/a"}
+    cells = [
+        cell("lora", 0, 0.90, lr=1e-3, settings=common),
+        cell("lora", 1, 0.92, lr=1e-3, settings=common | {"model.run": "runs/b"}),
+        cell("lora", 0, 0.80, lr=1e-4, settings=common),
+        cell("lora", 0, 0.70, lr=1e-3, settings=common | {"method.score": "delta"}),
+    ]
+    found = {row["method"]: (row["test"], row["n"]) for row in rows(cells)}
+    assert found == {
+        "lora (lr=0.001, method.score=w)": ("0.9100", "2"),
+        "lora (lr=0.0001, method.score=w)": ("0.8000", "1"),
+        "lora (lr=0.001, method.score=delta)": ("0.7000", "1"),
+    }
+
+
 def test_cells_of_two_tasks_are_refused():
     with pytest.raises(UserError, match="gaiic by one_minus_mlogloss, mrpc by"):
         lines([cell("nosp"), cell("nosp", task="mrpc")])

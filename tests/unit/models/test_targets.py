@@ -43,6 +43,15 @@ def test_patterns_are_whole_paths():
             targets_of(tiny(), [pattern])
 
 
+def test_a_part_that_two_entries_name_is_refused():
+    whole = r"transformer\.h\.1\.attn\.c_attn"
+    for wanted in (["value", whole], [whole, "query"]):
+        with pytest.raises(UserError, match=r"both name outputs of transformer\.h\.1\.attn\.c_attn"):
+            targets_of(gpt2(), wanted)
+    assert len(targets_of(gpt2(), ["query", "key", "value", r"transformer\.h\.1\.mlp\.c_fc"])) == 10
+    assert len(targets_of(tiny(), ["query", r"bert\.encoder\.layer\.1\.attention\.self\.query"])) == 3
+
+
 def test_two_factors_are_two_targets_before_and_after_they_have_updates():
     net = tiny()
     path = "bert.encoder.layer.1.attention.self.query"

@@ -122,6 +122,19 @@ def test_the_other_corpora_are_the_same_class(make_task, tmp_path, name):
         (tmp_path / file).write_text(json.dumps([entry] * (1 + (split == "train"))))
     assert task.splits.train["text"] == ["a : is : b"] * 2
     assert task.splits.test["references"] == [["a is b"]]
+    assert task.describe()["meanings_without_references"] == {"train": 0, "validation": 0, "test": 0}
+
+
+def test_meanings_without_a_good_reference_are_counted_in_the_account(make_task, tmp_path):
+    task = make_task("dart", data_dir=str(tmp_path), max_new_tokens=8)
+    good = {"tripleset": [["a", "is", "b"]], "annotations": [{"text": "a is b"}]}
+    refused = {"tripleset": [["c", "is", "d"]], "annotations": [{"text": "c", "comment": "toFix"}]}
+    again = good | {"annotations": refused["annotations"]}  # said elsewhere: not lost
+    for split, file in task.layout.files.items():
+        (tmp_path / file).write_text(json.dumps([good, again] + [refused] * (2 * (split == "test"))))
+    described = task.describe()
+    assert described["meanings"] == {"train": 1, "validation": 1, "test": 1}
+    assert described["meanings_without_references"] == {"train": 0, "validation": 0, "test": 1}
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,16 @@ def test_a_meaning_without_references_is_left_out():
     assert pairs_of([nothing, WEBNLG["hub"]], LAYOUTS["webnlg"], "w") == [(SAID, "It is Japan's.")]
 
 
+def test_meanings_whose_texts_were_all_refused_are_told(tmp_path):
+    refused = WEBNLG["released"] | {"lexicalisations": [{"lex": "Bad.", "comment": "toFix"}]}
+    for name in ("train", "dev", "test"):
+        content = {"entries": [{"1": WEBNLG["released"]}] + [{"2": refused}] * (name == "test")}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    unsaid: dict[str, list[str]] = {}
+    assert read_folder(tmp_path, LAYOUTS["webnlg"], unsaid)["test"] == [(SAID, "It is Japan's.")]
+    assert unsaid == {"train": [], "validation": [], "test": [SAID]}
+
+
 def test_triples_are_one_line():
     assert linearised([("a ", "b", 3), ("c", "d", "e")]) == "a : b : 3 | c : d : e"
 

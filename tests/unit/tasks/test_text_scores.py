@@ -36,6 +36,17 @@ def test_bleu_is_torchmetrics_own_in_lower_case():
     assert text_scores.bleu(*plain) == pytest.approx(bleu_score(*plain).item(), abs=1e-6)
 
 
+def test_a_short_text_is_as_short_against_its_own_references_alone():
+    """Another text's further references give it none that is empty, which would spare it the brevity penalty."""
+    texts = ["the cat sat", "a dog ran in the wide park"]
+    references = [
+        ["the cat sat on the mat today"],
+        ["a dog ran in the wide park", "a dog was in a park there"],
+    ]
+    # by hand: every n-gram of the texts is in a reference; 3 + 7 words, against the closest references' 7 + 7
+    assert text_scores.bleu(texts, references) == pytest.approx(math.exp(1 - 14 / 10))
+
+
 def test_rouge_l_of_known_texts():
     # computed with rouge-score 0.1.2, RougeScorer(["rougeL"]).score_multi(...)["rougeL"].fmeasure
     assert common_length("abcde", "xbxdxe") == 3 and common_length("", "ab") == 0
