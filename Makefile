@@ -130,7 +130,7 @@ gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-trai
 	$(PY) -m src.baselines.tfidf "$$dense" --words 3 --refit || exit 1; \
 	$(PY) -m src.report multirun/gaiic --record && $(PY) -m src.baselines.table multirun/gaiic
 
-test: $(READY_DEV) lint ## set up, check and test everything (at most 15 minutes on 2 cores)
+test: $(READY_DEV) lint ## set up, check and test everything (about 15 minutes on 2 cores)
 	$(PY) -m pytest
 
 test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their length

@@ -2,20 +2,21 @@
 
     python -m src.baselines.table multirun/<name>
 
-`python -m src.report` compares runs that differ by seed alone. Here the model that a run began with differs too, since
-each seed has its own; cells of one method, keep_frac, number of steps, lr and settings but that model are one line,
-means over its seeds. Where lines of one method and size differ in further settings, their name says in which.
+`python -m src.report` shows the best metric of one stage's arms. Here all stages stand in one table, with the further
+metrics of several labels. Cells of one method, keep_frac, number of steps, lr and settings, but for the model that they
+began with, are one line, means over its seeds. Where lines of one method and size differ in further settings, their
+name says in which.
 """
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from src.errors import UserError
 from src.report.cells import Cell, read_sweep
+from src.report.statistics import summarise
 
 Value = Callable[[Cell], float | None]
 
@@ -60,7 +61,7 @@ def lines(cells: Iterable[Cell]) -> list[str]:
     }
     columns = {**NUMBERS, **further, "ms at batch 1": LATENCY}
     rows = {
-        key: {name: _mean(group, value) for name, (value, _) in columns.items()}
+        key: {name: summarise(map(value, group)).mean for name, (value, _) in columns.items()}
         for key, group in groups.items()
     }
     shown = [name for name in columns if any(row[name] is not None for row in rows.values())]
@@ -70,9 +71,8 @@ def lines(cells: Iterable[Cell]) -> list[str]:
     order = sorted(groups, key=lambda key: -(rows[key]["test"] or 0))
     for key in order:
         values = [_shown(rows[key][name], columns[name][1]) for name in shown]
-        tests = [cell.test_score for cell in groups[key] if cell.test_score is not None]
-        spread = f"{statistics.stdev(tests):.4f}" if len(tests) > 1 else "-"
-        text.append(_line([names[key], *values, spread, str(len(groups[key]))]))
+        spread = summarise(cell.test_score for cell in groups[key]).sd
+        text.append(_line([names[key], *values, _shown(spread, ".4f"), str(len(groups[key]))]))
     return text
 
 
@@ -99,11 +99,6 @@ def _names(arms: Iterable[tuple]) -> dict[tuple, str]:
             own = [f"{key}={text}" for key, text in arm[3] if (key, text) not in common]
             names[arm] = f"{size[0]} ({', '.join(own)})" if own else size[0]
     return names
-
-
-def _mean(group: list[Cell], value: Value) -> float | None:
-    found = [one for cell in group if (one := value(cell)) is not None]
-    return statistics.fmean(found) if found else None
 
 
 def _shown(value: float | None, form: str) -> str:
