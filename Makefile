@@ -13,6 +13,8 @@ JOBS ?=
 FULL ?=
 SWEEP ?=
 RUN ?=
+ROUTE ?=
+DEVICE ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -26,7 +28,7 @@ READY_DECODER := $(VENV)/.installed-decoder
 READY_PEFT := $(VENV)/.installed-peft
 
 # A misspelt variable would otherwise change nothing, silently.
-VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP RUN
+VARIABLES := PYTHON TORCH_INDEX TASKS METHODS KEEP LR SEEDS MODEL DATA_DIR ROWS JOBS FULL SWEEP RUN ROUTE DEVICE
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(VARIABLES) MAKE% MFLAGS -*,$(GIVEN))
 ifneq ($(strip $(UNKNOWN)),)
@@ -112,12 +114,18 @@ prune-recover: $(READY) ## L0 gates to KEEP of the model, then recovery with a s
 	$(PY) -m src.main name=prune_recover_2 method=norm keep_frac=0.3 model=from_run model.run=$$cut $(STAGE) \
 	&& $(PY) -m src.report multirun/prune_recover_2
 
-flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train gates, cut, fine-tune again; MODEL ROWS
+flop-sst2: $(READY) ## the original's five steps: fine-tune, factorise, train gates, cut, fine-tune again; ROUTE=4: its four; MODEL ROWS
+ifeq ($(or $(ROUTE),5),4)
+	$(PY) -m src.main experiment=l0_flop_pretrained name=$(FLOP)_route4 model=$(or $(MODEL),bert_base) $(FLOP_ON) \
+	&& $(PY) -m src.report multirun/$(FLOP)_route4
+else
+	$(if $(filter-out 5,$(ROUTE)),$(error ROUTE=$(ROUTE): it must be 4 or 5))
 	@dense=$(call cell,name=$(FLOP)_1 method=nosp model=$(or $(MODEL),bert_base) $(FLOP_ON) epochs=3 lr=3e-5); \
 	[ -n "$$dense" ] || exit 1; \
 	small=$(call cell,experiment=l0_flop name=$(FLOP)_2 model.run=$$dense $(FLOP_ON)); [ -n "$$small" ] || exit 1; \
 	$(PY) -m src.main name=$(FLOP)_3 method=nosp model=from_run model.run=$$small $(FLOP_ON) epochs=5 lr=1e-6 \
 	&& $(PY) -m src.report multirun/$(FLOP)_3
+endif
 
 gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-train, fine-tune, prune, recover, table; SEEDS KEEP DATA_DIR
 	@$(if $(DATA_DIR),export GAIIC_DATA='$(DATA_DIR)';) for seed in $(seeds); do \
@@ -148,8 +156,8 @@ lint: $(READY_DEV) ## ruff, the layers, types
 bench: $(READY_DEV) ## the measurements of tests/bench
 	$(PY) -m pytest tests/bench -o 'python_files=bench_*.py test_*.py' -o addopts= --timeout=0 -s
 
-bench-backward: $(READY_DEV) ## memory and time of a backward pass, all methods: table, picture, record (an idle machine, 12 minutes)
-	$(PY) -m tests.bench.bench_backward
+bench-backward: $(READY_DEV) ## memory and time of a backward pass, all methods: table, picture, record (an idle machine, 12 minutes); DEVICE=cuda: on a GPU
+	$(PY) -m tests.bench.bench_backward $(if $(DEVICE),--device $(DEVICE))
 
 bench-lora: $(READY_DEV) ## step time and saved bytes of lora beside peft_lora and dense, in turn (an idle machine, 5 minutes)
 	$(PY) -m pytest tests/bench/bench_lora.py -o 'python_files=bench_*.py' -o addopts= --timeout=0 -s

@@ -48,6 +48,13 @@ def build_module(settings: dict, net, task, total_steps: int):
     return build(settings["method"], net=net, task=task, loop=loop)
 
 
+def saving_of(settings: dict, module) -> None:
+    """Gives the method what `backward` names; older runs know no such group."""
+    chosen = settings.get("backward") or {"name": "none"}
+    if chosen["name"] != "none":
+        module.saving = build(chosen)
+
+
 def total_steps(settings: dict, task) -> int:
     """Returns the optimizer steps of the whole fit."""
     if not settings["epochs"]:
@@ -99,6 +106,7 @@ class Execution:
         self.module = build_module(settings, net, task, self.steps)
         self.module.masks = load_masks(model)
         self.module.distiller = distiller_of(settings, task, self.tokenizer, net) if self.steps else None
+        saving_of(settings, self.module)
         monitor = f"val/{task.best_metric}"
         self.keeper = Checkpoints(self.cell.folder, settings["checkpoint_every"], monitor, task.direction)
         self.progress = Progress(self.cell.folder / "progress.json", self.steps, monitor)
@@ -175,6 +183,7 @@ class Execution:
         train_seconds = self._fit() if self.steps else 0.0
         self.module.to(self.trainer.strategy.root_device)  # Lightning leaves it on the CPU
         costs = self._cost()
+        beside = self._stock_again()
         self.module.finish(self.task.training_batches())
         self._deliver()
         begin = time.monotonic()
@@ -189,7 +198,7 @@ class Execution:
             "best_metric": self.task.best_metric,
             "direction": self.task.direction,
             "scores": scores,
-            "kept": self.module.kept(),
+            "kept": {**self.module.kept(), **beside},
             "size": delivery.sizes(self.module.net, self.dense, self.cell.folder),
             "cost": {
                 **costs,
@@ -204,6 +213,13 @@ class Execution:
         if self.form != "none" and self.place.leads:
             outcome["export"] = self._export()
         return outcome
+
+    def _stock_again(self) -> dict:
+        """Ends `backward`, before a method finishes its model; returns what it achieved."""
+        if self.module.saving is None or self.settings["method"]["name"] == "late":
+            return {}
+        self.module.saving.detach()
+        return self.module.saving.beside()
 
     def made(self) -> dict:
         """Returns what provenance learns while the run is made."""
@@ -304,8 +320,10 @@ def probe_of(folder: Path) -> Probe:
     net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer))
     dense = copy.deepcopy(net)
     module = build_module(settings, net, task, 1)
+    saving_of(settings, module)
     module.net.train()
     module.prepare(task.training_batches())
+    module.save_less()
     return Probe(module, dense, settings["batch_size"], found["provenance"]["precision"])
 
 

@@ -27,8 +27,17 @@ from torchmetrics import MeanMetric
 from src.distill.distiller import Distiller
 from src.errors import UserError
 from src.prune.masks import Masks
-from src.regularize import Attack, Averages, add_gradients, by_depth, divergence, refuse_without_dropout
+from src.regularize import (
+    Attack,
+    Averages,
+    add_gradients,
+    by_depth,
+    divergence,
+    divergence_of,
+    refuse_without_dropout,
+)
 from src.resume import random_states, restore_random_state
+from src.sparse.late.saving import LateSaving
 from src.tasks.base import Task
 
 Batch = dict[str, Tensor]
@@ -88,6 +97,7 @@ class FineTune(pl.LightningModule):
         self.loop = loop
         self.masks: Masks | None = None
         self.distiller: Distiller | None = None
+        self.saving: LateSaving | None = None
         self.averages: Averages | None = None
         self.attack = None if loop.fgm is None else Attack(loop.fgm)
         self._batch: Batch = {}
@@ -150,11 +160,19 @@ class FineTune(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.net.train()  # from_pretrained leaves eval mode, in which dropout is silently off
+            if self.loop.r_drop is not None:
+                divergence_of(self.task.problem)  # an error comes before training
             self.prepare(self.task.training_batches())
+            self.save_less()
             if self.loop.r_drop is not None:
                 refuse_without_dropout(self.net)
             if self.loop.ema is not None:
                 self.averages = Averages(self.net, self.loop.ema)
+
+    def save_less(self) -> None:
+        """Where `backward` says so: stores less for the backward pass of the model as `prepare` left it."""
+        if self.saving is not None:
+            self.saving.attach(self.net, None if self.distiller is None else self.distiller.recipe)
 
     def configure_optimizers(self):
         own = {"lr": self.loop.lr, "weight_decay": self.loop.weight_decay, "clip": self.loop.clip}

@@ -169,6 +169,10 @@ def check(cfg: DictConfig | dict) -> None:
     target = build_target(settings["method"]["_target_"])
     if hasattr(target, "check"):
         target.check(settings["method"])
+    if "_target_" in (backward := settings.get("backward") or {}):
+        if settings["method"]["name"] == "late":
+            raise UserError("backward=late is what method=late does already: leave one of the two out")
+        build_target(backward["_target_"]).check(backward)
 
 
 def _check_peft(settings: dict) -> None:
@@ -308,7 +312,9 @@ def cell(cfg: DictConfig | dict) -> Cell:
     check(settings)
     identity = identify(settings)
     method, task, model = settings["method"], settings["task"], settings["model"]
-    parts = [method["name"], f"k{method['keep_frac']:.4g}", f"lr{settings['lr']:g}", f"s{settings['seed']}"]
+    beneath = (settings.get("backward") or {"name": "none"})["name"]
+    name = method["name"] if beneath == "none" else f"{method['name']}+{beneath}"
+    parts = [name, f"k{method['keep_frac']:.4g}", f"lr{settings['lr']:g}", f"s{settings['seed']}"]
     parts += [_short(task["name"]), "from_run" if model["run"] else _short(model["name"])]
     label = "_".join(map(_short, parts))
     return Cell(identity, sweep_folder(settings["name"]) / f"{label}-{identity[:8]}", label)

@@ -1,5 +1,6 @@
 """Where the model of a run comes from: the runs before it, and the tasks that they learnt from."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from src import results
@@ -11,25 +12,41 @@ def trained_on(settings: dict, task) -> list[str]:
     """Returns the tasks that the delivered model has learnt from, by our own runs.
 
     Raises:
-        UserError: one of them shares rows with this task, whose scores would then be worthless.
+        UserError: one of them shares rows with this task, or was this task by another fold: its scores would be
+            worthless.
     """
     model = settings["model"]
     run = (
         Path(model["run"]) if model["run"] else Path(model["name"]).parent
     )  # model.name may be a run's model/
     teacher = _teacher(settings)
-    for who, tasks in (
-        (f"the model of {run}", _tasks_of(run)),
-        (f"the teacher {teacher}", _tasks_of(teacher)),
-    ):
-        if shared := sorted(set(tasks) & set(getattr(task, "overlaps", ()))):
+    for who, folder in ((f"the model of {run}", run), (f"the teacher {teacher}", teacher)):
+        if shared := sorted(set(_tasks_of(folder)) & set(getattr(task, "overlaps", ()))):
             raise UserError(f"task={task.name} shares rows with {shared[0]}, on which {who} was tuned")
+        _refuse_other_fold(who, folder, task)
     former = [*_tasks_of(run), *_tasks_of(teacher)]
     return sorted({*former, task.name}) if settings["epochs"] else former
 
 
 def _tasks_of(run: Path | None) -> list[str]:
     return (((results.read(run) or {}).get("provenance") or {}).get("trained_on") or []) if run else []
+
+
+def _refuse_other_fold(who: str, folder: Path | None, task) -> None:
+    """Refuses a model that has learnt from, or read, what is this task's test set by folds."""
+    config = ((results.read(folder) or {}).get("config") or {}) if folder else {}
+    (name, *own), (former, *its) = _fold(vars(task)), _fold(config.get("task") or {})
+    if name == former and own[0] and own != its:
+        raise UserError(
+            f"task={name} of folds={own[0]}, fold={own[1]}: {who} has seen this test set (folds={its[0]},"
+            f" fold={its[1]}); all stages need the same folds and fold (pre-training: task.of.folds, task.of.fold)"
+        )
+
+
+def _fold(task: Mapping) -> tuple:
+    """Returns name, folds and fold of a task, or of the one whose texts it takes."""
+    of = task.get("of") or task
+    return of.get("name"), of.get("folds"), of.get("fold")
 
 
 def _teacher(settings: dict) -> Path | None:

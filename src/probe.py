@@ -61,9 +61,8 @@ class Probe:
     def cost(self, times: int) -> dict:
         """Returns saved bytes, step seconds and peak, with a sentence on what they were measured on."""
         own, dense = self.steps()
-        state = self.module.get_extra_state()
-        figures = measure.cost(self.module.net, self.dense, own, dense, times=times)
-        self.module.set_extra_state(state)  # the probe is no part of the run
+        with self._unmoved():
+            figures = measure.cost(self.module.net, self.dense, own, dense, times=times)
         rows, length = self._batch["input_ids"].shape
         real = int(self._batch["attention_mask"].sum())
         how = f"forward and backward, median of {times} interleaved"
@@ -83,23 +82,32 @@ class Probe:
                 f"method {self.module.name} changes the model's shapes: its gradients have no dense ones beside them"
                 " (fidelity_every=null)"
             )
-        state = self.module.get_extra_state()
         was_training = self.module.net.training
         self.module.net.train(), self.dense.train()
         try:
             own, dense = self.steps()
-            with self._equal_dropout():
+            with self._unmoved(), self._equal_dropout():
                 return measure.fidelity(
                     self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense
                 )
         finally:
             self.module.net.train(was_training)
-            self.module.set_extra_state(state)  # the comparison must not move the run's own random choices
+
+    @contextmanager
+    def _unmoved(self) -> Iterator[None]:
+        """Puts the method's random choices back behind it: the probe is no part of the run."""
+        parts = [part for part in (self.module, self.module.saving) if part is not None]
+        states = [part.get_extra_state() for part in parts]
+        try:
+            yield
+        finally:
+            for part, state in zip(parts, states, strict=True):
+                part.set_extra_state(state)
 
     @contextmanager
     def _equal_dropout(self) -> Iterator[None]:
         """Within it both models drop the same: by one seed, or nothing where the method draws masks of its own."""
-        nets = (self.module.net, self.dense) if getattr(self.module, "own_dropout", False) else ()
+        nets = (self.module.net, self.dense) if self.module.saving is not None else ()
         rates = [(m, m.p) for net in nets for m in net.modules() if isinstance(m, nn.Dropout)]
         for module, _ in rates:
             module.p = 0.0

@@ -20,7 +20,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from src.errors import UserError
 from src.finetune import Batch, FineTune
 from src.models.anatomy import Layer
 from src.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
@@ -32,11 +31,11 @@ from src.prune.cost import Cost, LatencyCost, MacsCost, ParamsCost
 from src.prune.latency import DTYPES, cached_table
 from src.prune.masks import Masks
 from src.prune.select import Limits, Scope, select
+from src.prune.settings import check_budget, check_settled_at
 from src.prune.structure import LayerCounts, ModelShape, Structure
 
 TOLERANCE = 1e-4
 BATCHES = 4
-COSTS = ("params", "macs", "latency")
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,7 @@ class Budget:
     drop_empty: bool
 
     def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise UserError(f"method.cost={self.cost}: must be one of {', '.join(COSTS)}")
-        if self.cost == "latency" and self.latency["dtype"] not in DTYPES:
-            raise UserError(
-                f"method.latency.dtype={self.latency['dtype']}: must be one of {', '.join(DTYPES)}"
-            )
+        check_budget(vars(self))
 
     @property
     def limits(self) -> Limits:
@@ -92,14 +86,19 @@ class Pruner(FineTune):
 
     def __init__(self, net, task, loop, name: str, keep_frac: float, budget: Budget, settled_at: float):
         super().__init__(net, task, loop, name, keep_frac)
-        if not 0 <= settled_at <= 1:
-            raise UserError(f"method.settled_at={settled_at}: must be a share of training, in [0, 1]")
+        check_settled_at({"settled_at": settled_at})
         self.budget, self.settled_at = budget, settled_at
         self.cost: Cost | None = None
         self.layers: Sequence[Layer] = ()
         self.counts: list[LayerCounts] = []
         self.structure: Structure | None = None
         self.handles: list[RemovableHandle] = []
+
+    @staticmethod
+    def check(settings: dict) -> None:
+        """Checks what needs no model."""
+        check_budget(settings)
+        check_settled_at(settings)
 
     # what a method gives ---------------------------------------------------------------------------------------------
 

@@ -68,9 +68,18 @@ def divergence(one: Tensor, other: Tensor, problem: str) -> Tensor:
     Raises:
         UserError: another kind of task.
     """
+    return divergence_of(problem)(one.float(), other.float())
+
+
+def divergence_of(problem: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the divergence for a kind of task.
+
+    Raises:
+        UserError: there is none for it.
+    """
     if problem not in DIVERGENCES:
         raise UserError(f"r_drop on a task of {problem}: it knows {', '.join(DIVERGENCES)}; set r_drop=null")
-    return DIVERGENCES[problem](one.float(), other.float())
+    return DIVERGENCES[problem]
 
 
 def refuse_without_dropout(net: Any) -> None:

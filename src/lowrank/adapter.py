@@ -155,20 +155,19 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         if self.constrained:
-            return self._constrained(x)
+            return F.linear(x, self.oriented(self.constrained_weight()), self.bias)
         dropped = self.dropout(x) if self.training and self.dropout.p else None
         parts = self.parts()
         layout = (self.transposed, tuple((part.rows, part.scale) for part in parts))
         tensors = [t for part in parts for t in (part.u, part.v, part.values, part.positions)]
         return Adapted.apply(x, dropped, self.weight, self.bias, layout, *tensors)
 
-    def _constrained(self, x: Tensor) -> Tensor:
+    def constrained_weight(self) -> Tensor:
+        """S1 o (W + delta), in the layout of `weight`, with a gradient."""
         assert self.mask is not None
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in bf16 the sum would lose what is small in delta
-            weight = (self.weight + self.delta()) * self.mask
-        return F.linear(x, self.oriented(weight), self.bias)
+        # in bf16 the sum would lose what is small in delta
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return (self.weight + self.delta()) * self.mask
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

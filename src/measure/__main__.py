@@ -61,7 +61,7 @@ def sites(folder: Path) -> dict:
     from src.measure import saved_bytes
     from src.measure.peak import peak_bytes
 
-    sparsified = getattr(probe.module, "sparsified", None)
+    sparsified = getattr(probe.module, "sparsified", None) or getattr(probe.module.saving, "handle", None)
     if sparsified is None:
         raise UserError(f"{folder}: the method {probe.module.name} has no sites")
     saved = {

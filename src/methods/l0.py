@@ -2,7 +2,8 @@
 
 Each unit has one hard-concrete gate z in [0, 1] with P(z > 0) = sigmoid(a - beta log(-gamma / zeta)); `families` says
 which units: heads, neurons, attention and ffn (sub-layers), layers, ranks. The expected cost E[C] follows from these
-probabilities, so it can be held at a target t that falls from 1 to keep_frac:
+probabilities, so it can be held at a target t that falls from 1 (or what is there, of a model that was cut
+before) to keep_frac:
 
     loss + lambda_1 v + lambda_2 v^2,   v = E[C] / C(dense) - t(progress)
 
@@ -40,6 +41,7 @@ from src.prune.constraint import AugmentedLagrangian, ProportionalIntegral
 from src.prune.cost import fraction
 from src.prune.gates import Gates
 from src.prune.schedules import RATES, linear
+from src.prune.settings import check_gates
 from src.prune.structure import LayerCounts, Structure
 from src.pruner import Budget, Pruner
 
@@ -62,6 +64,7 @@ class L0Prune(Pruner):
         multiplier_lr: of the Lagrangian's multipliers, > 0.
         gate_schedule: of both rates: constant | linear | inverse_root (Noam).
         gate_warmup: share of training in which both rates rise, in [0, 1); above 0 with inverse_root.
+        anti_windup: whether lambda_1 begins anew at 0 when the share falls below its target; false: as published.
         controller: gains of a proportional-integral controller in place of the multipliers; null: the Lagrangian.
         l2: weight of the l2 loss on the encoder's linears, half the sum of squares; null: none.
         train_weights: whether the model itself is trained; false: the gates alone, as the original did.
@@ -100,6 +103,7 @@ class L0Prune(Pruner):
         gate_schedule,
         gate_warmup,
         controller,
+        anti_windup,
         l2,
         train_weights,
         gate_seed,
@@ -118,47 +122,35 @@ class L0Prune(Pruner):
         self.gate_lr, self.multiplier_lr = gate_lr, multiplier_lr
         self.gate_schedule, self.gate_warmup = gate_schedule, gate_warmup
         self.l2, self.train_weights = l2, train_weights
-        self.constraint = ProportionalIntegral(**controller) if controller else AugmentedLagrangian()
+        self.constraint = (
+            ProportionalIntegral(**controller) if controller else AugmentedLagrangian(anti_windup)
+        )
         self.gates: Gates | None = None
         self.gated = False
+        self.began = 1.0
         self.violation: Tensor | None = None
-        if keep_frac < 1:
-            self._check()
+        if keep_frac < 1 and not loop.total_steps:
+            raise UserError(f"method={name} with epochs=0: gates must be trained before they can choose")
 
-    def _check(self) -> None:
-        if not 0 <= self.prefinetune < self.target_warmup <= self.settled_at:
-            raise UserError(
-                f"method.prefinetune={self.prefinetune}, target_warmup={self.target_warmup}, settled_at="
-                f"{self.settled_at}: must rise, in [0, 1]"
-            )
-        if not self.train_weights and self.settled_at < 1:
-            raise UserError(
-                "method.train_weights=false leaves nothing to train after settled_at: set settled_at=1"
-            )
-        if self.gate_schedule not in RATES:
-            raise UserError(f"method.gate_schedule={self.gate_schedule}: must be one of {', '.join(RATES)}")
-        if not 0 <= self.gate_warmup < 1:
-            raise UserError(f"method.gate_warmup={self.gate_warmup}: must be a share of training, in [0, 1)")
-        if self.gate_schedule == "inverse_root" and self.gate_warmup == 0:
-            raise UserError(
-                "method.gate_warmup=0 with method.gate_schedule=inverse_root leaves every rate at 0: it must be above 0"
-            )
-        if "ranks" not in self.families and (self.rank or self.whiten or not self.merges):
-            raise UserError(
-                "method.rank, method.whiten and method.keep_factors are for method.families with ranks"
-            )
-        if not self.loop.total_steps:
-            raise UserError(f"method={self.name} with epochs=0: gates must be trained before they can choose")
+    @staticmethod
+    def check(settings: dict) -> None:
+        """Checks what needs no model."""
+        Pruner.check(settings)
+        check_gates(settings)
 
     # hooks -----------------------------------------------------------------------------------------------------------
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.cost is None and self.keep_frac < 1:
+        first = self.cost is None and self.keep_frac < 1
+        if first:
+            came = counts_of(self.net)
             if "ranks" in self.families:
                 self._factorize(batches)
             self.gates = Gates(counts_of(self.net), self.families, **self.gate_settings)
             self.net.requires_grad_(self.train_weights)
         super().prepare(batches)
+        if first and self.cost is not None and self.gates is not None:
+            self.began = max(float(fraction(self.cost, counts)) for counts in (came, self.gates.counts))
         if self.prefinetune == 0 and self.structure is None:
             self._gate()
 
@@ -186,7 +178,8 @@ class L0Prune(Pruner):
             return
         if self.gated and self.structure is None:
             assert self.violation is not None
-            self.constraint.after_step(self.violation.item())
+            for multiplier in self.constraint.after_step(self.violation.item()):
+                self.trainer.optimizers[0].state[multiplier]["exp_avg"].zero_()
             self.gates.clamp_()
             self.gates.draw()
         super().after_step()
@@ -199,12 +192,14 @@ class L0Prune(Pruner):
     def watched(self) -> dict[str, Tensor | float]:
         if self.gates is None or self.cost is None:
             return {}
-        rates = {"gates": self.gate_lr, "multipliers": self.multiplier_lr}
+        factor = self._rate(self.progress)
+        rates = {"gates": factor * self.gate_lr, "multipliers": factor * self.multiplier_lr}
+        rates["weights"] = self.loop.lr * self.schedule(self.progress) if self.train_weights else 0.0
         return {
             "kept/expected": torch.as_tensor(fraction(self.cost, self.expected())).float(),
             "kept/target": self.target,
             **{f"loss/{name}": value for name, value in self.constraint.values().items()},
-            **{f"loss/lr_{name}": rate * self._rate(self.progress) for name, rate in rates.items()},
+            **{f"loss/lr_{name}": rate for name, rate in rates.items()},
         }
 
     def get_extra_state(self) -> dict:
@@ -219,8 +214,8 @@ class L0Prune(Pruner):
 
     @property
     def target(self) -> float:
-        """The share of the dense cost that is asked for at this step."""
-        return linear(self.progress, self.keep_frac, self.prefinetune, self.target_warmup)
+        """The share of the dense cost that is asked for at this step, from what the model had on (1, or cut before)."""
+        return linear(self.progress, self.keep_frac, self.prefinetune, self.target_warmup, self.began)
 
     def scores(self) -> UnitScores:
         assert self.gates is not None

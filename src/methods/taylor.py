@@ -1,14 +1,16 @@
 """Taylor: the heads and neurons stay whose removal would change the loss most, to first order.
 
 The importance of a unit is |dL/dz| of a gate z = 1 on its output, row by row, mean over `score_rows` training rows
-(`prune.importance`). It comes from the labels, or from labels drawn from the model's own first predictions, which needs
-none. Units go in `iterations` rounds, each with scores of what the former left; the first is at progress `begin`, the
-last at `settled_at`, and between them the model recovers. What is gone stays gone. With settled_at 0 all rounds come
-before training: for a model that is fine-tuned already (model=from_run), as a new classifier says nothing of a unit.
+(`prune.importance`); the loss of a row of a language model is the sum over its tokens, so that here too the size of a
+batch changes nothing. It comes from the labels, or from labels drawn from the model's own first predictions, which
+needs none. Units go in `iterations` rounds, each with scores of what the former left; the first is at progress `begin`,
+the last at `settled_at`, and between them the model recovers. What is gone stays gone. With settled_at 0 all rounds
+come before training: for a model that is fine-tuned already (model=from_run), as a new classifier says nothing of a
+unit.
 
 The two families are sorted by themselves (scope=family, uneven over layers; scope=layer takes the same share of each
 layer). In place of keep_frac exact counts can be asked for: heads=6 keeps 6 heads per layer in the mean, with
-scope=layer in every one. No count is ever exceeded.
+scope=layer or even=heads in every one. No count is ever exceeded.
 
 keep_frac is the share of the dense encoder's cost (`cost`) that stays.
 
@@ -49,6 +51,8 @@ class TaylorPrune(Pruner):
         heads: how many stay per layer, in the mean over layers, >= 1; null: as keep_frac says. With heads or neurons
             keep_frac must be 1: they take its place.
         neurons: the same of neurons.
+        even: heads | neurons: the family of these exact counts that every layer keeps the same number of, whatever the
+            scope; null: as scope says.
         score_rows: training rows that are scored, >= 1; null: all.
         score_split: train: validation and test are refused.
         score_seed: of the choice of these rows, and of drawn labels.
@@ -77,6 +81,7 @@ class TaylorPrune(Pruner):
         begin,
         heads,
         neurons,
+        even,
         score_rows,
         score_split,
         score_seed,
@@ -84,7 +89,7 @@ class TaylorPrune(Pruner):
         budget = Budget(cost, length, latency, scope, align, floor, allow_empty, drop_empty)
         super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
         self.importance_from, self.iterations, self.begin = importance_from, iterations, begin
-        self.wanted = {"heads": heads, "neurons": neurons}
+        self.wanted, self.even = {"heads": heads, "neurons": neurons}, even
         self.score_rows, self.score_split, self.score_seed = score_rows, score_split, score_seed
         self.rounds = 0
         self.drawn: Tensor | None = None
@@ -115,6 +120,11 @@ class TaylorPrune(Pruner):
         if settings["iterations"] > 1 and not 0 <= settings["begin"] <= settings["settled_at"]:
             raise UserError(
                 f"method.begin={settings['begin']}: must be in [0, method.settled_at={settings['settled_at']}]"
+            )
+        even = settings["even"]
+        if even is not None and (even not in ("heads", "neurons") or settings[even] is None):
+            raise UserError(
+                f"method.even={even}: must be heads or neurons, whichever of the two has a count, or null"
             )
         if (settings["heads"] or settings["neurons"]) and settings["keep_frac"] != 1:
             raise UserError(
@@ -220,7 +230,7 @@ class TaylorPrune(Pruner):
         wanted = self.wanted[family]
         if wanted is None:
             return [tuple(range(len(values))) for values in scores]
-        align, even = self.budget.align.get(family, 1), self.budget.scope == "layer"
+        align, even = self.budget.align.get(family, 1), self.budget.scope == "layer" or self.even == family
         start, end = sum(int(getattr(c, family)) for c in self.counts), wanted * len(scores)
         step = align * len(scores) if even else align
         count = end + int((start - end) * (1 - done) + 1e-6) // step * step
@@ -243,8 +253,8 @@ class TaylorPrune(Pruner):
     # what is scored --------------------------------------------------------------------------------------------------
 
     def _loss(self, batch: Batch) -> Tensor:
-        """The sum of the rows' losses: the task's mean times their number."""
-        return self.task.loss(self.net(**self.task.inputs(batch)), batch) * len(batch["input_ids"])
+        """The sum of the rows' losses, each of which is its own row's alone."""
+        return self.task.row_losses(self.net(**self.task.inputs(batch)), batch).sum()
 
     def _batches(self) -> Iterator[Batch]:
         """Yields the scored training rows, the same in every round and every process."""

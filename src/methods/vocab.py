@@ -2,12 +2,14 @@
 
 Before training (with epochs=0 before scoring) the training texts are counted as the task feeds them, tokens of at least
 `min_count` occurrences stay with what a tokenizer needs (`models.fewer_tokens`), and tokenizer, word embeddings and a
-decoder tied to them are renumbered. With min_count 1 every training text is divided as before, which is checked on all
-of them, so the model's outputs are the same bit for bit; a word of another text may be divided into smaller pieces, or
-be unknown. The delivered tokenizer is the pruned one.
+decoder, tied to them or not, are renumbered. With min_count 1 every training text is divided as before, which is
+checked on all of them, so the model's outputs are the same: a classifier's bit for bit, a language model's for the
+tokens that stay (the others lose their share of the probability and are never said). A word of another text may be
+divided into smaller pieces, or be unknown. The delivered tokenizer is the pruned one.
 
 keep_frac is not asked for: min_count decides. `asked` is the share of the embeddings' rows that it names, `achieved`
 the share that stays, special tokens and the rest included; both of the original vocabulary, whatever cut it before.
+`logits_moved_by`, with min_count 1, is how far the logits of some training texts moved at most.
 
 Source: TextPruner (Yang et al. 2022), section 3.1. Departures: fast tokenizers of any kind, merges included; all
 training texts are divided again and compared.
@@ -17,11 +19,15 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from src.errors import UserError
 from src.finetune import Batch, FineTune
 from src.models.fewer_tokens import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
 from src.prune.masks import Masks
+from src.tasks.tokens import Tokens
+
+COMPARED = 32  # training texts whose logits are
 
 
 class VocabPrune(FineTune):
@@ -75,7 +81,7 @@ class VocabPrune(FineTune):
             raise UserError(
                 f"method={self.name} counts the tokens of texts, and task={self.task.name} has none"
             )
-        before = data.tokens
+        before, logits = data.tokens, self._logits(data.tokens) if self.min_count == 1 else []
         seen = np.flatnonzero(np.bincount(before.ids) >= self.min_count)
         state = state_of(tokenizer)
         always = special_numbers(tokenizer, self.net)
@@ -83,8 +89,7 @@ class VocabPrune(FineTune):
         embeddings = keep_rows(self.net, old)
         self._slice_masks(old)
         self.task.use(rebuilt(tokenizer, smaller))
-        if self.min_count == 1:
-            self._compare(before, np.array(old))
+        moved = self._compare(before, np.array(old), logits) if self.min_count == 1 else {}
         original = embeddings["original_rows"]
         self.account = {
             "asked": round(len(seen) / original, 4),
@@ -94,6 +99,7 @@ class VocabPrune(FineTune):
             "tokens": len(old),
             "embedding_params": embeddings["after"],
             "embedding_params_before": embeddings["before"],
+            **moved,
         }
 
     def _slice_masks(self, old: list[int]) -> None:
@@ -107,8 +113,8 @@ class VocabPrune(FineTune):
             {name: m if len(m) == sizes[name] else m[rows.to(m.device)] for name, m in self.masks.items()}
         )
 
-    def _compare(self, before, old: np.ndarray) -> None:
-        """Holds the training texts, divided by the pruned tokenizer, against what they were."""
+    def _compare(self, before: Tokens, old: np.ndarray, logits: list[Tensor]) -> dict[str, float]:
+        """Holds the training texts, divided by the pruned tokenizer, against what they were; and their logits."""
         after = self.task.encoded("train").tokens  # type: ignore[attr-defined]
         same = np.array_equal(after.starts, before.starts) and np.array_equal(old[after.ids], before.ids)
         if not same:
@@ -116,3 +122,19 @@ class VocabPrune(FineTune):
                 f"the pruned {type(self.task.tokenizer).__name__} divides the training texts in another way than the"  # type: ignore[attr-defined]
                 " whole one: this vocabulary cannot be pruned"
             )
+        said = slice(None) if self.net.get_output_embeddings() is None else old  # type: ignore[operator]
+        pairs = zip(logits, self._logits(after), strict=True)
+        return {"logits_moved_by": max(float((now - had[..., said]).abs().max()) for had, now in pairs)}
+
+    @torch.no_grad()
+    def _logits(self, tokens: Tokens) -> list[Tensor]:
+        """Returns the logits of the first rows, each by itself, without dropout."""
+        training, device = self.net.training, next(self.net.parameters()).device
+        self.net.eval()
+        found = []
+        for row in range(min(COMPARED, len(tokens))):
+            parts = zip(("input_ids", "token_type_ids"), tokens.row(row), strict=True)
+            inputs = {name: torch.tensor(part[None].tolist()) for name, part in parts if part is not None}
+            found.append(self.net(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits)
+        self.net.train(training)
+        return found

@@ -32,13 +32,16 @@ def encoder_layers(net: PreTrainedModel) -> list[Layer]:
     """The layers of a dense, masked, factorised or cut model of a family that can be cut.
 
     Raises:
-        UserError: the family is not known.
+        UserError: the family is not known, or cannot be cut.
     """
     if net.config.model_type == "relu_head_bert":
         raise UserError(
             "a model with SparseBERT's head cannot be cut or factorised: train it with method.head=own distill.head=own"
         )
-    return list(anatomy(net).layers)
+    layers = list(anatomy(net).layers)
+    if net.config.model_type.removeprefix("pruned_") not in CONFIG_OF:
+        raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
+    return layers
 
 
 def base_path(net: PreTrainedModel) -> str:

@@ -102,8 +102,8 @@ def stock_uniform(net: PreTrainedModel) -> PreTrainedModel:
         reasons.append("some of its linears are low-rank")
     if reasons:
         raise UserError(
-            f"a stock class cannot hold this model ({'; '.join(reasons)}): use export=stock_padded, or select with"
-            " scope=layer and neurons alone"
+            f"a stock class cannot hold this model ({'; '.join(reasons)}): use export=stock_padded, or prune whole"
+            " layers (method=layer_drop) or neurons alone (method=l0 method.families=[neurons] method.scope=layer)"
         )
     return _as_stock(net, widths[0])
 

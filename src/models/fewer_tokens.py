@@ -10,7 +10,8 @@ A text whose tokens all stay is divided as before, for each kind of fast tokeniz
                 counted from the lowest of all, so the piece of the lowest score stays too
 
 What always stays: added and special tokens, the unknown token, the byte tokens of a tokenizer that falls back to bytes
-or is made of them, and every number that the model's configuration names.
+or is made of them, and every number that the model's configuration names. A RoBERTa numbers its positions from the
+number of the padding token on: there all up to that number stay, so that it does not move.
 """
 
 from __future__ import annotations
@@ -200,7 +201,18 @@ def special_numbers(tokenizer: PreTrainedTokenizerBase, net: PreTrainedModel) ->
     settings = [config.to_dict() for config in _configurations(net)]
     named = [value for one in settings for key, value in one.items() if key.endswith("_token_id")]
     flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
-    return {*tokenizer.all_special_ids, *(i for i in flat if isinstance(i, int))}
+    fixed = _position_offset(net)
+    below = set() if fixed is None else set(range(fixed + 1))
+    return {*tokenizer.all_special_ids, *(i for i in flat if isinstance(i, int)), *below}
+
+
+def _position_offset(net: PreTrainedModel) -> int | None:
+    """Returns the number of the padding token where positions are counted from it on, as RoBERTa's; else None."""
+    for module in net.modules():
+        found = getattr(module, "padding_idx", None)
+        if found is not None and hasattr(module, "position_embeddings"):
+            return found
+    return None
 
 
 def _configurations(net: PreTrainedModel) -> list[Any]:
@@ -218,10 +230,19 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
 
     Returns:
         Parameters of the word embeddings `before` and `after`, and `original_rows`, whatever cut it before.
+
+    Raises:
+        UserError: positions are counted from the number of the padding token, and that would be another one.
     """
+    fixed = _position_offset(net)
+    if fixed is not None and list(old).index(fixed) != fixed:
+        raise UserError(
+            f"this {net.config.model_type} model counts positions from the number of its padding token, {fixed}, which"
+            " its tokenizer would not keep: its vocabulary cannot be pruned"
+        )
     words, decoder = net.get_input_embeddings(), net.get_output_embeddings()
     rows, size = torch.tensor(list(old)), words.weight.shape[0]
-    tables = [words.weight] + ([] if decoder is None else [p for p in decoder.parameters() if len(p) == size])
+    tables = [words.weight, *(p for p in _decoder_parameters(net) if p.shape[:1] == (size,))]
     smaller = {
         id(table): nn.Parameter(table[rows.to(table.device)].clone(), requires_grad=table.requires_grad)
         for table in tables
@@ -242,6 +263,15 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
         "after": len(old) * width,
         "original_rows": net.config.original_vocab_size,
     }
+
+
+def _decoder_parameters(net: PreTrainedModel) -> list[nn.Parameter]:
+    """Returns those of the decoder, and of the module around it: a RoBERTa that is not tied has a second bias there."""
+    decoder = net.get_output_embeddings()
+    for module in net.modules():
+        if decoder is not None and decoder in module.children():
+            return [*decoder.parameters(), *module.parameters(recurse=False)]
+    return []
 
 
 def _renumber_configurations(net: PreTrainedModel, now: Mapping[int, int], size: int) -> None:

@@ -13,7 +13,7 @@ Hooks sit on modules: convert modules (sparse backward, low rank) before attachi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,15 +57,15 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
     for i, layer in enumerate(layers):
         if layer.attention_output is not None:
             output = net.get_submodule(layer.attention_output)
-            scale = _scale_input(gates, i, "heads", layer.unit_width)
-            handles.append(output.register_forward_pre_hook(scale))
-            handles.append(output.register_forward_hook(_scale_output(gates, i, "attention")))
+            units = UnitGate(gates, i, "heads", layer.unit_width)
+            handles.append(output.register_forward_pre_hook(units))
+            handles.append(output.register_forward_hook(SubLayerGate(gates, i, "attention")))
         if layer.ffn_out is not None:
             output = net.get_submodule(layer.ffn_out)
-            handles.append(output.register_forward_pre_hook(_scale_input(gates, i, "neurons", 1)))
-            handles.append(output.register_forward_hook(_scale_output(gates, i, "ffn")))
+            handles.append(output.register_forward_pre_hook(UnitGate(gates, i, "neurons", 1)))
+            handles.append(output.register_forward_hook(SubLayerGate(gates, i, "ffn")))
         handles += [
-            net.get_submodule(path).register_forward_hook(_bypass(gates, i)) for path in layer.layer_norms
+            net.get_submodule(path).register_forward_hook(Bypass(gates, i)) for path in layer.layer_norms
         ]
         handles += _attach_ranks(net, layer, gates, i)
     return handles
@@ -116,45 +116,84 @@ def _attach_ranks(net: nn.Module, layer: LayerParts, gates: GateValues, index: i
         path = getattr(layer, role)
         if path is not None and rank_of(net.get_submodule(path)) is not None:
             factor = net.get_submodule(f"{path}.q")
-            handles.append(factor.register_forward_pre_hook(_scale_rank(gates, index, role)))
+            handles.append(factor.register_forward_pre_hook(RankGate(gates, index, role)))
     return handles
 
 
-def _scale_input(gates: GateValues, layer: int, family: str, width: int) -> Callable:
-    def hook(module: nn.Module, args: tuple) -> tuple | None:
-        z = gates.units(layer, family)
-        if z is None:
-            return None
-        if len(z) * width != args[0].shape[-1]:
+@dataclass(frozen=True)
+class UnitGate:
+    """Before a linear: its input's columns times the gates of their units."""
+
+    gates: GateValues
+    layer: int
+    family: str
+    width: int
+
+    def columns(self, inputs: int) -> Tensor | None:
+        """Returns the factors of the input's columns (inputs,); None: no gate there."""
+        z = self.gates.units(self.layer, self.family)
+        if z is not None and len(z) * self.width != inputs:
             raise UserError(
-                f"layer {layer}: {len(z)} gates of {family} for an input of width {args[0].shape[-1]}"
+                f"layer {self.layer}: {len(z)} gates of {self.family} for an input of width {inputs}"
             )
-        return (args[0] * z.repeat_interleave(width).to(args[0].dtype), *args[1:])
+        return None if z is None else z.repeat_interleave(self.width)
 
-    return hook
-
-
-def _scale_rank(gates: GateValues, layer: int, role: str) -> Callable:
-    def hook(module: nn.Module, args: tuple) -> tuple | None:
-        z = gates.rank(layer, role)
+    def __call__(self, module: nn.Module, args: tuple) -> tuple | None:
+        z = self.columns(args[0].shape[-1])
         return None if z is None else (args[0] * z.to(args[0].dtype), *args[1:])
 
-    return hook
+
+@dataclass(frozen=True)
+class RankGate:
+    """Before the second factor of a low-rank linear."""
+
+    gates: GateValues
+    layer: int
+    role: str
+
+    def value(self) -> Tensor | None:
+        """Returns the gates (rank,); None: no gate there."""
+        return self.gates.rank(self.layer, self.role)
+
+    def __call__(self, module: nn.Module, args: tuple) -> tuple | None:
+        z = self.value()
+        return None if z is None else (args[0] * z.to(args[0].dtype), *args[1:])
 
 
-def _scale_output(gates: GateValues, layer: int, part: str) -> Callable:
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        z = gates.sub_layer(layer, part)
+@dataclass(frozen=True)
+class SubLayerGate:
+    """Behind the last linear of a sub-layer, its bias included."""
+
+    gates: GateValues
+    layer: int
+    part: str
+
+    def value(self) -> Tensor | None:
+        """Returns the gate, a scalar; None: no gate there."""
+        return self.gates.sub_layer(self.layer, self.part)
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        z = self.value()
         return None if z is None else output * z.to(output.dtype)
 
-    return hook
+
+@dataclass(frozen=True)
+class Bypass:
+    """Behind a layer norm: in a dropped layer it hands on its input."""
+
+    gates: GateValues
+    layer: int
+
+    def dropped(self) -> bool:
+        """Whether the layer is the identity."""
+        return self.gates.dropped(self.layer)
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        return args[0] if self.dropped() else None
 
 
-def _bypass(gates: GateValues, layer: int) -> Callable:
-    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        return args[0] if gates.dropped(layer) else None
-
-    return hook
+HOOKS = (UnitGate, RankGate, SubLayerGate, Bypass)
+"""What `attach` puts onto modules. Who does not call these modules can ask the hooks for the gates' values."""
 
 
 @dataclass(frozen=True)

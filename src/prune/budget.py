@@ -26,12 +26,14 @@ class UnitScores:
         heads: per layer (heads,).
         neurons: per layer (neurons,).
         ranks: per layer, role -> (rank,).
+        whole: families whose units stay or go together in each layer, because only their sub-layers were judged.
     """
 
     counts: Sequence[LayerCounts]
     heads: Sequence[Tensor] | None = None
     neurons: Sequence[Tensor] | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
+    whole: frozenset[str] = frozenset()
 
     def places(self) -> dict[Place, Tensor]:
         """Every scored vector by its place, families in order, on the CPU in float64."""

@@ -14,16 +14,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from src.errors import UserError
+
 
 class AugmentedLagrangian(nn.Module):
     """lambda_1 v + lambda_2 v^2 with both multipliers from zero, as published.
 
     Put `parameters()` into the optimizer with `maximize=True`, no weight decay and no clipping: the gradient of
     lambda_1 is v, that of lambda_2 is v^2 >= 0, so lambda_2 only grows and the penalty stiffens.
+
+    Gates that are wide open hardly move, so lambda_1 piles up while the target falls; Adam takes it down as slowly as
+    it rose, whatever the violation, and the share meanwhile falls far below its target. `anti_windup` ends that as a
+    Clegg integrator does (Clegg 1958): lambda_1 begins anew at 0 when v falls below 0.
+
+    Args:
+        anti_windup: whether lambda_1 begins anew; false: as published.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anti_windup: bool = False) -> None:
         super().__init__()
+        self.anti_windup = anti_windup
         self.lambda1 = nn.Parameter(torch.zeros((), dtype=torch.float32))
         self.lambda2 = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
@@ -32,8 +42,17 @@ class AugmentedLagrangian(nn.Module):
         v = violation.float()
         return self.lambda1 * v + self.lambda2 * v.square()
 
-    def after_step(self, violation: float) -> None:
-        """Nothing: the optimizer moves the multipliers."""
+    @torch.no_grad()
+    def after_step(self, violation: float) -> list[nn.Parameter]:
+        """Takes the violation of the step just made; the optimizer has moved the multipliers.
+
+        Returns:
+            The multipliers that begin anew: what the optimizer remembers of their gradients is void.
+        """
+        if not self.anti_windup or not violation < 0 < self.lambda1.item():
+            return []
+        self.lambda1.zero_()
+        return [self.lambda1]
 
     def values(self) -> dict[str, float]:
         return {"lambda1": self.lambda1.item(), "lambda2": self.lambda2.item()}
@@ -58,7 +77,7 @@ class ProportionalIntegral(nn.Module):
     def __init__(self, proportional: float, integral: float, quadratic: float, limit: float) -> None:
         super().__init__()
         if min(proportional, integral, quadratic) < 0 or limit <= 0:
-            raise ValueError(
+            raise UserError(
                 f"the controller's gains are {proportional}, {integral}, {quadratic} (each >= 0),"
                 f" its limit {limit} (> 0)"
             )
@@ -79,12 +98,13 @@ class ProportionalIntegral(nn.Module):
         v = violation.float()
         return self.lambda1() * v + self.quadratic * v.square()
 
-    def after_step(self, violation: float) -> None:
-        """Takes the violation of the step just made."""
+    def after_step(self, violation: float) -> list[nn.Parameter]:
+        """Takes the violation of the step just made; no optimizer has a part in it, so it returns nothing."""
         wanted = self.proportional * violation + self.integral * self.sum.item()
         if abs(wanted) < self.limit or wanted * violation < 0:
             self.sum += violation
         self.last.fill_(violation)
+        return []
 
     def values(self) -> dict[str, float]:
         return {"lambda1": self.lambda1(), "lambda2": self.quadratic}

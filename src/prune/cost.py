@@ -80,6 +80,8 @@ class ParamsCost:
         if isinstance(whole, Tensor) or isinstance(rank, Tensor):
             removed = not isinstance(whole, Tensor) and whole == 0
             return 0.0 if removed else rank * (inputs + outputs)
+        if whole == 0:
+            return 0  # a removed sub-layer takes its factors along
         factors = rank * (inputs + outputs)
         return min(factors, whole) if self.merges else factors
 

@@ -126,7 +126,8 @@ class Gates(nn.Module):
                     {role: self._probability(f"ranks/{i}/{role}") for role in c.ranks}
                     for i, c in enumerate(self.counts)
                 ]
-        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks)
+        whole = frozenset({"heads", "neurons"} - set(self.families))
+        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks, whole)
 
     def fixed(self) -> FixedGates:
         """The gates as evaluation has them, as values without gradient: what cutting folds into the weights."""

@@ -12,12 +12,13 @@ def ramp(progress: float, start: float, end: float) -> float:
     return max(0.0, (progress - start) / (end - start))
 
 
-def linear(progress: float, final: float, start: float, end: float) -> float:
-    """The keep target at `progress`, 1 before `start`, `final` from `end` on, falling linearly.
+def linear(progress: float, final: float, start: float, end: float, first: float = 1.0) -> float:
+    """The keep target at `progress`, `first` before `start`, `final` from `end` on, falling linearly.
 
-    t(step) of Wang et al. 2020 (FLOP, section 3.2) and of Xia et al. 2022 (CoFi), written for what is kept.
+    t(step) of Wang et al. 2020 (FLOP, section 3.2) and of Xia et al. 2022 (CoFi), written for what is kept; `first` is
+    1 but for a model that does not begin as the dense one.
     """
-    return 1.0 - (1.0 - final) * ramp(progress, start, end)
+    return first - (first - final) * ramp(progress, start, end)
 
 
 def cubic(progress: float, final: float, start: float, end: float) -> float:

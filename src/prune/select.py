@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from src.prune.cost import Cost, fraction
 from src.prune.structure import Indices, Structure
 
 Scope = Literal["global", "family", "layer"]
+SCOPES = get_args(Scope)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("align", "floor"):
             for family, value in getattr(self, name).items():
-                if family not in FAMILIES or value < 1:
+                if family not in FAMILIES or not isinstance(value, int) or value < 1:
                     raise UserError(
-                        f"{name} {value} of {family}: it must be >= 1, of one of {', '.join(FAMILIES)}"
+                        f"{name} {value} of {family}: it must be a whole number >= 1, of one of {', '.join(FAMILIES)}"
                     )
 
     def group_sizes(self, family: str, units: int) -> list[int]:
@@ -77,7 +78,8 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
     for part, families in _pools(scope, len(scores.counts)):
         pool = [g for g in groups if g.place[0] in part and g.place[1] in families and not g.must]
         budget = state.budget(part, families, keep_frac)
-        state.fill(sorted(pool, key=lambda g: -g.score), budget)
+        # among equals a layer's two sub-layers come together, where they were judged as one
+        state.fill(sorted(pool, key=lambda g: (-g.score, g.place[0] if scores.whole else 0)), budget)
     return state.structure()
 
 
@@ -127,7 +129,9 @@ def _groups(scores: UnitScores, limits: Limits) -> list[Group]:
             raise UserError(f"a score of layer {place[0]}'s {place[1]} is not a finite number")
         values, order = torch.sort(values, descending=True, stable=True)
         start = 0
-        for n, size in enumerate(limits.group_sizes(place[1], len(values))):
+        count = len(values)
+        sizes = [count] * bool(count) if place[1] in scores.whole else limits.group_sizes(place[1], count)
+        for n, size in enumerate(sizes):
             part = slice(start, start + size)
             must = n == 0 and (not limits.allow_empty or place[1] == "ranks")
             groups.append(Group(place, order[part].tolist(), values[part].mean().item(), must))

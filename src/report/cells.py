@@ -30,7 +30,7 @@ _TOP_LEFT_OUT = {
 }
 _LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
 # Beside the method's settings, what tells the arms of one table apart; all else makes another table.
-_OWN = ("distill", "augment", "fgm", "ema", "r_drop", "layer_decay")
+_OWN = ("backward", "distill", "augment", "fgm", "ema", "r_drop", "layer_decay")
 _FORMER_RUNS = ("model.run", "method.distill.teacher")
 _SEED_AND_IDENTITY = re.compile(r"_s\d+(?=_)|-[0-9a-f]{8}(?=/|$)")
 _MARKS_OF_A_CELL = ("run.log", "config.yaml", "progress.json", ".hydra", ".lock")

@@ -28,6 +28,12 @@ DEFAULT_METRICS = {
 }
 
 
+def token_sums(values: Tensor, places: Tensor) -> Tensor:
+    """Returns the sum over each row of `values` (tokens,), which stand at the true `places` (rows, length); (rows,)."""
+    rows = places.nonzero()[:, 0]
+    return values.new_zeros(len(places)).index_add(0, rows, values)
+
+
 class Encoded(Protocol):
     """Rows as a model takes them: indexable, with the length and the number of truncated rows."""
 
@@ -122,6 +128,13 @@ class Task(pl.LightningDataModule):
     @abstractmethod
     def loss(self, outputs, batch: Batch) -> Tensor:
         """Returns the mean loss of a batch, float32, a scalar."""
+
+    def row_losses(self, outputs, batch: Batch) -> Tensor:
+        """Returns the loss of each row, (rows,), float32, which no other row of the batch has a part in.
+
+        Of tokens it is their sum, as a row's share in the loss of a whole set is.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:

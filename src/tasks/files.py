@@ -186,12 +186,14 @@ def to_label_rows(table: Table, labels: Sequence[str], sets: Sequence[Sequence[s
     """Returns rows whose label is the sorted list of their class numbers, empty where they have none.
 
     Raises:
-        UserError: a label that is none of `labels`, or that stands twice in a row.
+        UserError: a label that is empty, or none of `labels`, or that stands twice in a row.
     """
     number = {label: i for i, label in enumerate(labels)}
     classes = []
     for row, found in enumerate(sets):
         for label in found:
+            if not label:
+                raise table.error(row, f"nothing between two separators of {table.columns['label'][row]!r}")
             if label not in number:
                 raise table.error(row, f"label {label!r}; allowed are {', '.join(labels)}")
             if found.count(label) > 1:

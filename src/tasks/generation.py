@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 
 from src.errors import UserError
-from src.tasks.base import Batch, Task
+from src.tasks.base import Batch, Task, token_sums
 from src.tasks.prompts import Written, end_token, write
 from src.tasks.rows import Rows
 from src.tasks.text_scores import SCORES, TextScores, check_installed
@@ -130,6 +130,7 @@ class GenerationTask(Task):
         self._end = end_token(tokenizer)
         self._pad = self._end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._encoded = {}
+        self.__dict__.pop("_generation", None)  # it names both
 
     def encode(self, rows: Rows) -> Written:
         """Returns the tokens of `rows`: of each pair, or of each meaning with its first reference."""
@@ -175,11 +176,18 @@ class GenerationTask(Task):
 
     def loss(self, outputs, batch: Batch) -> Tensor:
         """Returns the cross entropy of the references' tokens, a mean over tokens, in float32."""
+        return self._token_losses(outputs, batch, "mean")
+
+    def row_losses(self, outputs, batch: Batch) -> Tensor:
+        """Returns the sum of the cross entropies of each reference's tokens, (rows,), in float32."""
+        return token_sums(self._token_losses(outputs, batch, "none"), batch["labels"][:, 1:] != NO_LOSS)
+
+    def _token_losses(self, outputs, batch: Batch, reduction: str) -> Tensor:
         wanted = batch["labels"][:, 1:]
         counts = wanted != NO_LOSS
         smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0  # validation's is the plain one
         logits = outputs.logits[:, :-1][counts].float()  # of what counts alone: a vocabulary is wide
-        return cross_entropy(logits, wanted[counts], label_smoothing=smoothing)
+        return cross_entropy(logits, wanted[counts], label_smoothing=smoothing, reduction=reduction)
 
     def weight(self, batch: Batch, targets: Tensor) -> int:
         """Returns how many tokens the loss of a batch is a mean over."""

@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from src.build import build
 from src.errors import UserError
-from src.tasks.base import Batch, Task
+from src.tasks.base import Batch, Task, token_sums
 from src.tasks.files import read_text, split_lines
 from src.tasks.masking import IGNORED, Masking, masking_of
-from src.tasks.rows import Rows, Splits, cut, places, subset
+from src.tasks.rows import TEXTS, Rows, Splits, cut, places, subset
 from src.tasks.text import TextTask
 from src.tasks.tokens import Tokens, cached_tokens
 
@@ -146,7 +146,7 @@ class MlmTask(TextTask):
         task: Task = build(dict(self.of or {}))
         of = task.splits
         how = f"train is that of {task.name} ({of.how}); its validation"
-        return of.texts("train"), of.texts("val"), of.source, how, {"of": task.name}
+        return _texts(of.train), _texts(of.validation), of.source, how, {"of": task.name}
 
     def _of_file(self) -> tuple[list[str], list[str], str, str, dict]:
         path = Path(str(self.text_file)).expanduser()
@@ -193,6 +193,12 @@ class MlmTask(TextTask):
         logits, targets = self.predict(outputs, batch)
         return cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))
 
+    def row_losses(self, outputs, batch: Batch) -> Tensor:
+        """Returns the sum of the cross entropies of each row's masked tokens, (rows,); 0 where there is none."""
+        logits, targets = self.predict(outputs, batch)
+        masked = batch["labels"] != IGNORED
+        return token_sums(cross_entropy(logits, targets, reduction="none"), masked)
+
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns logits (masked tokens, vocabulary) and true tokens (masked tokens,)."""
         masked = batch["labels"] != IGNORED
@@ -204,6 +210,14 @@ class MlmTask(TextTask):
 
 def _always() -> tuple[int, ...]:
     return (0,)
+
+
+def _texts(rows: Rows) -> list[str]:
+    """Returns the texts of a task, each of a pair by itself; of meanings each once, and all that is said of them."""
+    said = [*rows.columns.get("reference", ())]
+    said += [text for several in rows.columns.get("references", ()) for text in several]
+    texts = [text for column in TEXTS if column in rows for text in rows[column]]
+    return [*dict.fromkeys(texts), *said] if said else texts
 
 
 def _rows(texts: list[str]) -> Rows:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.errors import UserError
+from src.tasks.tokens import Tokens
 
 CHUNK = 8_192
 
@@ -27,6 +28,14 @@ class Written:
     texts: list[np.ndarray]
     numbers: list[int]
     truncated: int
+
+    @property
+    def tokens(self) -> Tokens:
+        """All prompts and then all texts, each a row of its own."""
+        parts = [*self.prompts, *self.texts]
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        ids = np.concatenate(parts) if parts else np.zeros(0)
+        return Tokens(ids.astype(np.int32), None, starts, self.truncated)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -159,6 +159,15 @@ class TextTask(Task):
             return binary_cross_entropy_with_logits(logits, batch["labels"])
         return cross_entropy(logits, batch["labels"])
 
+    def row_losses(self, outputs, batch: Batch) -> Tensor:
+        """Returns the loss of each row, (batch,); of several labels it is their mean."""
+        logits = outputs.logits.float()
+        if self.problem == "regression":
+            return mse_loss(logits.squeeze(-1), batch["labels"], reduction="none")
+        if self.problem == "multi_label":
+            return binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none").mean(1)
+        return cross_entropy(logits, batch["labels"], reduction="none")
+
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns predicted and true classes or scores, (batch,); of several labels logits and truth."""
         logits = outputs.logits.float()

@@ -78,9 +78,11 @@ def groups(keep: tuple[float, ...]) -> dict[str, list[Arm]]:
 def padded(keep: tuple[float, ...]) -> list[Arm]:
     """The arms on a batch with padding."""
     few = tuple(k for k in keep if k < 1) or keep
+    middle = (0.3,) if 0.3 in keep else few[:1]
     return [
         Arm("checkpoint", "checkpoint", noise=False, exact=True),
         _late(keeps=few),
+        _late("context=recompute", config="late, context recomputed", keeps=middle),
         _late("skip_zero_rows=false", config="late, zero rows not skipped", keeps=few[-1:]),
     ]
 

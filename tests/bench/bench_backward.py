@@ -15,9 +15,13 @@ taken, and it looks several times slower.
     cosine_dw, norm_dw    of the linears' weight gradients: mean cosine to dense's, and norm by dense's
     error_dx              relative error of the gradient to the embeddings' output
 Fidelity is that of MiniLM (six layers, real text, 30 dense steps of training, dropout off).
+
+--device cuda measures on an NVIDIA GPU, at 128 and 512 tokens: times by CUDA events, the peak by the allocator's own
+count, the GPU's name in the record, which is another file. No such record is there: it never ran on a GPU.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -27,11 +31,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from src.sparse.kernels import prepare
 from tests.bench.arms import DENSE, Arm, groups, is_there, padded
 from tests.bench.frontier import draw
 from tests.bench.ruler import Batch, Fidelity, measure
 
-RECORDS = Path("multirun/records/bench_backward.json")
+RECORDS = {
+    "cpu": Path("multirun/records/bench_backward.json"),
+    "cuda": Path("multirun/records/bench_backward_cuda.json"),
+}
+LENGTHS = {"cpu": [128], "cuda": [128, 512]}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BATCHES = ("full", "padded", "no dropout")
 COLUMNS = (
@@ -47,7 +56,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--length", type=int, nargs="+", help="128; on a GPU 128 and 512")
+    parser.add_argument("--device", choices=tuple(RECORDS), default="cpu")
     parser.add_argument("--real", type=float, default=0.62, help="share of real tokens in the padded batch")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
@@ -59,11 +69,15 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         "--draw", action="store_true", help="measure nothing: table and picture of --out again"
     )
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    parser.add_argument("--out", type=Path, default=RECORDS)
+    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(given)
+    if chosen.device == "cuda" and not (chosen.draw or torch.cuda.is_available()):
+        parser.error("--device cuda: PyTorch finds no NVIDIA GPU here")
     if chosen.quick:
-        chosen.rounds, chosen.layers, chosen.rows, chosen.length, chosen.keep = 1, 1, 4, 16, [0.3]
-        chosen.out = Path("multirun/bench_backward_quick.json") if chosen.out == RECORDS else chosen.out
+        chosen.rounds, chosen.layers, chosen.rows, chosen.length, chosen.keep = 1, 1, 4, [16], [0.3]
+        chosen.out = chosen.out or Path("multirun/bench_backward_quick.json")
+    chosen.length = chosen.length or LENGTHS[chosen.device]
+    chosen.out = chosen.out or RECORDS[chosen.device]
     return chosen
 
 
@@ -76,7 +90,7 @@ def arms_of(kind: str, options: argparse.Namespace) -> list[tuple[str, Arm]]:
     elif kind == "padded":
         found = [("late" if arm.method == "late" else "baselines", arm) for arm in padded(keep)]
     else:
-        found = [("late", arm) for arm in groups((0.3,))["late"][:1]]
+        found = [("late", arm) for arm in groups((0.3,))["late"][:2]]
     return [(name, arm) for name, arm in found if is_there(arm)]
 
 
@@ -87,39 +101,51 @@ def tell(line: str) -> None:
 def conditions(options: argparse.Namespace) -> dict:
     """What the figures depend on besides the arms; the same for all of them."""
     mkl = torch.backends.mkl.is_available()
-    return {
+    where = {
         "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "gemm": f"fp32 by {'MKL' if mkl else 'the BLAS of this torch'}, bf16 by oneDNN",
         "allocator": os.environ.get("LD_PRELOAD") or "the C library's",
+    }
+    if options.device == "cuda":
+        precision = torch.get_float32_matmul_precision()  # "highest": no TF32
+        where = {
+            "device": torch.cuda.get_device_name(),
+            "gemm": f"cuBLAS {torch.version.cuda}, fp32 precision {precision}",
+            "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or "PyTorch's caching one",
+        }
+    return {
+        **where,
+        "kernels": prepare("auto", torch.device(options.device)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "load": round(os.getloadavg()[0], 1),
         "layers": options.layers,
         "rows": options.rows,
-        "length": options.length,
         "rounds": options.rounds,
     }
 
 
 def run(options: argparse.Namespace) -> list[dict]:
     """Measures everything that was asked for; returns the rows."""
-    fidelity = None if options.no_fidelity else Fidelity(*((2, 4) if options.quick else ()))
+    size = (2, 4) if options.quick else (30, 32)
+    fidelity = None if options.no_fidelity else Fidelity(*size, options.device)
     at, rows = conditions(options), []
     for name in options.dtypes:
         chosen = {kind: arms_of(kind, options) for kind in options.batches}
         every = list(dict.fromkeys(arm for arms in chosen.values() for _, arm in arms))
         near = fidelity(every, DTYPES[name]) if fidelity else {}
-        for kind, arms in chosen.items():
+        for kind, length in itertools.product(chosen, options.length):
+            arms = chosen[kind]
             real, dropout = options.real if kind == "padded" else 1.0, 0.0 if kind == "no dropout" else 0.1
-            tell(f"{name}, {kind}")
-            batch = Batch(options.rows, options.length, real, dropout, options.layers)
+            tell(f"{name}, {kind}, {length} tokens")
+            batch = Batch(options.rows, length, real, dropout, options.layers, options.device)
             group = {arm: name for name, arm in arms} | {DENSE: "baselines"}
             found = measure(list(group)[:-1], batch, DTYPES[name], options.rounds, tell)
             for (arm, keep_frac), row in found.items():
                 quality = EXACT if arm.exact else near.get((arm, keep_frac), dict.fromkeys(EXACT))
                 what = {"config": arm.config, "keep_frac": keep_frac, "dtype": name, "batch": kind}
                 more = {"group": group[arm], "settings": [arm.method, *arm.overrides], "real": real}
-                rows.append({**what, **row, **quality, **more, "dropout": dropout, **at})
+                rows.append({**what, **row, **quality, **more, "dropout": dropout, **at, "length": length})
     return rows
 
 
@@ -137,7 +163,8 @@ def show(rows: list[dict], as_markdown: bool) -> None:
     table = Table(
         *COLUMNS,
         title=f"{one['layers']} BERT-base layers, {one['rows']} x {one['length']} tokens, {one['threads']} threads,"
-        f" {one['rounds']} rounds, torch {one['torch']}; GEMM: {one['gemm']}; allocator: {one['allocator']}",
+        f" {one['rounds']} rounds, {one['device']}, torch {one['torch']}; GEMM: {one['gemm']};"
+        f" allocator: {one['allocator']}",
     )
     for line in cells:
         table.add_row(*line)
@@ -153,8 +180,12 @@ def main(given: list[str] | None = None) -> list[dict]:
         rows = run(options)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    draw(rows, options.out.with_suffix(".svg"))
-    show(rows, options.markdown)
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    for length in lengths:
+        stem = options.out.stem if len(lengths) == 1 else f"{options.out.stem}_{length}"
+        some = [row for row in rows if row["length"] == length]
+        draw(some, options.out.with_name(f"{stem}.svg"))
+        show(some, options.markdown)
     return rows
 
 

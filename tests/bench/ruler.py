@@ -31,6 +31,7 @@ class Batch:
         real: share of tokens that are not padding.
         dropout: rate, everywhere.
         layers: BERT-base layers that it goes through.
+        device: cpu | cuda.
     """
 
     rows: int
@@ -38,22 +39,23 @@ class Batch:
     real: float
     dropout: float
     layers: int
+    device: str
 
     def encoder(self) -> BertModel:
         rates = {"hidden_dropout_prob": self.dropout, "attention_probs_dropout_prob": self.dropout}
         torch.manual_seed(0)
         config = BertConfig(num_hidden_layers=self.layers, vocab_size=9, attn_implementation="sdpa", **rates)
-        return BertModel(config, add_pooling_layer=False).train()
+        return BertModel(config, add_pooling_layer=False).train().to(self.device)
 
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """The layers' input, their attention mask, and the gradient of what comes out."""
         torch.manual_seed(0)
-        x = torch.randn(self.rows, self.length, WIDTH, requires_grad=True)
-        dy = torch.randn(self.rows, self.length, WIDTH)
+        x, dy = (torch.randn(self.rows, self.length, WIDTH).to(self.device) for _ in range(2))
+        x.requires_grad_()
         if self.real == 1:
             return x, None, dy
         shares = torch.linspace(max(2 * self.real - 1, 0.02), 1, self.rows)
-        real = torch.arange(self.length) < (shares[:, None] * self.length).round()
+        real = (torch.arange(self.length) < (shares[:, None] * self.length).round()).to(self.device)
         dy *= real[:, :, None]  # nothing looks at padding
         return x, real[:, None, None].expand(-1, 1, self.length, -1), dy
 
@@ -75,13 +77,13 @@ class Steps:
     """
 
     def __init__(self, net: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
-        self.net, self.dtype = net, dtype
+        self.net, self.dtype, self.device = net, dtype, torch.device(batch.device)
         self.layers = [module for module in net.modules() if isinstance(module, BertLayer)]
         self.x, self.mask, self.dy = batch.tensors()
 
     def forward(self) -> Tensor:
         x = self.x + 0  # not a leaf: its bytes count, as those of another layer's output would
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             for layer in self.layers:
                 x = layer(x, self.mask)
         return x
@@ -90,6 +92,13 @@ class Steps:
         self.forward().backward(self.dy)
 
     def seconds(self) -> float:
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            self.both()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) / 1000
         begin = time.perf_counter()
         self.both()
         return time.perf_counter() - begin
@@ -115,7 +124,7 @@ def measure(
                 "saved_bytes": steps[
                     arm, keep_frac
                 ].saved(),  # and the warm-up; gradients are there from here on
-                "peak_bytes": peak_bytes(steps[arm, keep_frac].both),
+                "peak_bytes": peak_bytes(steps[arm, keep_frac].both, torch.device(batch.device)),
                 "bytes_ratio": _without_float_masks(arm, keep_frac, dense, batch, dtype)
                 / batch.dense_bytes(dtype),
             }
@@ -158,18 +167,20 @@ class Fidelity:
     Args:
         steps: dense steps before the comparison.
         rows: sentences of a batch.
+        device: cpu | cuda.
     """
 
-    def __init__(self, steps: int = 30, rows: int = 32) -> None:
+    def __init__(self, steps: int, rows: int, device: str) -> None:
         try:
             folder, (self.texts, self.labels) = minilm_folder(), movie_reviews()
         except DataMissing:
             self.net = None
             return
-        self.tokenizer, self.rows = AutoTokenizer.from_pretrained(folder), rows
+        self.tokenizer, self.rows, self.device = AutoTokenizer.from_pretrained(folder), rows, device
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         torch.manual_seed(0)
-        self.net = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, **off).train()
+        net = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, **off)
+        self.net = net.train().to(device)
         optimizer = torch.optim.AdamW(self.net.parameters(), 5e-5)
         for number in range(1, steps + 1):
             optimizer.zero_grad()
@@ -181,7 +192,8 @@ class Fidelity:
         tokens = self.tokenizer(
             list(self.texts[part]), padding=True, truncation=True, max_length=64, return_tensors="pt"
         )
-        return {**tokens, "labels": torch.tensor([int(label) for label in self.labels[part]])}
+        labels = torch.tensor([int(label) for label in self.labels[part]])
+        return {name: one.to(self.device) for name, one in (*tokens.items(), ("labels", labels))}
 
     def __call__(self, arms: list[Arm], dtype: torch.dtype) -> dict[Key, dict]:
         """Returns cosine_dw, norm_dw and error_dx of the arms whose gradients are not dense's own."""
@@ -201,7 +213,7 @@ def gradients(net: nn.Module, data: dict, dtype: torch.dtype) -> tuple[Tensor, l
     """The gradient to the embeddings' output, and those of the linears' weights."""
     seen: list[Tensor] = []
     net.bert.embeddings.register_forward_hook(lambda module, args, y: seen.append(y) or y.retain_grad())
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.autocast(data["labels"].device.type, dtype, enabled=dtype != torch.float32):
         loss = net(**data).loss
     loss.backward()
     weights = [p.grad for name, p in net.named_parameters() if "encoder" in name and p.dim() == 2]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from src import identity
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-GROUPS = ("model", "method", "task", "hardware", "logger", "export", "augment", "distill")
+GROUPS = ("model", "method", "task", "hardware", "logger", "export", "augment", "distill", "backward")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 TARGETS = [
     (group, name) for group, name in OPTIONS if "_target_" in (CONF / group / f"{name}.yaml").read_text()

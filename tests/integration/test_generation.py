@@ -1,5 +1,6 @@
 """Data to text with tiny decoders: trained, generated, scored, delivered; pruned; killed; on two processes."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src import identity
 from src.errors import UserError
+from src.methods.taylor import TaylorPrune
 from src.report.page import traces
 from src.run import run
 from tests.integration.test_resume import Killed, kill_at
@@ -169,6 +171,59 @@ def test_pruned_decoders_are_cut_delivered_and_generate(e2e, model, method):
     net = AutoModelForCausalLM.from_pretrained(folder_of(cfg) / "model")
     assert net.config.model_type == f"pruned_{model.removesuffix('_tiny')}"
     assert len(examples_of(cfg)["test"]) == 3
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_what_is_said_is_scored_alike_at_any_batch_size(e2e, model, monkeypatch):
+    found = []
+    original = TaylorPrune.scores
+    monkeypatch.setattr(TaylorPrune, "scores", lambda self: found.append(original(self)) or found[-1])
+    pruning = (
+        "method=taylor",
+        "keep_frac=0.5",
+        "method.begin=0",
+        "method.settled_at=0",
+        "method.iterations=1",
+    )
+    for size in (2, 12):
+        once = ("epochs=0", "steps=null", "task.beams=1", "task.eval_examples=1", f"batch_size={size}")
+        run(e2e(*pruning, *once, "method.score_rows=24", model=model))
+    one, two = (scores.heads + scores.neurons for scores in found)
+    for few, many in zip(one, two, strict=True):
+        assert few.max() > 0
+        torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_a_decoder_loses_the_tokens_that_no_training_text_has(e2e, model):
+    once = ("epochs=0", "steps=null", "task.beams=1", "task.eval_examples=1")
+    whole, cut = e2e(*once, "name=whole", model=model), e2e(*once, "method=vocab", model=model)
+    dense, found = run(whole), run(cut)
+    assert found["kept"]["embedding_params"] < found["kept"]["embedding_params_before"] / 50
+    assert found["size"]["params"] < dense["size"]["params"] and found["kept"]["logits_moved_by"] < 1e-5
+    tokenizers = [AutoTokenizer.from_pretrained(folder_of(cfg) / "model") for cfg in (whole, cut)]
+    nets = [AutoModelForCausalLM.from_pretrained(folder_of(cfg) / "model").eval() for cfg in (whole, cut)]
+    assert len(tokenizers[1]) == nets[1].config.vocab_size == found["kept"]["tokens"] < 300
+    words = tokenizers[1].convert_ids_to_tokens(range(len(tokenizers[1])))
+    old = torch.tensor(tokenizers[0].convert_tokens_to_ids(words))
+    rows = list(csv.DictReader((E2E / "trainset.csv").read_text().splitlines()))
+    for row in rows[::8]:
+        before, after = (
+            torch.tensor([one(f"{row['mr']}\nText: {row['ref']}")["input_ids"]]) for one in tokenizers
+        )
+        assert torch.equal(old[after], before)
+        with torch.no_grad():
+            torch.testing.assert_close(nets[1](after).logits, nets[0](before).logits[..., old])
+    assert len(examples_of(cut)["test"]) == 1
+    ends = [
+        one.convert_ids_to_tokens(net.config.eos_token_id) for one, net in zip(tokenizers, nets, strict=True)
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_a_decoder_of_fewer_tokens_learns_and_speaks(e2e):
+    found = run(e2e("method=vocab", "steps=4", "eval_every=2", "task.eval_examples=1"))
+    assert found["scores"]["test/loss"] > 0 and found["kept"]["tokens"] < 300
 
 
 def test_sparse_backward_runs_on_a_llama(e2e):

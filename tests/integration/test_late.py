@@ -13,6 +13,7 @@ from src.errors import UserError
 from src.measure.__main__ import sites
 from src.prune.masks import Masks, top_mask
 from src.run import run
+from tests.bench import bench_backward
 from tests.integration.test_resume import Killed, kill_at
 
 FEW = ("probe_steps=0", "model.dropout=0.1")
@@ -133,3 +134,10 @@ def test_the_bench_runs_and_its_record_has_what_is_promised(root, tmp_path):
     assert by_config["recompute_gelu"]["bytes_ratio"] == pytest.approx(1 - 4 / 16.5, abs=0.01)
     assert by_config["late"]["bytes_ratio"] < 0.2 < by_config["backrazor, eager"]["bytes_ratio"]
     assert out.with_suffix(".svg").read_text().startswith("<?xml")
+
+
+def test_the_bench_on_a_gpu_is_refused_without_one(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        bench_backward.main(["--device", "cuda", "--quick"])
+    assert "no NVIDIA GPU" in capsys.readouterr().err

@@ -76,6 +76,18 @@ def test_the_constraint_is_reached_and_its_path_is_logged(composed):
     assert path["kept/achieved"][-1] <= 0.4
 
 
+def test_the_target_of_a_model_that_was_cut_begins_at_what_it_has(composed):
+    """From 1 on the multipliers would long push open what is to be shut."""
+    cfg = composed(*settings("magnitude"), "keep_frac=0.5", "epochs=0")
+    has = run(cfg)["kept"]["achieved"]
+    more = ("model=from_run", f"model.run={identity.cell(cfg).folder}", "keep_frac=0.3", "name=again")
+    late = ("method.prefinetune=0.5", "method.target_warmup=0.8", "method.settled_at=0.9")
+    again = composed("method=l0", *more, *late, "steps=20", "probe_steps=0")
+    found = run(again)
+    assert figures(identity.cell(again).folder)["kept/target"] == pytest.approx([has, 0.3])
+    assert found["kept"]["achieved"] <= 0.3
+
+
 @pytest.mark.parametrize("step", [4, 13, 20])
 @pytest.mark.parametrize("method", ["l0", "l0_factorized", "magnitude"])
 def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
@@ -227,7 +239,7 @@ def test_the_path_and_the_settings_are_in_tensorboard(composed):
     events = accumulator.EventAccumulator(str(identity.cell(cfg).folder / "tensorboard"))
     events.Reload()
     path = figures(identity.cell(cfg).folder)
-    lagrangian = ("lagrangian", "lambda1", "lambda2", "lr_gates", "lr_multipliers", "task")
+    lagrangian = ("lagrangian", "lambda1", "lambda2", "lr_gates", "lr_multipliers", "lr_weights", "task")
     for name in ("kept/target", "kept/expected", *(f"loss/{one}" for one in lagrangian)):
         assert [event.value for event in events.Scalars(name)] == pytest.approx(path[name]), name
     assert {f"val/{name}" for name in scores} <= set(events.Tags()["scalars"])
@@ -311,6 +323,34 @@ def test_a_form_that_cannot_hold_the_model_is_refused_and_the_model_is_there(com
     path = identity.cell(again).folder / run(again)["export"]["path"]
     net = AutoModelForSequenceClassification.from_pretrained(path)
     assert len(AutoTokenizer.from_pretrained(path)) == net.config.vocab_size
+
+
+def test_whole_layers_go_where_they_alone_have_gates(composed):
+    cfg = composed(
+        *settings("l0"), "method.families=[layers]", "method.drop_empty=true", "keep_frac=0.5", "steps=12"
+    )
+    found = run(cfg)
+    net = AutoModelForSequenceClassification.from_pretrained(identity.cell(cfg).folder / "model")
+    assert found["kept"]["achieved"] == 0.5 and net.config.num_hidden_layers == 1
+
+
+def test_multipliers_may_begin_anew(composed, monkeypatch):
+    """A killed run ends as the uninterrupted one, the multipliers' path among it."""
+    overrides = (
+        *settings("l0"),
+        "keep_frac=0.5",
+        "method.anti_windup=true",
+        "checkpoint_every=3",
+        "steps=30",
+    )
+    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 14)
+        with pytest.raises(Killed):
+            run(broken)
+    run(broken)
+    assert figures(identity.cell(whole).folder) == figures(identity.cell(broken).folder)
 
 
 @pytest.mark.parametrize("method", ["l0", "magnitude"])

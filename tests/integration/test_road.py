@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from src import identity
 from src.errors import UserError
+from src.methods.taylor import TaylorPrune
 from src.resume import CHECKPOINT
 from src.run import run
 from tests.integration.conftest import CONF
@@ -151,6 +152,61 @@ def test_killed_pre_training_continues_bitwise(stage, monkeypatch, step):
     weights, other = (load_file(folder / "model" / "model.safetensors") for _, folder in (whole, again))
     assert all(torch.equal(weights[name], other[name]) for name in weights)
     assert whole[0]["scores"] == again[0]["scores"]
+
+
+def test_rows_of_masked_tokens_are_scored_alike_at_any_batch_size(stage, pretrained, monkeypatch):
+    """They have 2 to 4 masked tokens: a mean over those of a batch would weigh a row by its company."""
+    found = []
+    original = TaylorPrune.scores
+    monkeypatch.setattr(TaylorPrune, "scores", lambda self: found.append(original(self)) or found[-1])
+    pruning = [
+        "method=taylor",
+        "keep_frac=0.5",
+        "method.begin=0",
+        "method.settled_at=0",
+        "method.iterations=1",
+    ]
+    going_on = ["model=from_run", f"model.run={pretrained[1]}", "epochs=0", "steps=null"]
+    for size in (2, 20):
+        sizes = [f"batch_size={size}", "method.score_rows=40", "task.mask_frac=0.5"]
+        stage(*MLM[:2], *pruning, *going_on, *sizes)
+    one, two = (scores.heads + scores.neurons for scores in found)
+    for few, many in zip(one, two, strict=True):
+        assert few.max() > 0
+        torch.testing.assert_close(few, many, rtol=1e-3, atol=1e-7)
+
+
+def test_a_pre_trained_model_loses_rare_words(stage, pretrained):
+    going_on = ["model=from_run", f"model.run={pretrained[1]}", "epochs=0", "steps=null"]
+    results, folder = stage(*MLM[:2], *going_on, "method=vocab", "method.min_count=25")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert 5 < len(tokenizer) == results["kept"]["tokens"] < 45
+    weights = load_file(folder / "model" / "model.safetensors")
+    assert len(weights["bert.embeddings.word_embeddings.weight"]) == len(tokenizer)
+    assert len(weights["cls.predictions.bias"]) == len(tokenizer)
+    assert 1 < results["scores"]["test/perplexity"] < 60
+
+
+def test_a_model_that_has_read_the_fold_is_refused(stage, pretrained):
+    with pytest.raises(UserError, match="all stages need the same folds and fold"):
+        stage("task=gaiic", "task.folds=4", "task.fold=0", "model=from_run", f"model.run={pretrained[1]}")
+
+
+def test_a_fold_goes_the_whole_road_alone(stage):
+    folds = ["folds=4", "fold=2"]
+    of = [f"task.of.{one}" for one in folds]
+    before, folder = stage(*MLM, *of, "steps=2", "eval_every=2")
+    assert before["provenance"]["data"]["splits"].count("fold 2 of 4") == 1
+    own = [f"task.{one}" for one in folds]
+    after, _ = stage("task=gaiic", *own, "model=from_run", f"model.run={folder}", "steps=2", "eval_every=2")
+    rows = after["provenance"]["data"]["rows"]
+    assert sum(rows.values()) == 200 and rows["test"] > 30
+
+
+def test_r_drop_says_before_training_that_it_is_not_for_masked_tokens(stage, monkeypatch):
+    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    with pytest.raises(UserError, match="r_drop on a task of masked_lm"):
+        stage(*MLM, "r_drop=1.0")
 
 
 def test_a_vocabulary_beside_loaded_weights_is_refused(stage, pretrained):

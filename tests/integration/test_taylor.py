@@ -24,7 +24,13 @@ BEFORE = ("method.begin=0", "method.settled_at=0")
     ("heads", "neurons", "overshot"), [(6, 48, 73), (4, 24, 50), (1, 8, 18)]
 )  # what a guard against empty layers had made of 72, 48 and 12
 @pytest.mark.parametrize(
-    "more", [("method.scope=family",), ("method.scope=layer",), ("method.allow_empty=true",)]
+    "more",
+    [
+        ("method.scope=family",),
+        ("method.scope=layer",),
+        ("method.allow_empty=true",),
+        ("method.scope=family", "method.even=neurons"),
+    ],
 )
 def test_counts_are_exact_where_the_original_overshot(composed, heads, neurons, overshot, more):
     cfg = composed(
@@ -35,6 +41,9 @@ def test_counts_are_exact_where_the_original_overshot(composed, heads, neurons, 
     assert sum(kept["layer_heads"]) == heads * 12 < overshot
     assert sum(kept["layer_ffn"]) == neurons * 12
     assert kept["achieved"] == pytest.approx(kept["asked"])
+    if "method.even=neurons" in more:
+        assert kept["layer_ffn"] == [neurons] * 12
+        assert heads == 1 or len({*kept["layer_heads"]}) > 1
     if more == ("method.scope=layer",):
         assert kept["layer_heads"] == [heads] * 12 and kept["layer_ffn"] == [neurons] * 12
     if more == ("method.scope=family",):
@@ -148,6 +157,8 @@ def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
         (("method.iterations=0",), "iterations=0: must be a whole number"),
         (("method.begin=0.7",), r"begin=0.7: must be in \[0, method.settled_at=0.5\]"),
         (("method.heads=1",), "keep_frac=0.3: must be 1 with method.heads"),
+        (("method.even=layers",), "even=layers: must be heads or neurons"),
+        (("method.even=heads", "method.neurons=8", "keep_frac=1"), "even=heads: must be heads or neurons"),
         (("method.heads=7", "keep_frac=1"), "heads=7 in 2 layers: the model has 4 in all"),
         (("method.neurons=101", "keep_frac=1"), "202 units over 2 layers"),
         (("keep_frac=0.001",), "cannot be reached"),

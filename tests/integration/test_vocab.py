@@ -31,6 +31,7 @@ def test_the_delivered_folder_has_the_pruned_tokenizer_and_scores_as_before(comp
     assert found["kept"]["asked"] <= found["kept"]["achieved"] == rows / 30522
     assert found["kept"]["embedding_params_before"] == 30522 * 128
     assert found["size"]["params_dense"] - found["size"]["params"] == (30522 - rows) * 128
+    assert found["kept"]["logits_moved_by"] == 0.0
     assert found["scores"] == whole["scores"]  # all words of validation and test stand in train
     classify = pipeline("text-classification", model=str(model_of(cfg)))
     assert classify("the film was lovely")[0]["label"] in ("good", "bad")

@@ -42,7 +42,7 @@ def _grouped(x: Tensor, kind: torch.dtype) -> Tensor:
     missing = -x.shape[1] % GROUPS[kind]
     if missing:
         x = torch.cat([x, x[:, -1:].expand(-1, missing)], dim=1)
-    return x.reshape(x.shape[0], -1, GROUPS[kind])
+    return x.reshape(x.shape[0], x.shape[1] // GROUPS[kind], GROUPS[kind])
 
 
 def _write(x: Tensor, data: Tensor, scales: Tensor) -> None:
@@ -86,7 +86,7 @@ def _read(data: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     group = GROUPS[data.dtype]
     if width % group:
         data = F.pad(data, (0, -width % group))
-    codes = data.view(data.shape[0], -1, group).to(dtype)
+    codes = data.view(data.shape[0], data.shape[1] // group, group).to(dtype)
     if data.dtype == torch.int8:
         return codes.mul_(scales.to(dtype).unsqueeze(-1)).flatten(1)[:, :width]
     step, low = scales.to(dtype).unbind(-1)
@@ -122,7 +122,7 @@ def unpack(
     return x if weight is None else x * weight.to(dtype).unsqueeze(1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The same 32 bits as a signed number: torch has no unsigned arithmetic, and two's complement wraps alike."""
     value %= _WORD
     return value - _WORD if value >= _WORD // 2 else value
@@ -130,9 +130,9 @@ def _signed(value: int) -> int:
 
 def _mixed(x: Tensor, seed: int) -> Tensor:
     """In place: int32 positions -> 32 bits. Wellons' lowbias32 without its last shift; see rows.h."""
-    x.add_(_signed(seed)).bitwise_xor_(_signed(seed >> 32))
+    x.add_(signed(seed)).bitwise_xor_(signed(seed >> 32))
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
-    return x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_signed(0x846CA68B))
+    return x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(signed(0x846CA68B))
 
 
 @functools.lru_cache(maxsize=4)
@@ -150,11 +150,11 @@ def keep_mask(shape: tuple[int, ...], p: float, seed: int, device: torch.device 
     # a CPU computes it in pieces that stay in its cache; another device at once
     piece = min(count, 1 << 15) if mask.device.type == "cpu" else count
     # an unsigned comparison, as a signed one after a flip of the top bit
-    least = _signed(int(p * _WORD) ^ (1 << 31))
+    least = signed(int(p * _WORD) ^ (1 << 31))
     for start in range(0, count, max(piece, 1)):
         part = mask[start : start + piece]
-        bits = _mixed(_positions(piece, mask.device)[: part.numel()] + _signed(start), seed)
-        torch.ge(bits.bitwise_xor_(_signed(1 << 31)), least, out=part)
+        bits = _mixed(_positions(piece, mask.device)[: part.numel()] + signed(start), seed)
+        torch.ge(bits.bitwise_xor_(signed(1 << 31)), least, out=part)
     return mask.view(shape)
 
 

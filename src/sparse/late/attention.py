@@ -1,33 +1,29 @@
 """Attention, dropout, residual and LayerNorm as one autograd function that saves 8-bit numbers.
 
     q, k, v = x Wq' + bq, ...      P = dropout(softmax(q k' scale + mask))      c = P v
-    y = LayerNorm(dropout(c Wo' + bo) + x)
+    y = LayerNorm(dropout((z o c) Wo' + bo) + x)      z: gates of the heads, where there are any
 
 Saved: x (in the stored form that its LayerNorm left), q, k, v, optionally c, the normalised rows of y's LayerNorm and
 its 1 / deviation. Not saved: P (recomputed, one sample at a time, so that it stays in the processor's cache), dropout
-masks (regenerated). The gradient to x goes over all rows; those to the weights over the chosen ones (rows.py).
+masks (regenerated), c where neither Wo nor z learns. The gradients to x and z go over all rows; those to the weights
+over the chosen ones (rows.py), and a frozen weight has none. With the LayerNorm in front see around.py.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from src.sparse.kernels import kernels_for
-from src.sparse.late.carried import Input
-from src.sparse.late.products import (
-    add_outer,
-    add_product,
-    column_sums,
-    compute_dtype,
-    gather,
-    live_rows,
-    product,
-    without_autocast,
-)
-from src.sparse.late.rows import Choice, choose
-from src.sparse.late.settings import OUTPUT, PROBABILITIES, ROWS_IN, ROWS_OUT, Plan
+from src.sparse.late.around import around_for
+from src.sparse.late.carried import NO_GRADS, Input
+from src.sparse.late.gradients import Gradients
+from src.sparse.late.linears import Joined, read
+from src.sparse.late.needs import Needs
+from src.sparse.late.products import compute_dtype, gather, live_rows, without_autocast
+from src.sparse.late.rows import choose
+from src.sparse.late.settings import PROBABILITIES, ROWS_IN, ROWS_OUT, Plan
 from src.sparse.late.tally import count_saved, refuse_double_backward
-
-NO_GRADS = (None,) * 4  # to the stored input: its gradient is x's
 
 
 def _split(rows: Tensor, plan: Plan) -> Tensor:
@@ -88,81 +84,115 @@ class AttentionBlock(torch.autograd.Function):
     """See the module. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
 
     @staticmethod
-    def forward(
-        ctx, x, data, scales, x_gamma, x_beta, wq, bq, wk, bk, wv, bv, wo, bo, gamma, beta, bias, plan
-    ):
+    def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, bias, plan, *tensors):
         compute = compute_dtype(x)
-        formats, kernels = (
-            plan.storing.formats(x.dtype, compute),
-            kernels_for(plan.settings.kernels, x, compute),
-        )
+        formats = plan.storing.formats(x.dtype, compute)
+        kernels = kernels_for(plan.settings.kernels, x, compute)
+        *into, back = read(tensors, plan.layouts)
+        around = around_for(plan)(kernels, plan, (gamma, beta), compute)
+        needs = Needs.of(ctx, plan)
         with without_autocast(x):
             stream = x.reshape(-1, x.shape[-1]).contiguous()
-            weight, shift = torch.cat([wq, wk, wv]).to(compute), torch.cat([bq, bk, bv]).to(compute)
-            qkv = torch.addmm(shift, stream.to(compute), weight.t())
+            qkv = Joined(into, compute).forward(around.enter(stream, formats).to(compute))
             context = _attend(kernels, qkv, bias, plan)
             stored_qkv = kernels.pack(qkv, formats.attention)
             del qkv
-            empty = context.new_empty(0)
-            save_context = plan.storing.context == "save"
-            stored_context = kernels.pack(context, formats.attention) if save_context else (empty, empty)
-            out = torch.addmm(bo.to(compute), context, wo.to(compute).t())
-            seed = plan.seed_of(OUTPUT)
-            y, hat, hat_scales, rstd = kernels.add_norm(
-                out, stream, gamma, beta, plan.eps, plan.p, seed, formats.hat
-            )
-        kept = (*stored_qkv, *stored_context, hat, hat_scales, rstd)
-        ctx.save_for_backward(data, scales, x_gamma, x_beta, wq, wk, wv, wo, gamma, bias, *kept)
+            stored_context = (context.new_empty(0),) * 2
+            if needs.context and plan.storing.context == "save":
+                stored_context = kernels.pack(context, formats.attention)
+            if gates is not None:
+                context = context * gates.to(compute)
+            y = around.leave(Joined([back], compute).forward(context), stream, formats)
+        kept = (*stored_qkv, *stored_context, *around.kept)
+        ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, bias, *kept, *tensors)
         ctx.plan, ctx.compute = plan, compute
-        ctx.mark_non_differentiable(hat, hat_scales)
+        ctx.mark_non_differentiable(*(one for one in around.carried if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
-        count_saved(plan, x, compute, kept, inner=wq.shape[0] * 4)
+        count_saved(plan, x, compute, kept, inner=4 * len(into[0].bias), reads=needs.into)
         # not a view: autograd forbids to change a view of a custom function in place
-        return torch.ops.aten._unsafe_view(y, x.shape), hat, hat_scales
+        return torch.ops.aten._unsafe_view(y, x.shape), *around.carried
 
     @staticmethod
     def backward(ctx, dy, _data, _scales):
         refuse_double_backward()
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        data, scales, x_gamma, x_beta, wq, wk, wv, wo, gamma, bias, *kept = ctx.saved_tensors
-        *stored_qkv, context, context_scales, hat, hat_scales, rstd = kept
-        plan, compute, needs = ctx.plan, ctx.compute, ctx.needs_input_grad
+        data, scales, x_gamma, x_beta, gamma, beta, gates, bias, *others = ctx.saved_tensors
+        *stored_qkv, context, context_scales = others[:4]
+        plan, compute, needs = ctx.plan, ctx.compute, Needs.of(ctx, ctx.plan)
         kernels, settings = kernels_for(plan.settings.kernels, dy, compute), plan.settings
+        around = around_for(plan)(kernels, plan, (gamma, beta), compute, tuple(others[4:7]))
+        *into, back = read(others[7:], plan.layouts)
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
-            d_x, d_out, d_gamma, d_beta, norms = kernels.add_norm_grad(
-                rows, hat, hat_scales, rstd, gamma, plan.p, plan.seed_of(OUTPUT), compute
-            )
-            d_context = product(d_out, wo.to(compute), live_rows(norms, settings.skip_zero_rows))
-            recomputed = None if plan.storing.context == "save" else torch.empty_like(d_context)
+            d_out, norms, total = around.open(rows)
+            behind, before = Joined([back], compute), Joined(into, compute)
+            d_gated = behind.input_grad(d_out, live_rows(norms, settings.skip_zero_rows))
+            d_context = d_gated if gates is None else d_gated * gates.to(compute)
+            recomputed = None
+            if needs.context and plan.storing.context == "recompute":
+                recomputed = torch.empty_like(d_context)
             d_qkv = _attend_grad(kernels, stored_qkv, bias, d_context, recomputed, plan)
             if recomputed is not None:
                 context, context_scales = recomputed, recomputed.new_empty(0)
-            chosen = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_OUT))
-            d_wo = None
-            if needs[11]:
-                d_wo = _weight_grad(kernels, d_out, Input(context, context_scales, None, None), chosen, wo)
-            d_bo = column_sums(d_out, wo.dtype)
-            del d_context, d_out, recomputed, context
-
+            del d_context, recomputed
+            d_gates = _gates_grad(kernels, d_gated, context, context_scales, gates) if needs.gates else None
+            del d_gated
+            nothing = None if gates is None else torch.zeros_like(gates)
+            read_behind = Input(context, context_scales, gates, nothing)
+            back_grads, used_behind = _grads(
+                kernels, behind, needs.of_back, d_out, read_behind, norms, plan, ROWS_OUT
+            )
+            del d_out, context, read_behind
             norms = torch.linalg.vector_norm(d_qkv, dim=1, dtype=torch.promote_types(compute, torch.float32))
-            also = choose(norms, plan.budget(), settings.rows, plan.seed_of(ROWS_IN))
-            thirds: tuple[Tensor | None, ...] = (None, None, None)
-            if needs[5] or needs[7] or needs[9]:
-                thirds = _weight_grad(kernels, d_qkv, Input(data, scales, x_gamma, x_beta), also, wq).chunk(3)
-            d_shift = column_sums(d_qkv, wq.dtype).chunk(3)
-            if needs[0]:
+            read_before = around.input(Input(data, scales, x_gamma, x_beta))
+            into_grads, used_before = _grads(
+                kernels, before, needs.of_into, d_qkv, read_before, norms, plan, ROWS_IN
+            )
+            if ctx.needs_input_grad[0] or plan.in_front:
                 live = live_rows(norms, settings.skip_zero_rows)
-                add_product(d_x, live, gather(d_qkv, live), torch.cat([wq, wk, wv]).to(compute))
-            plan.tally.add(plan.real, chosen.count(plan.real), also.count(plan.real))
-        d_projections = [part for pair in zip(thirds, d_shift, strict=True) for part in pair]
-        return d_x.view_as(dy), *NO_GRADS, *d_projections, d_wo, d_bo, d_gamma, d_beta, None, None
+                before.add_input_grad(total, live, gather(d_qkv, live))
+            d_x = around.close(rows, total)
+            plan.tally.add(plan.real, *used_behind, *used_before)
+        return (
+            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, d_gates, None, None,
+            *into_grads.totals, *back_grads.totals,
+        )  # fmt: skip
 
 
-def _weight_grad(kernels, g: Tensor, x: Input, chosen: Choice, like: Tensor) -> Tensor:
-    """Returns the sum over the chosen rows of weight * g x^T; (g's width, x's width), in the dtype of `like`."""
+def _gates_grad(kernels, d_gated: Tensor, context: Tensor, scales: Tensor, gates: Tensor) -> Tensor:
+    """Returns the gradient to the factors of the context's columns, over all rows; (width,)."""
+    whole = kernels.unpack(context, scales, None, None, None, None, d_gated.dtype)
+    return (d_gated * whole).sum(0, dtype=gates.dtype)
+
+
+def _grads(
+    kernels,
+    linears: Joined,
+    needs: Sequence[bool],
+    g: Tensor,
+    x: Input,
+    norms: Tensor,
+    plan: Plan,
+    site: int,
+) -> tuple[Gradients, list[int]]:
+    """Returns the gradients of linears whose outputs' gradient is g, and how many rows formed them.
+
+    Args:
+        kernels: compiled or plain.
+        linears: they read x.
+        needs: of their tensors.
+        g: (rows, outputs).
+        x: their input as it is stored.
+        norms: of the rows of g, by which they are chosen.
+        plan: of this call.
+        site: what the choice draws from.
+    """
+    grads = Gradients(linears, needs)
+    grads.add_biases(g)
+    if not grads.wants_rows:
+        return grads, []
+    chosen = choose(norms, plan.budget(), plan.settings.rows, plan.seed_of(site))
     inputs = kernels.unpack(x.data, x.scales, chosen.index, x.gamma, x.beta, chosen.weight, g.dtype)
-    total = like.new_zeros(g.shape[1], x.data.shape[1])
-    add_outer(total, gather(g, chosen.index), inputs)
-    return total
+    grads.add(gather(g, chosen.index), inputs)
+    return grads, [chosen.count(plan.real)]

@@ -6,19 +6,20 @@ hooks), so the stored form rides on the tensor as an attribute; code that makes 
 the next block packs its input itself: more bytes, the same result.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+NO_GRADS = (None,) * 4  # of a block, to its stored input: that has x's
 _ATTRIBUTE = "_late_stored"
 
 
 class Input(NamedTuple):
     """A linear layer's input as it is stored: rows of `data` with `scales`, times gamma plus beta (None: as it is)."""
 
-    data: Tensor
-    scales: Tensor
+    data: Any
+    scales: Any
     gamma: Tensor | None
     beta: Tensor | None
 
@@ -29,17 +30,26 @@ def attach(y: Tensor, stored: Input) -> Tensor:
     return y
 
 
-def stored_input(x: Tensor, kernels, kind: torch.dtype) -> tuple[Input, bool]:
+NOTHING = Input(None, None, None, None)
+
+
+def stored_input(x: Tensor, kernels, kind: torch.dtype, wanted: bool) -> tuple[Input, bool]:
     """Returns x's stored form, and whether it had to be packed for that.
 
     Args:
         x: (batch, length, width).
         kernels: who packs.
         kind: the format to pack in; x's own dtype keeps x itself.
+        wanted: whether it is needed at all.
     """
+    if not wanted:
+        return NOTHING, False
     stored, version = getattr(x, _ATTRIBUTE, (None, -1))
     if stored is not None and version == x._version:
         return stored, False
     rows = x.detach().reshape(-1, x.shape[-1])
     data, scales = kernels.pack(rows.contiguous(), kind)
-    return Input(data, scales, None, None), kind != x.dtype
+    # factors that change nothing: under checkpointing with hooks on saved tensors the repeated pass has lost the stored
+    # form, and must save as many tensors of the same shapes as the first
+    gamma, beta = x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1])
+    return Input(data, scales, gamma, beta), kind != x.dtype

@@ -9,6 +9,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers.models.bert.modeling_bert import BertPooler
 from transformers.models.distilbert.modeling_distilbert import DistilBertForSequenceClassification
 from transformers.models.roberta.modeling_roberta import RobertaClassificationHead, RobertaPooler
+from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import (
+    RobertaPreLayerNormClassificationHead,
+    RobertaPreLayerNormPooler,
+)
 
 from src.errors import UserError
 from src.sparse.kernels import prepare
@@ -19,7 +23,13 @@ from src.sparse.late.settings import Settings, Storing, Tally
 
 log = logging.getLogger(__name__)
 
-_FIRST_TOKEN_READERS = (BertPooler, RobertaPooler, RobertaClassificationHead)
+_FIRST_TOKEN_READERS = (
+    BertPooler,
+    RobertaPooler,
+    RobertaClassificationHead,
+    RobertaPreLayerNormPooler,
+    RobertaPreLayerNormClassificationHead,
+)
 
 
 def _check_layer(path: str, layer: Any) -> None:
@@ -58,15 +68,18 @@ class Late:
     Args:
         layers: path -> converted layer, first to last.
         settings: how they store and choose.
-        runs_on: "cpp" or "torch", what `kernels` came to.
         hooks: to be removed by `restore`.
     """
 
-    def __init__(
-        self, layers: dict[str, Any], settings: Settings, runs_on: str, hooks: list[RemovableHandle]
-    ) -> None:
-        self.layers, self.settings, self.runs_on, self._hooks = layers, settings, runs_on, hooks
+    def __init__(self, layers: dict[str, Any], settings: Settings, hooks: list[RemovableHandle]) -> None:
+        self.layers, self.settings, self._hooks = layers, settings, hooks
         self._last: dict | None = None
+
+    @property
+    def runs_on(self) -> str:
+        """What `kernels` comes to where the network is now: cpp, triton or torch."""
+        device = next(next(iter(self.layers.values())).parameters()).device
+        return prepare(self.settings.kernels, device)
 
     def report(self) -> list[dict]:
         """Returns one row per block: site, kind, asked, achieved, fallback, bytes_dense, bytes_kept, bytes_predicted.
@@ -172,8 +185,9 @@ def convert(
     """Makes every layer of a BERT, RoBERTa or DistilBERT `net` train through the blocks of `late`, in place.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
-    changes. In evaluation mode the stock code runs. Modules inside a layer are not called in training: a hook on one is
-    an error. Cut models and linears held as two factors will do; layers with the LayerNorm in front will not.
+    changes. In evaluation mode the stock code runs. Modules inside a layer are not called in training: gates
+    (`prune.attach`) are read from their hooks, any other hook is an error. Cut models, linears held as two factors or
+    with low-rank updates, and RoBERTa's layers with the LayerNorm in front will do.
 
     Args:
         net: a network that holds layers of these families.
@@ -195,17 +209,14 @@ def convert(
     layers: dict[str, Any] = {path: module for path, module in net.named_modules() if type(module) in CLASSES}
     if not layers:
         known = ", ".join(sorted(one.__name__ for one in CLASSES))
-        raise UserError(
-            f"method late finds no layer that it knows ({known}; not those with the LayerNorm in front) in"
-            f" {type(net).__name__}"
-        )
+        raise UserError(f"method late finds no layer that it knows ({known}) in {type(net).__name__}")
     for path, layer in layers.items():
         _check_layer(path, layer)
-    runs_on = prepare(kernels) if next(net.parameters()).device.type == "cpu" else "torch"
+    prepare(kernels, next(net.parameters()).device)
     reader = PaddingReader()
     for number, layer in enumerate(layers.values()):
         layer.__class__ = CLASSES[type(layer)]
         layer.late = LayerState(settings, settings.storing, Noise(seed, number), reader)
     hooks = _free_last_hidden_state(net)
-    log.info("method late: %d layers, kernels in %s", len(layers), runs_on)
-    return Late(layers, settings, runs_on, hooks)
+    log.info("method late: %d layers, kernels=%s", len(layers), kernels)
+    return Late(layers, settings, hooks)

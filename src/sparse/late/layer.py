@@ -7,17 +7,20 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.distilbert.modeling_distilbert import TransformerBlock
 from transformers.models.roberta.modeling_roberta import RobertaLayer
+from transformers.models.roberta_prelayernorm.modeling_roberta_prelayernorm import RobertaPreLayerNormLayer
 
 from src.errors import UserError
 from src.models.attention_scores import ATTRIBUTE
+from src.prune.attach import HOOKS
 from src.sparse.kernels import kernels_for
 from src.sparse.late.attention import AttentionBlock
 from src.sparse.late.carried import Input, attach, stored_input
 from src.sparse.late.feed_forward import FeedForwardBlock
+from src.sparse.late.linears import Held, hold, hold_gated, wants_rows
 from src.sparse.late.noise import Noise
 from src.sparse.late.norm import NormBlock
 from src.sparse.late.padding import Padding, PaddingReader
-from src.sparse.late.parts import Parts, bert_parts, distilbert_parts, weight_and_bias
+from src.sparse.late.parts import Parts, bert_parts, distilbert_parts, is_dropped, pre_norm_parts
 from src.sparse.late.products import compute_dtype
 from src.sparse.late.settings import Plan, Settings, Storing, Tally
 
@@ -52,16 +55,21 @@ def _check_inside(layer: nn.Module, parts: Parts) -> None:
     """Raises UserError where somebody waits for what happens inside the layer: its modules are not called."""
     if parts.attention is not None and hasattr(parts.attention.owner, ATTRIBUTE):
         raise UserError(
-            "method late forms no attention scores to distil from: leave the attention's term out of the distillation"
+            "method late forms no attention scores to distil from: choose distill=hidden (or distill=logits), or set"
+            " distill.w_att=0"
         )
     for name, module in layer.named_modules():
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values()) if name else ()
-        # transformers leaves its own behind, which collect nothing unless they are asked
-        if any(not (getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks):
+        if not all(isinstance(hook, HOOKS) or _is_of_transformers(hook) for hook in hooks):
             raise UserError(
-                f"method late does not call the modules inside a layer, and {name} has a hook (gates, masks of"
-                " activations): train with another method, or take the hook off"
+                f"method late does not call the modules inside a layer, and {name} has a hook that is none of our"
+                " gates: train with another method, or take the hook off"
             )
+
+
+def _is_of_transformers(hook: object) -> bool:
+    """Whether it is one that transformers leaves behind, which collects nothing unless it is asked."""
+    return (getattr(hook, "__module__", None) or "").startswith("transformers.")
 
 
 class LateLayer:
@@ -99,32 +107,45 @@ class LateLayer:
         """Attention, dropout, residual and LayerNorm; (batch, length, width)."""
         part, norm, tally = parts.attention, parts.attention_norm, self.late.attention
         plan = self._plan(x, padding, norm, parts.attention_dropout, seed=2 * seed, tally=tally)
+        if is_dropped(norm):
+            return x
         if part is None:
             return _only_norm(x, norm, plan)
-        plan = plan.of_attention(part.heads, part.scale, part.dropout.p)
-        linears = [weight_and_bias(one) for one in (part.query, part.key, part.value, part.output)]
-        return _block(AttentionBlock, x, linears, norm, plan, padding.bias)
+        plan = plan.of_attention(part.heads, part.scale, part.dropout.p, parts.in_front)
+        linears = [hold(one) for one in (part.query, part.key, part.value)]
+        return _block(AttentionBlock, x, linears, part.output, norm, padding.bias, plan)
 
     def _feed_forward(self, x: Tensor, parts: Parts, padding: Padding, seed: int) -> Tensor:
         """Feed-forward, dropout, residual and LayerNorm; (batch, length, width)."""
         part, norm, tally = parts.feed_forward, parts.feed_forward_norm, self.late.feed_forward
         plan = self._plan(x, padding, norm, parts.feed_forward_dropout, seed=2 * seed + 1, tally=tally)
+        if is_dropped(norm):
+            return x
         if part is None:
             return _only_norm(x, norm, plan)
-        linears = [weight_and_bias(one) for one in (part.into, part.back)]
-        return _block(FeedForwardBlock, x, linears, norm, plan.of_feed_forward(part.function))
+        plan = plan.of_feed_forward(part.function, parts.in_front)
+        return _block(FeedForwardBlock, x, [hold(part.into)], part.back, norm, None, plan)
 
 
-def _block(block, x: Tensor, linears: list, norm: nn.LayerNorm, plan: Plan, *more: Tensor | None) -> Tensor:
-    """Runs a block on x in its stored form; its output carries its own."""
+def _block(
+    block, x: Tensor, first: list[Held], last: nn.Module, norm: nn.LayerNorm, bias: Tensor | None, plan: Plan
+) -> Tensor:
+    """Runs a block on x in its stored form; its output carries its own, where it has one."""
     compute = compute_dtype(x)
     kernels = kernels_for(plan.settings.kernels, x, compute)
-    stored, packed = stored_input(x, kernels, plan.storing.formats(x.dtype, compute).hat)
-    flat = [tensor for pair in linears for tensor in pair]
-    y, data, scales = block.apply(x, *stored, *flat, norm.weight, norm.bias, *more, plan)
-    made = [tensor for tensor in flat if not isinstance(tensor, nn.Parameter)]  # products of two factors
+    back, gates = hold_gated(last)
+    linears = [*first, back]
+    plan = plan.of_linears(tuple(one.layout() for one in linears))
+    flat = [tensor for one in linears for tensor in one.tensors()]
+    learns = [tensor is not None and tensor.requires_grad for one in first for tensor in one.tensors()]
+    wanted = not plan.in_front and wants_rows(learns, plan.layouts[:-1])
+    stored, packed = stored_input(x, kernels, plan.storing.formats(x.dtype, compute).hat, wanted)
+    y, data, scales = block.apply(x, *stored, norm.weight, norm.bias, gates, bias, plan, *flat)
+    made = [tensor for one in linears for tensor in one.made()]
     extra = (stored.data, stored.scales) if packed else ()
     plan.tally.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
+    if data is None:
+        return y
     return attach(y, Input(data, scales, norm.weight.detach(), norm.bias.detach()))
 
 
@@ -152,8 +173,15 @@ class LateDistilBertLayer(LateLayer, TransformerBlock):
     parts = distilbert_parts
 
 
+class LatePreNormLayer(LateLayer, RobertaPreLayerNormLayer):
+    """A `RobertaPreLayerNormLayer` that trains through the blocks."""
+
+    parts = pre_norm_parts
+
+
 CLASSES: dict[type, Any] = {
     BertLayer: LateBertLayer,
     RobertaLayer: LateRobertaLayer,
     TransformerBlock: LateDistilBertLayer,
+    RobertaPreLayerNormLayer: LatePreNormLayer,
 }

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from src.errors import UserError
+from src.lowrank.adapter import AdaptedLinear
 from src.models.pruned import LowRankLinear
+from src.prune.attach import Bypass
 from src.sparse.late.activations import is_known
 
 
@@ -56,6 +58,7 @@ class Parts:
         feed_forward: None: removed, only its LayerNorm is left.
         feed_forward_norm: LayerNorm of the feed-forward's sum.
         feed_forward_dropout: of its output.
+        in_front: whether the LayerNorms are in front of the sub-layers, not behind their sums.
     """
 
     attention: AttentionParts | None
@@ -64,6 +67,7 @@ class Parts:
     feed_forward: FeedForwardParts | None
     feed_forward_norm: nn.LayerNorm
     feed_forward_dropout: nn.Module | None
+    in_front: bool = False
 
     def linears(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields name and module of each linear that is there."""
@@ -84,11 +88,14 @@ class Parts:
     def check(self, path: str) -> None:
         """Raises UserError for a layer that the blocks would not reproduce."""
         for name, linear in self.linears():
-            plain = type(linear) is nn.Linear and linear.bias is not None
-            factors = type(linear) is LowRankLinear and linear.q.bias is not None
-            if not (plain or factors):
+            if not _is_linear(linear):
                 raise UserError(
                     f"method late needs plain linear layers with a bias; {path}, {name}: {linear!r}"
+                )
+            rates = [one.dropout.p for one in linear.modules() if isinstance(one, AdaptedLinear)]
+            if any(rates):
+                raise UserError(
+                    f"method late has no dropout of a low-rank update's input (now {max(rates)}): set method.dropout=0"
                 )
         for dropout in self.dropouts():
             if type(dropout) is not nn.Dropout or not 0 <= dropout.p < 1:
@@ -104,6 +111,15 @@ class Parts:
                 raise UserError(
                     f"method late needs plain LayerNorms with a bias; in {path} there is {norm!r}"
                 )
+
+
+def _is_linear(linear: Any) -> bool:
+    """Whether `linears.hold` knows it."""
+    if type(linear) is LowRankLinear:
+        return all(type(one) in (nn.Linear, AdaptedLinear) for one in (linear.p, linear.q)) and (
+            linear.q.bias is not None
+        )
+    return type(linear) in (nn.Linear, AdaptedLinear) and linear.bias is not None
 
 
 def bert_parts(layer: Any) -> Parts:
@@ -142,8 +158,22 @@ def distilbert_parts(layer: Any) -> Parts:
     )  # fmt: skip
 
 
-def weight_and_bias(linear: Any) -> tuple[Tensor, Tensor]:
-    """Returns a linear's weight and bias; of two factors their product, through which gradients reach both."""
-    if type(linear) is LowRankLinear:
-        return linear.q.weight @ linear.p.weight, linear.q.bias
-    return linear.weight, linear.bias
+def pre_norm_parts(layer: Any) -> Parts:
+    """Returns the parts of a RoBERTa layer with its LayerNorms in front."""
+    inner, last = layer.attention.self, layer.output
+    attention = AttentionParts(
+        inner.query, inner.key, inner.value, layer.attention.output.dense,
+        inner.num_attention_heads, inner.scaling, inner.dropout, inner,
+    )  # fmt: skip
+    feed_forward = FeedForwardParts(
+        layer.intermediate.dense, last.dense, layer.intermediate.intermediate_act_fn
+    )
+    return Parts(
+        attention, layer.attention.LayerNorm, layer.attention.output.dropout,
+        feed_forward, layer.intermediate.LayerNorm, last.dropout, in_front=True,
+    )  # fmt: skip
+
+
+def is_dropped(norm: nn.Module) -> bool:
+    """Whether a LayerNorm is of a layer that gates have made the identity."""
+    return any(isinstance(hook, Bypass) and hook.dropped() for hook in norm._forward_hooks.values())

@@ -55,15 +55,6 @@ def add_product(total: Tensor, rows: Tensor | slice | None, g: Tensor, weight: T
         part.add_(g @ weight)
 
 
-def product(g: Tensor, weight: Tensor, live: Tensor | None) -> Tensor:
-    """Returns g @ weight (rows, in), where only the `live` rows of g are not zero."""
-    if live is None:
-        return g @ weight
-    out = g.new_zeros(len(g), weight.shape[1])
-    out[live] = g.index_select(0, live) @ weight
-    return out
-
-
 def column_sums(g: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns the sum over rows, a bias's gradient, accumulated in `dtype`; (width,)."""
     if g.dtype == dtype and g.device.type == "cpu":

@@ -87,7 +87,7 @@ class Settings:
         context: "save" the attention's context, or "recompute" it in the backward pass (one small matmul more).
         skip_zero_rows: leave out the rows whose gradient is zero (padding, all but the first token at the top of a
             classifier). Exact, and faster where there are many.
-        kernels: "auto", "cpp", "native" or "torch"; see `kernels.prepare`.
+        kernels: "auto", "cpp", "native", "triton" or "torch"; see `kernels.prepare`.
 
     Raises:
         UserError: a value out of its range.
@@ -134,8 +134,9 @@ class Tally:
 
     def add(self, real: int, *used: int) -> None:
         """Counts one backward pass: `used` rows for each choice that it made."""
-        self.real_rows += real
-        self.used_rows += sum(used) / len(used)
+        if used:
+            self.real_rows += real
+            self.used_rows += sum(used) / len(used)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ class Plan:
         scale: factor of the attention scores.
         p_attention: dropout of the attention's probabilities.
         activation: the feed-forward's activation function, without parameters.
+        in_front: whether the LayerNorm is in front of the block.
+        layouts: of the block's linears, what is not a tensor of their updates: see `linears`.
         tally: the block's counts.
     """
 
@@ -168,15 +171,21 @@ class Plan:
     scale: float = 1.0
     p_attention: float = 0.0
     activation: nn.Module | None = None
+    in_front: bool = False
+    layouts: tuple[tuple[tuple[int, float], ...], ...] = ()
     tally: Tally = field(default_factory=Tally)
 
-    def of_attention(self, heads: int, scale: float, dropout: float) -> "Plan":
+    def of_attention(self, heads: int, scale: float, dropout: float, in_front: bool) -> "Plan":
         """Returns this plan with what an attention block needs besides."""
-        return replace(self, heads=heads, scale=scale, p_attention=dropout)
+        return replace(self, heads=heads, scale=scale, p_attention=dropout, in_front=in_front)
 
-    def of_feed_forward(self, function: nn.Module) -> "Plan":
+    def of_feed_forward(self, function: nn.Module, in_front: bool) -> "Plan":
         """Returns this plan with what a feed-forward block needs besides."""
-        return replace(self, activation=function)
+        return replace(self, activation=function, in_front=in_front)
+
+    def of_linears(self, layouts: tuple[tuple[tuple[int, float], ...], ...]) -> "Plan":
+        """Returns this plan with its linears' layouts."""
+        return replace(self, layouts=layouts)
 
     def budget(self) -> int:
         """Returns how many rows a weight gradient may use: keep_frac of the real tokens, all at keep_frac 1."""

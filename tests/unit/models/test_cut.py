@@ -3,12 +3,13 @@ import torch
 
 from src.errors import UserError
 from src.lowrank.factorize import factorize_
+from src.measure import macs
 from src.models import pruned
 from src.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
 from src.models.original import account_of
 from src.models.slicing import slice_tensors
 from src.prune.attach import attach, gates_of
-from src.prune.cost import ParamsCost, fraction, total
+from src.prune.cost import MacsCost, ParamsCost, fraction, total
 from src.prune.gates import FAMILIES, Gates
 from src.prune.masks import Masks, top_mask
 from src.prune.select import Limits, select
@@ -43,6 +44,14 @@ def test_a_cut_model_is_its_masked_self(family, name, attention):
     kept = [s for s in structure.layers if not s.dropped]
     assert counts_of(small) == [s.counts for s in kept]
     assert shape_of(small) == shape_of(net) and isinstance(small.config, pruned.CONFIGS)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_macs_of_a_cut_model_are_what_the_flop_counter_counts(family, name):
+    small, length = cut(tiny(family, attention="sdpa"), Structure(STRUCTURES[name])), 9
+    head = 32 * 32 + 32 * 3  # pooler, or the head's first linear, and the classifier: of one token
+    assert total(MacsCost(shape_of(small), length), counts_of(small)) + head == macs(small, length)
 
 
 def test_a_masked_lm_is_cut_with_its_tied_head():

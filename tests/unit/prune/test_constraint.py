@@ -45,6 +45,36 @@ def test_the_lagrangian_reaches_the_constraint_on_a_toy_problem():
     assert values["lambda1"] == pytest.approx(4.0, abs=0.2)
 
 
+def _stuck(anti_windup):
+    """Lowest violation of a share that follows the multipliers only once they are above 1, as a wide open gate does."""
+    constraint = AugmentedLagrangian(anti_windup)
+    optimizer = torch.optim.Adam(constraint.parameters(), lr=0.1, maximize=True)
+    violation, lowest = 0.2, 0.2
+    for _ in range(200):
+        optimizer.zero_grad()
+        constraint.loss(torch.tensor(violation)).backward()
+        optimizer.step()
+        for multiplier in constraint.after_step(violation):
+            optimizer.state[multiplier]["exp_avg"].zero_()
+        pull = constraint.values()["lambda1"] + 2 * constraint.values()["lambda2"] * violation
+        violation -= 0.01 * max(-1.0, min(1.0, pull)) * (abs(pull) > 1)
+        lowest = min(lowest, violation)
+    return lowest
+
+
+def test_multipliers_that_begin_anew_do_not_overshoot():
+    assert _stuck(anti_windup=False) < -0.1 < -0.03 < _stuck(anti_windup=True)
+
+
+def test_multipliers_begin_anew_only_below_the_target():
+    constraint = AugmentedLagrangian(anti_windup=True)
+    constraint.lambda1.data.fill_(2.0)
+    assert constraint.after_step(0.1) == [] and constraint.values()["lambda1"] == 2.0
+    assert constraint.after_step(-0.1) == [constraint.lambda1] and constraint.values()["lambda1"] == 0.0
+    constraint.lambda1.data.fill_(-2.0)
+    assert constraint.after_step(-0.1) == [] and constraint.values()["lambda1"] == -2.0
+
+
 def test_the_controller_reaches_it_too_without_a_gradient():
     constraint = ProportionalIntegral(proportional=1.0, integral=0.02, quadratic=10.0, limit=100.0)
     x, values = _toy(constraint, [])
@@ -78,6 +108,13 @@ def test_targets_start_dense_and_end_at_the_wanted_share():
         path = [schedule(p / 100, 0.05, 0.1, 0.6) for p in range(101)]
         assert path[:11] == [1.0] * 11 and path[60:] == pytest.approx([0.05] * 41)
         assert all(a >= b for a, b in pairwise(path))
+
+
+def test_a_model_that_was_cut_begins_with_what_it_has():
+    path = [linear(p / 100, 0.2, 0.1, 0.6, 0.4) for p in range(101)]
+    assert (
+        path[:11] == [0.4] * 11 and path[35] == pytest.approx(0.3) and path[60:] == pytest.approx([0.2] * 41)
+    )
 
 
 def test_the_published_cubic_ramp():

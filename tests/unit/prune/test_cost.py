@@ -76,6 +76,13 @@ def test_exact_ranks_cost_no_more_than_the_dense_matrix_and_expected_ones_keep_t
     assert rank.grad.item() == 32.0
 
 
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_removed_sub_layer_takes_its_factors_along(merges):
+    cost = ParamsCost(SMALL, merges)
+    gone = LayerCounts(0, 0, {"query": 16, "attention_output": 5, "ffn_out": 9})
+    assert total(cost, [gone, LayerCounts(4, 24)]) == cost.dense / 2
+
+
 def test_latency_is_piecewise_linear_and_differentiable():
     cost = LatencyCost(SMALL, TABLE)
     assert cost.attention(1, {}) == pytest.approx(0.55) and cost.ffn(18, {}) == pytest.approx(2.0)

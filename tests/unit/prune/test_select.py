@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,6 +68,16 @@ def test_a_floor_with_leave_to_empty_is_all_or_nothing():
             scores(), PARAMS, keep, Limits(floor={"neurons": 20}, allow_empty=True), "global"
         ).counts():
             assert c.neurons == 0 or c.neurons >= 20
+
+
+def test_units_that_were_not_judged_one_by_one_stay_or_go_together():
+    judged = replace(scores(), whole=frozenset({"heads", "neurons"}))
+    for keep in (0.2, 0.45, 0.8):
+        counts = select(
+            judged, PARAMS, keep, Limits(align={"neurons": 8}, allow_empty=True), "global"
+        ).counts()
+        assert {c.heads for c in counts} <= {0, 4} and {c.neurons for c in counts} <= {0, 64}
+        assert keep - 2 / 12 < fraction(PARAMS, counts) <= keep
 
 
 def test_everything_is_kept_at_one():

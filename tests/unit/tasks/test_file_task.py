@@ -143,6 +143,7 @@ def test_labels_may_stand_between_separators_and_hold_blanks(make_task, file):
     [
         (["a b", "c a"], {"labels": ["a", "b"]}, "line 3: label 'c'; allowed are a, b"),
         (["a b", "b b"], {}, "line 3: label 'b' stands there twice"),
+        (["a b", "a;;b"], {"label_separator": ";"}, "line 3: nothing between two separators of 'a;;b'"),
         (["a", "a"], {}, "1 different labels"),
         (["a b"], {"problem": "regression"}, "problem=regression: allowed are classification"),
         (["a b"], {"label_separator": ""}, "label_separator=''"),

@@ -10,6 +10,7 @@ from src.errors import UserError
 from src.tasks.masking import IGNORED
 from src.tasks.mlm import MlmTask
 from tests.unit.tasks.conftest import CONF, WORDS, word_tokenizer
+from tests.unit.tasks.test_generation import E2E
 
 
 @pytest.fixture
@@ -73,6 +74,14 @@ def test_of_a_task_its_test_has_no_part(make, tmp_path):
     texts = [text for rows in splits.named().values() for text in rows["text"]]
     assert sorted(texts) == sorted(f"{i} {i + 1}" for i in range(200))
     assert "gaiic" in splits.how and splits.notes == {"of": "gaiic"}
+
+
+def test_of_meanings_and_what_is_said_of_them_all_is_read(make):
+    of = yaml.safe_load((CONF / "e2e.yaml").read_text()) | {"data_dir": str(E2E), "seed": 1, "num_workers": 0}
+    task = make(of=of | {"batch_size": 8, "eval_batch_size": 8}, text_file=None)
+    train = task.splits.train["text"]
+    assert sum(text.startswith("name[") for text in train) == len({*train}) - 48 and len(train) > 48
+    assert any(text.endswith(".") for text in task.splits.validation["text"])
 
 
 def test_texts_of_pairs_stand_by_themselves(make, tmp_path):

@@ -6,44 +6,17 @@ import shutil
 import pytest
 import torch
 
-from src.errors import UserError
-from src.sparse import kernels
 from src.sparse.kernels import compiled, plain
+from tests.unit.sparse.kernels.compare import FLOATS, KINDS, SHAPES, close, inputs, same_codes
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("c++") and shutil.which("ninja")), reason="no C++ compiler, or no ninja"
 )
-FLOATS = (torch.float32, torch.bfloat16)
-KINDS = (torch.int8, torch.uint8, torch.bfloat16, torch.float32)
-SHAPES = ((1, 1), (3, 64), (5, 100), (40, 768), (2, 63))
 
 
 @pytest.fixture(scope="module")
 def cpp():
     return compiled.load()
-
-
-def close(mine, theirs, dtype=torch.float32):
-    """Equal up to the order of sums, and one rounding where numbers are bfloat16."""
-    tolerance = 2e-2 if torch.bfloat16 in (dtype, mine.dtype) else 2e-5
-    torch.testing.assert_close(mine.float(), theirs.float(), rtol=tolerance, atol=tolerance)
-
-
-def same_codes(mine, theirs):
-    """Codes may differ by one where a rounding fell on the other side; scales not at all."""
-    (data, scales), (data_, scales_) = mine, theirs
-    assert data.dtype == data_.dtype and scales.shape == scales_.shape
-    if data.dtype in (torch.int8, torch.uint8):
-        assert (data.int() - data_.int()).abs().max() <= 1
-        assert (data != data_).float().mean() < 0.01
-    else:
-        close(data, data_, data.dtype)
-    torch.testing.assert_close(scales, scales_, rtol=1e-2, atol=1e-6)
-
-
-def inputs(shape, dtype, count=2):
-    generator = torch.Generator().manual_seed(sum(shape))
-    return [(torch.randn(shape, generator=generator) * 2).to(dtype) for _ in range(count)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -162,26 +135,3 @@ def test_a_build_is_announced_once_and_cached(tmp_path, monkeypatch, caplog):
         p.name for p in path.parent.iterdir()
     ] == ["late.so"]
     assert compiled.cached_path(native=True) != path
-
-
-def test_without_a_compiler_auto_falls_back_and_cpp_refuses(monkeypatch, caplog):
-    def no_compiler(native=False):
-        raise UserError("the C++ kernels cannot be built here: no compiler")
-
-    kernels._compiled_or_none.cache_clear()
-    monkeypatch.setattr(kernels, "load", no_compiler)
-    try:
-        assert kernels.prepare("auto") == "torch"
-        assert kernels.kernels_for("auto", torch.zeros(1), torch.float32) is plain
-        assert "plain PyTorch" in caplog.text
-        with pytest.raises(UserError, match="no compiler"):
-            kernels.prepare("cpp")
-    finally:
-        kernels._compiled_or_none.cache_clear()
-
-
-def test_dtypes_that_the_kernels_lack_run_in_plain_pytorch():
-    assert kernels.kernels_for("cpp", torch.zeros(1, dtype=torch.float64), torch.float64) is plain
-    assert kernels.kernels_for("torch", torch.zeros(1), torch.float32) is plain
-    with pytest.raises(UserError, match="choose among"):
-        kernels.prepare("cuda")

@@ -54,6 +54,15 @@ def test_rows_are_rebuilt_with_gamma_beta_and_weight():
     assert torch.allclose(out, (x[index] * gamma + beta) * weight[:, None])
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("width", [64, 100])
+def test_a_piece_of_which_no_row_was_chosen(kind, width):
+    stored = plain.pack(rows(5, width).float(), kind)
+    nothing = torch.arange(0)
+    assert plain.unpack(*stored, nothing, None, None, torch.ones(0), torch.float32).shape == (0, width)
+    assert plain.pack(torch.zeros(0, width), kind)[0].shape == (0, width)
+
+
 def test_masks_depend_on_the_seed_alone_and_keep_the_right_share():
     one, again, other = (plain.keep_mask((300, 1000), 0.1, seed) for seed in (5, 5, 6))
     assert torch.equal(one, again) and not torch.equal(one, other)

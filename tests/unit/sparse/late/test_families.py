@@ -9,11 +9,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
-    RobertaPreLayerNormConfig,
-    RobertaPreLayerNormModel,
 )
 
-from src.errors import UserError
 from src.measure import saved_storages
 from src.models.cut import counts_of, cut
 from src.models.pruned import LowRankLinear
@@ -134,11 +131,3 @@ def test_linears_held_as_two_factors(keep_frac):
         loss = net(**data).loss
     assert kept < sum(storages.values())
     loss.backward()
-
-
-def test_a_layer_norm_in_front_is_not_known():
-    config = RobertaPreLayerNormConfig(
-        **SHAPE, hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1
-    )
-    with pytest.raises(UserError, match="LayerNorm in front"):
-        converted(RobertaPreLayerNormModel(config))

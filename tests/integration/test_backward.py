@@ -1,0 +1,171 @@
+"""`backward=late` beneath other methods, in whole runs: pruning, low-rank updates, a teacher; and what it refuses."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from src import identity
+from src.errors import UserError
+from src.measure.__main__ import sites
+from src.models.cut import counts_of
+from src.models.load import load_body
+from src.prune.masks import Masks, top_mask
+from src.run import run
+from tests.integration.test_resume import Killed, kill_at
+
+LATE = ("backward=late", "model.dropout=0.1")
+GATES = ("method.prefinetune=0.2", "method.target_warmup=0.5", "method.settled_at=0.6")
+PRE_NORM = ("model.config.model_type=roberta-prelayernorm", "+model.config.pad_token_id=0")
+
+
+def delivered(cfg):
+    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        (("method=nosp",), 0.6),
+        (("method=l0", "keep_frac=0.4", *GATES), 0.6),
+        (("method=magnitude", "keep_frac=0.4"), 0.6),
+        (("method=gradual_magnitude", "keep_frac=0.4"), 0.6),
+        (("method=lora", "method.rank=4"), 0.6),
+        (("method=lora_sparse", "keep_frac=0.5", "method.rank=4", "method.score=w_delta"), 0.6),
+        (("method=dsee_structured", "keep_frac=0.5", "method.rank=4"), 0.6),
+        (("method=checkpoint",), 0.3),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_beneath_another_method(composed, overrides, most):
+    cfg = composed(*overrides, *LATE, "steps=12")
+    found = run(cfg)
+    kept, cost = found["kept"], found["cost"]
+    assert kept["backward_asked"] == 0.3 and 0 < kept["backward_achieved"] < 0.4
+    assert cost["saved_bytes"] < most * cost["saved_bytes_dense"]
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        identity.cell(cfg).folder / "model", trust_remote_code=False
+    )
+    assert not any("Late" in type(module).__name__ for module in plain.modules())
+
+
+def test_stored_exactly_it_trains_as_the_method_does(composed):
+    """With gates, all rows and nothing rounded: the same losses, until rounding has grown."""
+    losses = []
+    for name, more in (
+        ("own", ()),
+        ("late", ("backward=late", "backward.keep_frac=1", "backward.store=exact")),
+    ):
+        cfg = composed(
+            "method=l0", "keep_frac=0.4", "method.prefinetune=0", *GATES[1:], "model.dropout=0",
+            "model.attention_dropout=0", "steps=10", "lr=1e-4", f"name={name}", *more,
+        )  # fmt: skip
+        run(cfg)
+        lines = (identity.cell(cfg).folder / "metrics.csv").read_text().splitlines()
+        losses.append([float(line.split(",")[2]) for line in lines if ",val/loss," in line])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4) and losses[0]
+
+
+@pytest.mark.parametrize("recipe", ["hidden", "logits"])
+def test_under_a_teacher(composed, teacher, recipe):
+    cfg = composed(
+        "method=distill_prune",
+        "keep_frac=0.4",
+        f"distill={recipe}",
+        f"distill.teacher={teacher}",
+        *LATE,
+        "steps=12",
+    )
+    found = run(cfg)
+    assert found["teacher"]["scores"]["val/accuracy"] > 0.8
+    assert found["kept"]["achieved"] == pytest.approx(0.4, abs=0.01)
+    assert 0 < found["kept"]["backward_achieved"] < 0.4
+
+
+@pytest.mark.parametrize("method", [("method=late",), ("method=nosp", "backward=late")])
+def test_attention_scores_are_refused_by_name_of_what_to_choose(composed, teacher, method):
+    cfg = composed(*method, "distill=tinybert", f"distill.teacher={teacher}", "steps=2")
+    with pytest.raises(UserError, match="distill=hidden"):
+        run(cfg)
+
+
+@pytest.mark.parametrize("method", ["norm", "recompute_gelu"])
+def test_a_method_with_a_backward_pass_of_its_own_is_refused(composed, method):
+    with pytest.raises(UserError, match="method late"):
+        run(composed(f"method={method}", "backward=late", "steps=2"))
+
+
+def test_what_is_found_before_anything_is_loaded(composed):
+    with pytest.raises(UserError, match="method=late does already"):
+        identity.check(composed("method=late", "backward=late"))
+    with pytest.raises(UserError, match="rows"):
+        identity.check(composed("backward=late", "backward.rows=top"))
+
+
+def test_identities_of_finished_cells_stay(composed):
+    settings = identity.plain(composed("method=nosp"))
+    older = {key: value for key, value in settings.items() if key != "backward"}
+    assert settings["backward"] == {"name": "none"}
+    assert identity.identify(settings) == identity.identify(older)
+    assert identity.cell(settings).label == identity.cell(older).label
+    assert identity.cell(composed("method=lora", "backward=late")).label.startswith("lora+late_")
+    assert identity.identify(identity.plain(composed("method=nosp", "backward=late"))) != identity.identify(
+        older
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("method=l0", "keep_frac=0.4", *GATES),
+        ("method=lora_sparse", "keep_frac=0.5", "method.rank=4", "method.score=w_delta"),
+    ],
+    ids=["l0", "lora_sparse"],
+)
+def test_a_killed_run_continues_bitwise(composed, monkeypatch, overrides):
+    words = (*overrides, *LATE, "checkpoint_every=3", "probe_steps=0")
+    whole, broken = composed(*words, "name=whole"), composed(*words, "name=broken")
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 17)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    weights, again = delivered(whole), delivered(broken)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_cut_and_masked_model_recovers(composed):
+    """Uneven layers of an l0 cell, then single weights of it masked: sizes and zeros stay."""
+    first = composed(
+        "method=l0", "keep_frac=0.3", "method.prefinetune=0", *GATES[1:], "steps=8", "name=first"
+    )
+    run(first)
+    folder, weights = identity.cell(first).folder, delivered(first)
+    named = [name for name in weights if "encoder.layer" in name and weights[name].ndim == 2]
+    masks = {name: top_mask(weights[name].abs(), weights[name].numel() // 2) for name in named}
+    Masks(masks).save(folder / "model")
+    cfg = composed("method=late", "keep_frac=0.5", "model=from_run", f"model.run={folder}", "steps=6")
+    found = run(cfg)
+    after = delivered(cfg)
+    assert 0 < found["kept"]["achieved"] < 0.6
+    assert counts_of(load_body(identity.cell(cfg).folder / "model")) == counts_of(load_body(folder / "model"))
+    assert masks and all((after[name][~mask] == 0).all() for name, mask in masks.items())
+    assert any(not torch.equal(after[name], weights[name]) for name in masks)
+
+
+def test_a_model_with_the_layer_norm_in_front(composed):
+    cfg = composed("method=late", *PRE_NORM, "steps=12", "model.dropout=0.1")
+    found = run(cfg)
+    assert 0.2 < found["kept"]["achieved"] < 0.4
+    assert found["cost"]["saved_bytes"] < 0.7 * found["cost"]["saved_bytes_dense"]
+    with pytest.raises(UserError, match="cannot be cut"):
+        run(composed("method=l0", *PRE_NORM, "steps=12", *GATES))
+
+
+def test_sites_beneath_a_method(composed):
+    cfg = composed("method=nosp", *LATE, "steps=2", "probe_steps=0")
+    run(cfg)
+    found = sites(identity.cell(cfg).folder)
+    assert len(found["sites"]) == 4 and found["total"]["relative_error_dx"] < 0.05
