@@ -216,7 +216,7 @@ class Execution:
 
     def _stock_again(self) -> dict:
         """Ends `backward`, before a method finishes its model; returns what it achieved."""
-        if self.module.saving is None or self.settings["method"]["name"] == "late":
+        if self.module.saving is None or self.module.own_layers:
             return {}
         self.module.saving.detach()
         return self.module.saving.beside()

@@ -89,6 +89,9 @@ class FineTune(pl.LightningModule):
     settled_at = 0.0
     """Progress from which the model has its final size; the best checkpoint is chosen from there on."""
 
+    own_layers = False
+    """Whether the method brings layers with a backward pass of their own, so that none can run beneath it."""
+
     def __init__(self, net: nn.Module, task: Task, loop: Loop, name: str, keep_frac: float):
         super().__init__()
         self.net = net

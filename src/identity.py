@@ -170,8 +170,11 @@ def check(cfg: DictConfig | dict) -> None:
     if hasattr(target, "check"):
         target.check(settings["method"])
     if "_target_" in (backward := settings.get("backward") or {}):
-        if settings["method"]["name"] == "late":
-            raise UserError("backward=late is what method=late does already: leave one of the two out")
+        if getattr(target, "own_layers", False):
+            raise UserError(
+                f"backward={backward['name']} beside method={settings['method']['name']}, which brings layers with a"
+                " backward pass of their own: leave one of the two out"
+            )
         build_target(backward["_target_"]).check(backward)
 
 

@@ -34,13 +34,23 @@ def _tasks_of(run: Path | None) -> list[str]:
 
 def _refuse_other_fold(who: str, folder: Path | None, task) -> None:
     """Refuses a model that has learnt from, or read, what is this task's test set by folds."""
-    config = ((results.read(folder) or {}).get("config") or {}) if folder else {}
-    (name, *own), (former, *its) = _fold(vars(task)), _fold(config.get("task") or {})
-    if name == former and own[0] and own != its:
-        raise UserError(
-            f"task={name} of folds={own[0]}, fold={own[1]}: {who} has seen this test set (folds={its[0]},"
-            f" fold={its[1]}); all stages need the same folds and fold (pre-training: task.of.folds, task.of.fold)"
-        )
+    name, *own = _fold(vars(task))
+    for former, *its in _folds_of(folder):
+        if name == former and own[0] and own != its:
+            raise UserError(
+                f"task={name} of folds={own[0]}, fold={own[1]}: {who} has seen this test set (folds={its[0]},"
+                f" fold={its[1]}); all stages need the same folds and fold (pre-training: task.of.folds, task.of.fold)"
+            )
+
+
+def _folds_of(folder: Path | None) -> list[tuple]:
+    """Name, folds and fold of the task of this run, and of all runs that its model came through and are still there."""
+    found = []
+    while folder is not None and (config := (results.read(folder) or {}).get("config")):
+        found.append(_fold(config.get("task") or {}))
+        run = (config.get("model") or {}).get("run")
+        folder = Path(run) if run else None
+    return found
 
 
 def _fold(task: Mapping) -> tuple:

@@ -42,6 +42,8 @@ class LateRows(FineTune):
         loop: see FineTune.
     """
 
+    own_layers = True
+
     def __init__(
         self,
         *,

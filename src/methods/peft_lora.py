@@ -34,6 +34,8 @@ class PeftLora(FineTune):
         name: see FineTune, as for all others.
     """
 
+    own_layers = True
+
     def __init__(self, *, net, task, loop, name, keep_frac, targets, rank, alpha, dropout, train_head):
         super().__init__(net, task, loop, name, keep_frac)
         if find_spec("peft") is None:

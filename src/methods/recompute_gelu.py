@@ -26,6 +26,8 @@ class RecomputeGelu(FineTune):
         loop: see FineTune.
     """
 
+    own_layers = True
+
     recomputing: Recomputing | None = None
 
     def prepare(self, batches: Iterable[Batch]) -> None:

@@ -41,6 +41,8 @@ class SparseBackward(FineTune):
         loop: see FineTune.
     """
 
+    own_layers = True
+
     def __init__(
         self,
         *,

@@ -34,6 +34,7 @@ from src.prune.budget import UnitScores
 from src.prune.cost import fraction
 from src.prune.importance import drawn_labels, gate_gradients, within
 from src.prune.select import select, select_counts
+from src.prune.settings import check_number
 from src.prune.structure import Indices, LayerCounts, LayerStructure, Structure
 from src.pruner import Budget, Pruner
 
@@ -101,6 +102,8 @@ class TaylorPrune(Pruner):
     @staticmethod
     def check(settings: dict) -> None:
         """Refuses a bad setting before a sweep starts."""
+        Pruner.check(settings)
+        check_number(settings, "begin", 0, 1)
         if settings["importance_from"] not in SOURCES:
             raise UserError(
                 f"method.importance_from={settings['importance_from']}: must be one of {', '.join(SOURCES)}"

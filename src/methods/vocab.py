@@ -28,6 +28,7 @@ from src.prune.masks import Masks
 from src.tasks.tokens import Tokens
 
 COMPARED = 32  # training texts whose logits are
+COMPARED_TOKENS = 8  # of each, where there are logits of every token: a quarter of a million numbers each
 
 
 class VocabPrune(FineTune):
@@ -135,6 +136,7 @@ class VocabPrune(FineTune):
         for row in range(min(COMPARED, len(tokens))):
             parts = zip(("input_ids", "token_type_ids"), tokens.row(row), strict=True)
             inputs = {name: torch.tensor(part[None].tolist()) for name, part in parts if part is not None}
-            found.append(self.net(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits)
+            logits = self.net(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+            found.append(logits[:, -COMPARED_TOKENS:] if logits.dim() == 3 else logits)
         self.net.train(training)
         return found

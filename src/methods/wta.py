@@ -35,6 +35,8 @@ class WinnerTakeAll(FineTune):
         loop: see FineTune.
     """
 
+    own_layers = True
+
     def __init__(self, *, net, task, loop, name, keep_frac, gradient_norms, selection_seed):
         super().__init__(net, task, loop, name, keep_frac)
         self.selector = Selector(

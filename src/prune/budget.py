@@ -27,6 +27,7 @@ class UnitScores:
         neurons: per layer (neurons,).
         ranks: per layer, role -> (rank,).
         whole: families whose units stay or go together in each layer, because only their sub-layers were judged.
+        together: whether both sub-layers of a layer stay or go together, because only layers were judged.
     """
 
     counts: Sequence[LayerCounts]
@@ -34,6 +35,7 @@ class UnitScores:
     neurons: Sequence[Tensor] | None = None
     ranks: Sequence[Mapping[str, Tensor]] | None = None
     whole: frozenset[str] = frozenset()
+    together: bool = False
 
     def places(self) -> dict[Place, Tensor]:
         """Every scored vector by its place, families in order, on the CPU in float64."""
@@ -122,6 +124,14 @@ class Spending:
                 closed.add(group.place)
             else:
                 budget -= self.take(group)
+
+    def drop_halves(self) -> None:
+        """Gives back the sub-layer of a layer whose other one did not fit."""
+        for i in range(len(self.scores.counts)):
+            halves = [self.units[i, family, ""] for family in ("heads", "neurons")]
+            if not all(halves):
+                for units in halves:
+                    units.clear()
 
     def structure(self) -> Structure:
         layers = []

@@ -127,7 +127,8 @@ class Gates(nn.Module):
                     for i, c in enumerate(self.counts)
                 ]
         whole = frozenset({"heads", "neurons"} - set(self.families))
-        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks, whole)
+        together = not {"heads", "neurons", "attention", "ffn"} & set(self.families)
+        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks, whole, together)
 
     def fixed(self) -> FixedGates:
         """The gates as evaluation has them, as values without gradient: what cutting folds into the weights."""

@@ -80,6 +80,8 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
         budget = state.budget(part, families, keep_frac)
         # among equals a layer's two sub-layers come together, where they were judged as one
         state.fill(sorted(pool, key=lambda g: (-g.score, g.place[0] if scores.whole else 0)), budget)
+    if scores.together:
+        state.drop_halves()
     return state.structure()
 
 

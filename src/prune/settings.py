@@ -15,6 +15,7 @@ from src.prune.select import SCOPES, Limits
 
 COSTS = ("params", "macs", "latency")
 MEASURED = {"rows", "dtype", "repeats"}
+COARSE = {"attention": {"heads"}, "ffn": {"neurons"}, "layers": {"heads", "neurons"}}
 GAINS = {"proportional", "integral", "quadratic", "limit"}
 
 
@@ -34,12 +35,17 @@ def check_budget(settings: Mapping[str, Any]) -> None:
         for key in ("rows", "repeats"):
             _whole(measured, key, 1, "latency.")
         _among(measured, "dtype", tuple(DTYPES), "latency.")
+    for key in {"align", "floor"} & set(settings):
+        if not isinstance(settings[key], Mapping):
+            raise UserError(
+                f"method.{key}={settings[key]}: must be a mapping, such as {{heads: 1, neurons: 8}}"
+            )
     Limits(settings.get("align", {}), settings.get("floor", {}))
 
 
 def check_settled_at(settings: Mapping[str, Any]) -> None:
     """Checks when the structure is chosen."""
-    _number(settings, "settled_at", 0, 1)
+    check_number(settings, "settled_at", 0, 1)
 
 
 def check_gates(settings: Mapping[str, Any]) -> None:
@@ -50,13 +56,15 @@ def check_gates(settings: Mapping[str, Any]) -> None:
     """
     _check_families(settings)
     _check_times(settings)
-    _number(settings, "open_probability", 0, 1, "()")
+    check_number(settings, "open_probability", 0, 1, "()")
     for key in ("beta", "limit", "gate_lr", "multiplier_lr"):
-        _number(settings, key, 0, ends="()")
+        check_number(settings, key, 0, ends="()")
     if settings["l2"] is not None:
-        _number(settings, "l2", 0, ends="()")
+        check_number(settings, "l2", 0)
     if settings["controller"] is not None:
         _keys("controller", settings["controller"], GAINS)
+        for key in sorted(GAINS):
+            check_number(settings["controller"], key, 0, prefix="controller.")
         ProportionalIntegral(**settings["controller"])
         if settings["anti_windup"]:
             raise UserError(
@@ -68,6 +76,12 @@ def _check_families(settings: Mapping[str, Any]) -> None:
     families = settings["families"]
     if isinstance(families, str) or not families or set(families) - set(FAMILIES):
         raise UserError(f"method.families={families}: must be a list of some of {', '.join(FAMILIES)}")
+    whole = [family for family, units in COARSE.items() if family in families and units - set(families)]
+    if whole and settings.get("scope", "global") != "global":
+        raise UserError(
+            f"method.scope={settings['scope']} with method.families={list(families)}: {whole[0]} that go whole never"
+            f" fit their own share; use method.scope=global, or gate {' and '.join(sorted(COARSE[whole[0]]))} too"
+        )
     _whole(settings, "whiten", 0)
     if settings["rank"] is not None:
         _whole(settings, "rank", 1)
@@ -84,7 +98,7 @@ def _check_families(settings: Mapping[str, Any]) -> None:
 def _check_times(settings: Mapping[str, Any]) -> None:
     times = {key: settings[key] for key in ("prefinetune", "target_warmup", "settled_at")}
     for key in times:
-        _number(settings, key, 0, 1)
+        check_number(settings, key, 0, 1)
     begin, warm, settled = times.values()
     if not begin < warm <= settled:
         raise UserError(
@@ -95,7 +109,7 @@ def _check_times(settings: Mapping[str, Any]) -> None:
             "method.train_weights=false leaves nothing to train after settled_at: set settled_at=1"
         )
     _among(settings, "gate_schedule", tuple(RATES))
-    _number(settings, "gate_warmup", 0, 1, "[)")
+    check_number(settings, "gate_warmup", 0, 1, "[)")
     if settings["gate_schedule"] == "inverse_root" and settings["gate_warmup"] == 0:
         raise UserError(
             "method.gate_warmup=0 with method.gate_schedule=inverse_root leaves every rate at 0: it must be above 0"
@@ -118,8 +132,13 @@ def _whole(settings: Mapping[str, Any], key: str, low: int, prefix: str = "") ->
         raise UserError(f"method.{prefix}{key}={value}: must be a whole number >= {low}")
 
 
-def _number(
-    settings: Mapping[str, Any], key: str, low: float, high: float = math.inf, ends: str = "[]"
+def check_number(
+    settings: Mapping[str, Any],
+    key: str,
+    low: float,
+    high: float = math.inf,
+    ends: str = "[]",
+    prefix: str = "",
 ) -> None:
     """Holds a value against an interval; its ends are written as in mathematics."""
     value = settings[key]
@@ -128,4 +147,4 @@ def _number(
     if inside and not (ends[0] == "(" and value == low) and not (ends[1] == ")" and value == high):
         return
     right = ")" if high == math.inf else ends[1]
-    raise UserError(f"method.{key}={value}: must be a number in {ends[0]}{low:g}, {high:g}{right}")
+    raise UserError(f"method.{prefix}{key}={value}: must be a number in {ends[0]}{low:g}, {high:g}{right}")

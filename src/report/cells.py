@@ -208,19 +208,21 @@ def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict
         copied = leaf in copies and value == copies[leaf]  # task.seed: ${seed}
         if not (copied or leaf in ("_target_", "num_workers")):
             flat[key] = _safe(value) if isinstance(value, str) else value
-    return without_left_out({**flat, "precision": precision})
+    return without_left_out({**flat, "precision": precision}, config.get("seed"))
 
 
-def without_left_out(settings: Mapping[str, Any]) -> dict[str, Any]:
+def without_left_out(settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
     """Flat settings, also as older records have them, less what tells no two arms apart.
 
     That is what is off (null, false, a group's name none), so that cells from before an option pool with later ones;
-    and of a former run, from which a model comes, its seed.
+    copies of the run's seed (method.selection_seed); and of a former run, from which a model comes, its seed.
     """
     return {
         key: _SEED_AND_IDENTITY.sub("", value) if key in _FORMER_RUNS and isinstance(value, str) else value
         for key, value in settings.items()
-        if key not in _TOP_LEFT_OUT | _LEFT_OUT and not _is_off(key, value)
+        if key not in _TOP_LEFT_OUT | _LEFT_OUT
+        and not _is_off(key, value)
+        and not (key.endswith("_seed") and value == seed)
     }
 
 

@@ -77,7 +77,7 @@ def _text(value: Any) -> Any:
 def _cell(row: dict[str, str], where: str) -> Cell:
     try:
         values = {name: _parse(row.get(name, ""), kind) for name, kind in _kinds().items()}
-        return Cell(**values | {"settings": without_left_out(values["settings"] or {})})
+        return Cell(**values | {"settings": without_left_out(values["settings"] or {}, values["seed"])})
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}.") from error
 

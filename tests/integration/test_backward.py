@@ -89,15 +89,13 @@ def test_attention_scores_are_refused_by_name_of_what_to_choose(composed, teache
         run(cfg)
 
 
-@pytest.mark.parametrize("method", ["norm", "recompute_gelu"])
-def test_a_method_with_a_backward_pass_of_its_own_is_refused(composed, method):
-    with pytest.raises(UserError, match="method late"):
-        run(composed(f"method={method}", "backward=late", "steps=2"))
+@pytest.mark.parametrize("method", ["late", "norm", "backrazor", "wta", "recompute_gelu", "peft_lora"])
+def test_a_method_with_layers_of_its_own_is_refused(composed, method):
+    with pytest.raises(UserError, match=f"backward=late beside method={method}, which brings layers"):
+        identity.check(composed(f"method={method}", "backward=late"))
 
 
 def test_what_is_found_before_anything_is_loaded(composed):
-    with pytest.raises(UserError, match="method=late does already"):
-        identity.check(composed("method=late", "backward=late"))
     with pytest.raises(UserError, match="rows"):
         identity.check(composed("backward=late", "backward.rows=top"))
 

@@ -34,6 +34,14 @@ def test_what_has_seen_this_test_set_is_refused(tmp_path, former):
         lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**GAIIC))
 
 
+def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
+    ran(tmp_path / "first", GAIIC | {"fold": 0})
+    config = {"task": {"name": "sst2"}, "model": {"run": str(tmp_path / "first")}}
+    results.write(tmp_path / "second", {"status": "done", "config": config, "provenance": {"trained_on": []}})
+    with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
+        lineage.trained_on(settings(tmp_path / "second"), SimpleNamespace(**GAIIC))
+
+
 @pytest.mark.parametrize(
     ("former", "task"),
     [

@@ -14,7 +14,7 @@ from src.report import tables
 from src.report.__main__ import main
 from src.report.arms import group_of, summarise_cells
 from src.report.build import of_records, of_sweep
-from src.report.cells import read_sweep
+from src.report.cells import read_sweep, settings_of
 from src.report.figure import units_of
 from src.report.records import read_records, record
 from src.report.statistics import accuracy_error, paired, summarise, t_quantile
@@ -162,6 +162,13 @@ class TestArms:
         ]
         assert arms[1].difference is not None
         assert arms[3].difference is None
+
+    def test_copies_of_the_seed_tell_no_two_arms_apart(self):
+        one, two = (
+            settings_of({"seed": seed, "method": {"name": "late", "selection_seed": seed}}) for seed in (1, 2)
+        )
+        fixed = settings_of({"seed": 1, "method": {"name": "late", "selection_seed": 7}})
+        assert one == two != fixed
 
     def test_a_repeated_seed_counts_once(self, tmp_path):
         later = {"provenance.started": "2025-03-01", "config.hardware.num_workers": 0}

@@ -54,7 +54,13 @@ def _launched(device: str) -> Any:
     try:
         triton_kernels.pack(torch.zeros(1, 64, device=device), torch.int8)
     # a GPU that is too old, no C compiler for the launcher, a driver that is too old
-    except (RuntimeError, OSError, ValueError, subprocess.SubprocessError) as error:
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+        subprocess.SubprocessError,
+        triton_kernels.TritonError,
+    ) as error:
         raise UserError(f"kernels=triton: Triton does not run on this device: {error}") from error
     return triton_kernels
 

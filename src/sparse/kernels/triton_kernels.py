@@ -7,6 +7,7 @@ have been run in the interpreter and compiled for GPUs, but never timed on one.
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError as TritonError
 
 from src.sparse.kernels import late_triton as code
 from src.sparse.kernels import plain

@@ -104,7 +104,8 @@ def hold_gated(linear: Any) -> tuple[Held, Tensor | None]:
     for gate in _hooks(linear, SubLayerGate):
         if (z := gate.value()) is not None:
             held = held._replace(bias=held.bias * z.to(held.bias.dtype))
-            columns = z.expand(held.weight.shape[1]) if columns is None else columns * z
+            # contiguous: the kernels walk over its numbers
+            columns = z.expand(held.weight.shape[1]).contiguous() if columns is None else columns * z
     return held, None if columns is None else columns.to(held.bias.dtype)
 
 

@@ -8,7 +8,8 @@ method has made its model ready, and are stock again before it finishes. What th
     masks, cut layers   zeros and sizes stay as they are
     a teacher           logits and hidden states, not the attention scores, which no block forms
 
-keep_frac is the share of the real tokens in each weight gradient; the gradients of gates and biases go over all.
+keep_frac is the share of the real tokens in each weight gradient, of gates on ranks too; the gradients of other gates
+and of biases go over all.
 """
 
 from dataclasses import asdict

@@ -80,6 +80,14 @@ def test_units_that_were_not_judged_one_by_one_stay_or_go_together():
         assert keep - 2 / 12 < fraction(PARAMS, counts) <= keep
 
 
+def test_layers_that_were_judged_as_one_lose_both_their_sub_layers():
+    judged = replace(scores(), whole=frozenset({"heads", "neurons"}), together=True)
+    for keep in (0.2, 0.45, 0.5, 0.8):
+        counts = select(judged, PARAMS, keep, Limits(allow_empty=True), "global").counts()
+        assert all(bool(c.heads) == bool(c.neurons) for c in counts)
+        assert fraction(PARAMS, counts) <= keep
+
+
 def test_everything_is_kept_at_one():
     structure = select(scores(), PARAMS, 1.0, Limits(align={"neurons": 24}), "global")
     assert structure.counts() == SHAPE.counts()

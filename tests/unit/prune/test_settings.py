@@ -42,6 +42,7 @@ def test_what_can_be_passes():
     check_budget({"cost": "params"})  # a method without the other keys
     check_gates(GATES)
     check_gates(GATES | {"controller": GAINS, "rank": 8, "l2": 0.05, "whiten": 4})
+    check_gates(GATES | {"families": ["neurons"], "scope": "layer", "l2": 0})
     check_settled_at({"settled_at": 1})
 
 
@@ -55,6 +56,7 @@ def test_what_can_be_passes():
         ({"latency": BUDGET["latency"] | {"repeats": 1.5}}, "method.latency.repeats=1.5"),
         ({"latency": BUDGET["latency"] | {"dtype": "int8"}}, "float32, bfloat16, float16"),
         ({"scope": "model"}, "method.scope=model: must be one of global, family, layer"),
+        ({"align": None}, "method.align=None: must be a mapping"),
         ({"align": {"heads": 0}}, "align 0 of heads"),
         ({"floor": {"rows": 1}}, "floor 1 of rows"),
         ({"floor": {"heads": 0.5}}, "floor 0.5 of heads"),
@@ -93,7 +95,10 @@ def test_progress_lies_between_0_and_1(settled_at):
         ({"gate_lr": 0}, "method.gate_lr=0"),
         ({"gate_lr": float("nan")}, "method.gate_lr=nan"),
         ({"multiplier_lr": "1e-1 "}, "method.multiplier_lr=1e-1"),
-        ({"l2": 0}, "method.l2=0"),
+        ({"l2": -1}, "method.l2=-1"),
+        ({"controller": GAINS | {"limit": "a"}}, "method.controller.limit=a"),
+        ({"families": ["heads", "ffn"], "scope": "layer"}, "ffn that go whole never fit their own share"),
+        ({"families": ["layers"], "scope": "family"}, "layers that go whole never fit their own share"),
         ({"gate_schedule": "cosine"}, "inverse_root"),
         ({"gate_warmup": 1}, r"in \[0, 1\)"),
         ({"gate_schedule": "inverse_root"}, "must be above 0"),
@@ -101,7 +106,7 @@ def test_progress_lies_between_0_and_1(settled_at):
         ({"controller": 3}, "must give integral"),
         ({"controller": GAINS, "anti_windup": True}, "method.controller=null"),
         ({"controller": GAINS | {"limit": 0}}, "the controller's gains"),
-        ({"controller": GAINS | {"integral": -1}}, "the controller's gains"),
+        ({"controller": GAINS | {"integral": -1}}, "method.controller.integral=-1"),
     ],
 )
 def test_gates_that_cannot_be(wrong, said):
