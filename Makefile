@@ -132,7 +132,8 @@ gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-trai
 	pretrained=$(call cell,experiment=gaiic_pretrain seed=$$seed); [ -n "$$pretrained" ] || exit 1; \
 	dense=$(call cell,experiment=gaiic seed=$$seed model.run=$$pretrained); [ -n "$$dense" ] || exit 1; \
 	for keep in $(keeps); do \
-	small=$(call cell,experiment=gaiic_prune name=gaiic seed=$$seed keep_frac=$$keep model.run=$$dense); \
+	small=$(call cell,experiment=gaiic_prune name=gaiic seed=$$seed keep_frac=$$keep model.run=$$dense \
+	  distill=hidden distill.teacher=$$dense); \
 	[ -n "$$small" ] || exit 1; done; done; \
 	for words in 1 2 3; do $(PY) -m src.baselines.tfidf "$$dense" --words $$words || exit 1; done; \
 	$(PY) -m src.baselines.tfidf "$$dense" --words 3 --refit || exit 1; \

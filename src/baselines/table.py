@@ -38,6 +38,7 @@ FURTHER: dict[str, tuple[str, str]] = {
     "mAP": ("map", ".4f"),
     "ECE": ("ece", ".4f"),
 }
+RECIPE = "method.distill."
 LATENCY: tuple[Value, str] = (lambda cell: cell.latency_seconds and 1e3 * cell.latency_seconds, ".2f")
 
 
@@ -88,16 +89,22 @@ def _arm(cell: Cell) -> tuple:
 
 
 def _names(arms: Iterable[tuple]) -> dict[tuple, str]:
-    """Returns the name of each line: the method, and the settings in which lines of its size and length differ."""
+    """Returns the name of each line: the method, and the settings in which lines of its size differ."""
     alike: dict[tuple, list[tuple]] = {}
     for arm in arms:
-        alike.setdefault(arm[:3], []).append(arm)
+        alike.setdefault(arm[:2], []).append(arm)
     names = {}
     for size, some in alike.items():
         common = set.intersection(*(set(arm[3]) for arm in some))
         for arm in some:
-            own = [f"{key}={text}" for key, text in arm[3] if (key, text) not in common]
-            names[arm] = f"{size[0]} ({', '.join(own)})" if own else size[0]
+            own = {key: text for key, text in arm[3] if (key, text) not in common}
+            if RECIPE + "name" in own:  # a teacher: its recipe by name stands for the recipe's settings
+                own = {"distill": own[RECIPE + "name"]} | {
+                    k: v for k, v in own.items() if not k.startswith(RECIPE)
+                }
+            names[arm] = (
+                f"{size[0]} ({', '.join(f'{key}={text}' for key, text in own.items())})" if own else size[0]
+            )
     return names
 
 

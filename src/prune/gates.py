@@ -127,7 +127,7 @@ class Gates(nn.Module):
                     for i, c in enumerate(self.counts)
                 ]
         whole = frozenset({"heads", "neurons"} - set(self.families))
-        together = not {"heads", "neurons", "attention", "ffn"} & set(self.families)
+        together = set(self.families) & {"heads", "neurons", "attention", "ffn", "layers"} == {"layers"}
         return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks, whole, together)
 
     def fixed(self) -> FixedGates:

@@ -81,6 +81,7 @@ def test_methods_override_only_the_hooks():
         "finish",
         "kept",
         "watched",
+        "own_layers",
         "settled_at",
         "wants",
     }

@@ -54,7 +54,8 @@ def test_each_stage_goes_on_from_the_one_before(road):
         assert pre_training == f"src.main hydra.mode=RUN experiment=gaiic_pretrain seed={seed}"
         assert dense == f"src.main hydra.mode=RUN experiment=gaiic seed={seed} model.run=at/{3 * seed + 1}"
         ours = f"experiment=gaiic_prune name=gaiic seed={seed} keep_frac=0.5 model.run=at/{3 * seed + 2}"
-        assert small == f"src.main hydra.mode=RUN {ours}"
+        under = f"distill=hidden distill.teacher=at/{3 * seed + 2}"
+        assert small == f"src.main hydra.mode=RUN {ours} {under}"
     tables = [call.split()[0] for call in calls[6:]]
     assert tables == ["src.baselines.tfidf"] * 4 + ["src.report", "src.baselines.table"]
     assert calls[-2] == "src.report multirun/gaiic --record"
