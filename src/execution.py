@@ -45,14 +45,11 @@ def build_module(settings: dict, net, task, total_steps: int):
     keys = ("lr", "weight_decay", "warmup", "clip")
     options = {key: settings[key] for key in OPTIONS if key in settings}  # older runs have none
     loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps, **options)
-    return build(settings["method"], net=net, task=task, loop=loop)
-
-
-def saving_of(settings: dict, module) -> None:
-    """Gives the method what `backward` names; older runs know no such group."""
-    chosen = settings.get("backward") or {"name": "none"}
-    if chosen["name"] != "none":
-        module.saving = build(chosen)
+    module = build(settings["method"], net=net, task=task, loop=loop)
+    beneath = settings.get("backward") or {"name": "none"}  # older runs know no such group
+    if beneath["name"] != "none":
+        module.saving = build(beneath)
+    return module
 
 
 def total_steps(settings: dict, task) -> int:
@@ -106,7 +103,6 @@ class Execution:
         self.module = build_module(settings, net, task, self.steps)
         self.module.masks = load_masks(model)
         self.module.distiller = distiller_of(settings, task, self.tokenizer, net) if self.steps else None
-        saving_of(settings, self.module)
         monitor = f"val/{task.best_metric}"
         self.keeper = Checkpoints(self.cell.folder, settings["checkpoint_every"], monitor, task.direction)
         self.progress = Progress(self.cell.folder / "progress.json", self.steps, monitor)
@@ -320,7 +316,6 @@ def probe_of(folder: Path) -> Probe:
     net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer))
     dense = copy.deepcopy(net)
     module = build_module(settings, net, task, 1)
-    saving_of(settings, module)
     module.net.train()
     module.prepare(task.training_batches())
     module.save_less()

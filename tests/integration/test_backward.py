@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from src import identity
@@ -12,15 +11,11 @@ from src.models.cut import counts_of
 from src.models.load import load_body
 from src.prune.masks import Masks, top_mask
 from src.run import run
-from tests.integration.test_resume import Killed, kill_at
+from tests.integration.test_resume import check_killed_run_continues, delivered
 
 LATE = ("backward=late", "model.dropout=0.1")
 GATES = ("method.prefinetune=0.2", "method.target_warmup=0.5", "method.settled_at=0.6")
 PRE_NORM = ("model.config.model_type=roberta-prelayernorm", "+model.config.pad_token_id=0")
-
-
-def delivered(cfg):
-    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -123,15 +118,7 @@ def test_identities_of_finished_cells_stay(composed):
 def test_a_killed_run_continues_bitwise(composed, monkeypatch, overrides):
     words = (*overrides, *LATE, "checkpoint_every=3", "probe_steps=0")
     whole, broken = composed(*words, "name=whole"), composed(*words, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, 17)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    weights, again = delivered(whole), delivered(broken)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    check_killed_run_continues(whole, broken, monkeypatch)
 
 
 def test_a_cut_and_masked_model_recovers(composed):

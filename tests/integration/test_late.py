@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from src import identity
 from src.errors import UserError
@@ -14,13 +13,9 @@ from src.measure.__main__ import sites
 from src.prune.masks import Masks, top_mask
 from src.run import run
 from tests.bench import bench_backward
-from tests.integration.test_resume import Killed, kill_at
+from tests.integration.test_resume import check_killed_run_continues, delivered
 
 FEW = ("probe_steps=0", "model.dropout=0.1")
-
-
-def delivered(cfg):
-    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -32,15 +27,7 @@ def test_a_killed_run_continues_bitwise(composed, monkeypatch, method):
     """In the second epoch, where wta goes by the gradients of the first."""
     overrides = [f"method={method[0]}", *method[1:], "keep_frac=0.4", "checkpoint_every=3", *FEW]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, 17)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    weights, again = delivered(whole), delivered(broken)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    check_killed_run_continues(whole, broken, monkeypatch)
 
 
 def test_gradient_norms_change_what_is_kept_from_the_second_epoch_on(composed):

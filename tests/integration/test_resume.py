@@ -30,6 +30,23 @@ def kill_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(FineTune, "training_step", training_step)
 
 
+def delivered(cfg) -> dict[str, torch.Tensor]:
+    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
+
+
+def check_killed_run_continues(whole, broken, monkeypatch) -> None:
+    """Runs one without a break and one that is killed at its step 17 and typed again: the weights are equal."""
+    run(whole)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 17)
+        with pytest.raises(Killed):
+            run(broken)
+    torch.manual_seed(12345)
+    run(broken)
+    weights, again = delivered(whole), delivered(broken)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
 def outcome(cfg) -> tuple[dict, dict]:
     folder = identity.cell(cfg).folder
     return load_file(folder / "model" / "model.safetensors"), json.loads(
