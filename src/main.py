@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "src" / "plugins"))  # Hydra finds launchers only in a `hydra_plugins` package
+sys.path.append(
+    str(ROOT / "src" / "keepfrac" / "plugins")
+)  # Hydra finds launchers only in a `hydra_plugins` package
 BY_USER = os.environ.get("HYDRA_FULL_ERROR") == "1" and "KEEPFRAC_JOB" not in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be said in one line
 
@@ -15,15 +17,15 @@ import hydra  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
 from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
-from src import identity  # noqa: E402
-from src.errors import Held, UserError  # noqa: E402
-from src.redact import redact  # noqa: E402
+from keepfrac.errors import Held, UserError  # noqa: E402
+from keepfrac.run import identity  # noqa: E402
+from keepfrac.storage.redact import redact  # noqa: E402
 
 
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")
 def entry(cfg) -> None:
     """Runs one composed configuration."""
-    from src.run import run
+    from keepfrac.run.run import run
 
     run(cfg)
 

@@ -26,6 +26,8 @@ os.environ.update(
     WANDB_DATA_DIR=str(SCRATCH / "wandb"),
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="agg",
+    # children that import the package need not have it installed
+    PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH")))),
     # bitwise comparisons need one number of threads, in this process and in its children
     OMP_NUM_THREADS="2",
 )

@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from src import identity
-from src.build import build
-from src.finetune import Loop
+from keepfrac.run import identity
+from keepfrac.storage.build import build
+from keepfrac.training.finetune import Loop
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

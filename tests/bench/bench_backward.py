@@ -31,7 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from src.sparse.kernels import prepare
+from keepfrac.sparse.kernels import prepare
 from tests.bench.arms import DENSE, Arm, groups, is_there, padded
 from tests.bench.frontier import draw
 from tests.bench.ruler import Batch, Fidelity, measure

@@ -45,7 +45,7 @@ def trial(options: argparse.Namespace) -> int:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from src.models.load import load_net, load_tokenizer
+    from keepfrac.models.load import load_net, load_tokenizer
     from tests.bench.arms import CONF, Arm, built
 
     method, batch = options.trial[0], int(options.trial[1])

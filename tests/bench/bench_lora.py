@@ -19,11 +19,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import BertConfig, BertForSequenceClassification
 
-from src.lowrank.adapter import scale_of
-from src.lowrank.adapter_select import select_positions
-from src.lowrank.adapter_surgery import attach, freeze_but, part_of_weight, trainable
-from src.measure import autocast, saved_bytes
-from src.models.targets import targets_of
+from keepfrac.adapters.layer import scale_of
+from keepfrac.adapters.selection import select_positions
+from keepfrac.adapters.surgery import attach, freeze_but, part_of_weight, trainable
+from keepfrac.measurement.costs import autocast, saved_bytes
+from keepfrac.models.targets import targets_of
 
 ROUNDS, LAYERS = int(os.environ.get("ROUNDS", "9")), int(os.environ.get("LAYERS", "2"))
 ROWS, LENGTH = int(os.environ.get("ROWS", "32")), int(os.environ.get("LENGTH", "64"))

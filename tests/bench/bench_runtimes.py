@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from src.errors import UserError
-from src.measure.__main__ import model_folder
-from src.measure.latency import interleaved, load, percentile
-from src.models.export import ONNX_PACKAGES, _Logits, onnx
-from src.provenance import device_name
-from src.results import write_atomically
+from keepfrac.errors import UserError
+from keepfrac.measurement.latency import interleaved, load, percentile
+from keepfrac.models.export import ONNX_PACKAGES, _Logits, onnx
+from keepfrac.storage.provenance import device_name
+from keepfrac.storage.results import write_atomically
+from src.measure import model_folder
 
 THREADS = 1
 RUNTIMES = {"torch": (), "onnxruntime": ONNX_PACKAGES, "openvino": (*ONNX_PACKAGES[:2], "openvino")}

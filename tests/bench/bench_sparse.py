@@ -18,9 +18,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import BertConfig, BertModel
 
-from src.measure import saved_storages
-from src.sparse.convert import sparsify
-from src.sparse.selectors import Selector
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.selection.selectors import Selector
 
 ROUNDS, LAYERS = int(os.environ.get("ROUNDS", "7")), int(os.environ.get("LAYERS", "1"))
 DROPOUT, ATTENTION = float(os.environ.get("DROPOUT", "0.1")), os.environ.get("ATTENTION", "sdpa")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
-from src.archives import minilm_folder, movie_reviews
-from src.errors import DataMissing
-from src.measure import saved_storages
-from src.measure.peak import peak_bytes
+from keepfrac.errors import DataMissing
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.measurement.peak import peak_bytes
+from keepfrac.storage.archives import minilm_folder, movie_reviews
 from tests.bench.arms import DENSE, Arm, built
 
 WIDTH = 768

@@ -13,9 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from src import results
-from src.execution import build_task
-from src.models.load import load_tokenizer
+from keepfrac.models.load import load_tokenizer
+from keepfrac.run.execution import build_task
+from keepfrac.storage import results
 
 
 @functools.cache

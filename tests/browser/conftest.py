@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.report.build import of_sweep
+from keepfrac.reporting.build import of_sweep
 from tests.browser import sweeps
 
 FLAGS = (

@@ -4,7 +4,7 @@ import math
 import random
 from pathlib import Path
 
-from src import results
+from keepfrac.storage import results
 
 MIB = 2**20
 METHODS = {"nosp": 0.0, "rand": 0.030, "norm": 0.016, "bkrz": 0.010}  # what a method loses at keep 0.1

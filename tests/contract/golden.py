@@ -1,8 +1,8 @@
 """The golden file: what every method leaves on a tiny model, to the last bit.
 
-`python -m tests.contract.golden` writes golden.json from the code as it is. A refactor leaves it unchanged; a commit that
-must change a value says which and why. Identities and kept counts hold on any machine. Weights and scores are bits
-of one kind of processor: they are compared where a small reference computation of plain torch gives the recorded bits.
+`python -m tests.contract.golden` writes golden.json from the code as it is. A refactor leaves it unchanged; a commit
+that must change a value says which and why. Identities and kept counts hold on any machine. Weights and scores are
+bits of one kind of processor: they are compared where a small reference computation of plain torch gives the same bits.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from src import identity
-from src.errors import UserError
-from src.finetune import FineTune
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.finetune import FineTune
 from tests.integration.conftest import sentences
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,11 @@ class Golden:
         }
 
     def _compose(self, name: str, *words: str):
-        base = ["model=bert_tiny", "task=csv", *(f"task.{key}_file={path}" for key, path in self.files.items())]
+        base = [
+            "model=bert_tiny",
+            "task=csv",
+            *(f"task.{key}_file={path}" for key, path in self.files.items()),
+        ]
         return self._composed(name, [*base, "steps=8", "batch_size=8", "checkpoint_every=3", *words])
 
     def _composed(self, name: str, words: list[str]):
@@ -169,7 +173,9 @@ class Golden:
         teacher = self._compose("teacher", "method=nosp", "seed=3")
         run(teacher)
         found = outcome(
-            self._compose(f"{method}_taught", f"method={method}", f"distill.teacher={identity.cell(teacher).folder}")
+            self._compose(
+                f"{method}_taught", f"method={method}", f"distill.teacher={identity.cell(teacher).folder}"
+            )
         )
         found["identity of this machine"] = found.pop("identity")  # the teacher counts by its weights' bits
         return found
@@ -197,9 +203,13 @@ GROUPS = ("model", "task", "augment", "distill", "backward", "regularize", "hard
 
 
 def identities(files: dict[str, str]) -> dict[str, str]:
-    """The identity that each option of each group gives a cell on the made sentences, where data and weights are here."""
+    """The identity that each option of each group gives a cell, where its data and weights are here."""
     found = {}
-    base = ["task=csv", *(f"task.{key}_file={path}" for key, path in files.items()), "hardware.precision=32-true"]
+    base = [
+        "task=csv",
+        *(f"task.{key}_file={path}" for key, path in files.items()),
+        "hardware.precision=32-true",
+    ]
     for group in GROUPS:
         for path in sorted((CONF / group).glob("*.yaml")):
             words = [*([] if group == "task" else base), "model=bert_tiny", f"{group}={path.stem}"]

@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from safetensors.torch import load_file
 
-from src import identity
-from src.errors import UserError
-from src.models.cut import counts_of
-from src.models.load import load_body
-from src.prune.masks import FILE, Masks, top_mask
-from src.pruner import Pruner
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.models.cut import counts_of
+from keepfrac.models.load import load_body
+from keepfrac.prune.masks import FILE, Masks, top_mask
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.structured_pruning import Pruner
 from tests.contract.test_conf import CONF, composed
 from tests.integration.conftest import sentences
 

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from src import identity
+from keepfrac.run import identity
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "method", "task", "hardware", "logger", "export", "augment", "distill", "backward")
@@ -71,7 +71,7 @@ def test_an_experiment_gives_its_command_time_and_expected_result(name):
 
 
 def test_methods_override_only_the_hooks():
-    from src.finetune import FineTune
+    from keepfrac.training.finetune import FineTune
 
     hooks = {
         "prepare",

@@ -28,8 +28,7 @@ def install(tmp_path: Path, root: Path):
     def run(local="exit 1", installed="exit 1", reachable=True, gpu=False, **settings: str):
         folder = tmp_path / "a clone"
         shutil.copytree(root / ".ci", folder / ".ci")
-        for name in ("pyproject.toml", "constraints.txt", "requirements-data.txt"):
-            shutil.copy(root / name, folder / name)
+        shutil.copy(root / "pyproject.toml", folder / "pyproject.toml")
         stand_in = STAND_IN.format(local=local, installed=installed, unreachable=int(not reachable))
         executable(folder / ".venv" / "bin" / "python", stand_in)
         executable(folder / "bin" / "nvidia-smi", f"#!/bin/sh\nexit {int(not gpu)}\n")
@@ -57,8 +56,8 @@ def test_torch_comes_first_and_the_rest_cannot_replace_it(install):
     torch, rest, data = asked
     assert "--no-deps" in torch
     assert "torch==" in torch
-    assert "-c constraints.txt" in rest
-    assert "--no-deps --require-hashes -r requirements-data.txt" in data
+    assert "-c .ci/constraints.txt" in rest
+    assert "--no-deps --require-hashes -r .ci/requirements-data.txt" in data
 
 
 def test_a_local_wheel_goes_first(install):
@@ -95,7 +94,7 @@ def test_torch_index_decides(install):
 
 
 def test_the_right_torch_is_left_alone(install, root: Path):
-    lines = (root / "constraints.txt").read_text().splitlines()
+    lines = (root / ".ci/constraints.txt").read_text().splitlines()
     version = next(line for line in lines if line.startswith("torch==")).split("==")[1]
     _, asked = install(installed=f"echo {version}+cu130")
     assert not any("torch==" in command for command in asked)

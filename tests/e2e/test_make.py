@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("Makefile", "pyproject.toml", "constraints.txt", "requirements-data.txt", ".ci")
+FILES = ("Makefile", "pyproject.toml", ".ci")
 OURS = (
     "PYTHON",
     "TORCH_INDEX",

@@ -19,8 +19,9 @@ case "$2" in src.main) echo "on the way"; echo "done: at/$(wc -l < "{calls}" | t
 @pytest.fixture
 def road(tmp_path: Path, root: Path):
     """A function from make's variables, and words of a call that fails, to (exit code, calls)."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-data.txt"):
+    for name in ("Makefile", "pyproject.toml"):
         shutil.copy(root / name, tmp_path / name)
+    shutil.copytree(root / ".ci", tmp_path / ".ci")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
 
@@ -57,7 +58,7 @@ def test_each_stage_goes_on_from_the_one_before(road):
         under = f"distill=hidden distill.teacher=at/{3 * seed + 2}"
         assert small == f"src.main hydra.mode=RUN {ours} {under}"
     tables = [call.split()[0] for call in calls[6:]]
-    assert tables == ["src.baselines.tfidf"] * 4 + ["src.report", "src.baselines.table"]
+    assert tables == ["keepfrac.baselines.tfidf"] * 4 + ["src.report", "keepfrac.baselines.table"]
     assert calls[-2] == "src.report multirun/gaiic --record"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src import identity
+from keepfrac.run import identity
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GOOD, BAD = ("fine", "lovely", "great", "charming"), ("dull", "awful", "poor", "tedious")
@@ -80,7 +80,7 @@ def teacher(csv_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
         patch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path_factory.mktemp("teacher")))
         cfg = compose("config", overrides=words)
-        from src.run import run
+        from keepfrac.run.run import run
 
         assert run(cfg)["scores"]["val/accuracy"] > 0.8
         return identity.cell(cfg).folder

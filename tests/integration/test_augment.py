@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.augment import maker
-from src.build import build
-from src.errors import UserError
-from src.execution import build_task
-from src.run import run
+from keepfrac.augmentation import maker
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.execution import build_task
+from keepfrac.run.run import run
+from keepfrac.storage.build import build
 
 QUICK = ("augment=tinybert", "augment.times=2", "epochs=1", "probe_steps=0")
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from src import identity
-from src.errors import UserError
-from src.measure.__main__ import sites
-from src.models.cut import counts_of
-from src.models.load import load_body
-from src.prune.masks import Masks, top_mask
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.models.cut import counts_of
+from keepfrac.models.load import load_body
+from keepfrac.prune.masks import Masks, top_mask
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from src.measure import sites
 from tests.integration.test_resume import check_killed_run_continues, delivered
 
 LATE = ("backward=late", "model.dropout=0.1")

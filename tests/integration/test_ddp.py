@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.errors import UserError
-from src.resume import CHECKPOINT
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.checkpoint import CHECKPOINT
 
 TWO = ("hardware=cpus",)
 EXACT = ("model.dropout=0", "model.attention_dropout=0")
@@ -70,7 +70,7 @@ def test_killed_on_the_way_goes_on_bitwise(composed, caplog):
     run(whole)
     folder = identity.cell(broken).folder
     program = (
-        "import json, sys; from omegaconf import OmegaConf; from src.run import run;"
+        "import json, sys; from omegaconf import OmegaConf; from keepfrac.run.run import run;"
         "run(OmegaConf.create(json.loads(sys.argv[1])))"
     )
     settings = json.dumps(identity.plain(broken))

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from src import identity
-from src.distill.distiller import Distiller
-from src.errors import UserError
-from src.resume import CHECKPOINT
-from src.run import run
+from keepfrac.distillation.distiller import Distiller
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.checkpoint import CHECKPOINT
 from tests.integration.test_resume import Killed, kill_at
 
 QUIET = ("probe_steps=0", "steps=3")
@@ -223,7 +223,9 @@ def other_words(net, tokenizer):
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_training(composed, changed, monkeypatch, change, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     folder = changed(change)
     with pytest.raises(UserError, match=said):
         run(composed(f"distill.teacher={folder}"))
@@ -240,7 +242,9 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(composed, change
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, teacher, tmp_path, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     words = [word.format(teacher=teacher, empty=tmp_path) for word in overrides]
     with pytest.raises(UserError, match=said):
         run(composed(*words))

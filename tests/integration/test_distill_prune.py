@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from src import identity
-from src.element_pruner import ElementPruner
-from src.errors import UserError
-from src.measure.__main__ import main as measure
-from src.models.packed import load_packed, load_state
-from src.models.packed import main as restore
-from src.prune.masks import FILE, num_kept
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.models.packed import load_packed, load_state
+from keepfrac.models.packed import main as restore
+from keepfrac.prune.masks import FILE, num_kept
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.weight_pruning import ElementPruner
+from src.measure import main as measure
 from tests.integration.test_distill import weights_of
 from tests.integration.test_resume import Killed, kill_at
 
@@ -218,7 +218,7 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
     assert len(AutoTokenizer.from_pretrained(export)) == net.config.vocab_size
     check_ruler(identity.cell(second).folder, found, capsys)
     assert measure([str(export)]) == 1
-    assert "python -m src.models.packed" in capsys.readouterr().err
+    assert "python -m keepfrac.models.packed" in capsys.readouterr().err
     plain = export.with_name("plain")
     assert restore([str(export), str(plain)]) == 0 and measure([str(plain)]) == 0
     capsys.readouterr()
@@ -281,6 +281,8 @@ def check_ruler(folder, found, capsys) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))

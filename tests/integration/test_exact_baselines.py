@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from src import identity
-from src.errors import UserError
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
 
 
 @pytest.fixture

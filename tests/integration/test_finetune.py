@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity, results
-from src.errors import UserError
-from src.execution import build_task
-from src.finetune import FineTune, warmup_then_linear
-from src.models.load import load_net, load_tokenizer
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.models.load import load_net, load_tokenizer
+from keepfrac.run import identity
+from keepfrac.run.execution import build_task
+from keepfrac.run.run import run
+from keepfrac.storage import results
+from keepfrac.training.finetune import FineTune, warmup_then_linear
 
 
 def by_hand(settings: dict) -> dict[str, torch.Tensor]:
@@ -83,7 +84,7 @@ def test_the_delivered_model_loads_plainly_and_scores_the_same(composed):
 def test_a_done_run_is_not_run_again(composed, monkeypatch):
     cfg = composed("method=nosp", "epochs=1")
     first = run(cfg)
-    monkeypatch.setattr("src.run._execute", lambda *args: pytest.fail("ran again"))
+    monkeypatch.setattr("keepfrac.run.run._execute", lambda *args: pytest.fail("ran again"))
     assert run(cfg)["identity"] == first["identity"]
 
 

@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import identity
-from src.errors import UserError
-from src.methods.taylor import TaylorPrune
-from src.report.page import traces
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.methods.taylor import TaylorPrune
+from keepfrac.reporting.page import traces
+from keepfrac.run import identity
+from keepfrac.run.run import run
 from tests.integration.test_resume import Killed, kill_at
 
 pytest.importorskip("sacrebleu")
@@ -244,7 +244,9 @@ def test_sparse_backward_runs_on_a_llama(e2e):
     ],
 )
 def test_what_is_not_for_decoders_is_said(e2e, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match=said):
         run(e2e(*overrides))
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from src import identity
-from src.run import run
+from keepfrac.run import identity
+from keepfrac.run.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = yaml.safe_load((ROOT / "conf" / "experiment" / "finetune_glue.yaml").read_text())["hydra"]["sweeper"]

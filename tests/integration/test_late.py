@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from src import identity
-from src.errors import UserError
-from src.measure.__main__ import sites
-from src.prune.masks import Masks, top_mask
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.prune.masks import Masks, top_mask
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from src.measure import sites
 from tests.bench import bench_backward
 from tests.integration.test_resume import check_killed_run_continues, delivered
 

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from src import identity
-from src.errors import UserError
-from src.lowrank.adapter_surgery import adapted
-from src.models.load import reload
-from src.prune.masks import FILE
-from src.run import run
+from keepfrac.adapters.surgery import adapted
+from keepfrac.errors import UserError
+from keepfrac.models.load import reload
+from keepfrac.prune.masks import FILE
+from keepfrac.run import identity
+from keepfrac.run.run import run
 from tests.integration.test_resume import Killed, kill_at
 
 MERGES = ("masked", "dense", "keep", "sparse_by_construction")
@@ -289,6 +289,8 @@ def test_coefficients_on_two_processes(composed):
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))

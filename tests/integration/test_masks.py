@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.prune.masks import FILE, Masks, top_mask
-from src.run import run
+from keepfrac.prune.masks import FILE, Masks, top_mask
+from keepfrac.run import identity
+from keepfrac.run.run import run
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_zeros_stay(composed, masked, method):
 
 
 def test_ranks_are_not_gated_where_masks_hold(composed, masked):
-    from src.errors import UserError
+    from keepfrac.errors import UserError
 
     with pytest.raises(UserError, match="leave ranks out"):
         run(composed("method=l0_factorized", "model=from_run", f"model.run={masked[0]}"))

@@ -1,5 +1,6 @@
 """What goes wrong outside: a full disk, a damaged checkpoint, shared rows, a process without the project."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src import identity, results
-from src.errors import Held, UserError
-from src.resume import CHECKPOINT
-from src.run import run
+from keepfrac.errors import Held, UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.storage import results
+from keepfrac.training.checkpoint import CHECKPOINT
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -84,12 +86,17 @@ def test_the_delivered_model_loads_where_the_project_is_absent(composed, tmp_pat
     run(cfg)
     model = identity.cell(cfg).folder / "model"
     code = (
-        "import importlib.util, sys; assert importlib.util.find_spec('src') is None;"
+        "import importlib.util, sys; assert not any(map(importlib.util.find_spec, ('src', 'keepfrac')));"
         "from transformers import pipeline;"
         "print(pipeline('text-classification', model=sys.argv[1])('the film was lovely')[0]['label'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, model],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert done.stdout.split()[-1] in ("good", "bad")
 

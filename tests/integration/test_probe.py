@@ -2,10 +2,10 @@
 
 from safetensors.torch import load_file
 
-from src import identity
-from src.execution import probe_of
-from src.measure.__main__ import main, sites
-from src.run import run
+from keepfrac.run import identity
+from keepfrac.run.execution import probe_of
+from keepfrac.run.run import run
+from src.measure import main, sites
 
 
 def test_with_everything_kept_the_gradients_are_the_dense_ones(composed):

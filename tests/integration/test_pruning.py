@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from src import identity, results
-from src.errors import UserError
-from src.methods.l0 import L0Prune
-from src.models.cut import counts_of
-from src.models.export import ONNX_PACKAGES
-from src.pruner import Pruner
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.methods.l0 import L0Prune
+from keepfrac.models.cut import counts_of
+from keepfrac.models.export import ONNX_PACKAGES
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.storage import results
+from keepfrac.training.structured_pruning import Pruner
 from tests.integration.test_resume import Killed, kill_at
 
 METHODS = ("l0", "l0_factorized", "magnitude", "random_prune", "layer_drop")
@@ -137,7 +138,9 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))
 
@@ -188,7 +191,7 @@ def test_latency_is_held_against_the_dense_original(composed, monkeypatch):
         timed.update({name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()})
         return dict.fromkeys(nets, 1.0)
 
-    monkeypatch.setattr("src.measure.forward_seconds", forward_seconds)
+    monkeypatch.setattr("keepfrac.measurement.costs.forward_seconds", forward_seconds)
     again = run(
         composed(
             "method=nosp",

@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.errors import UserError
-from src.execution import build_task
-from src.finetune import FineTune, warmup_then_linear
-from src.models.load import load_net, load_tokenizer
-from src.prune.masks import FILE, Masks, top_mask
-from src.regularize import by_depth
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.models.load import load_net, load_tokenizer
+from keepfrac.prune.masks import FILE, Masks, top_mask
+from keepfrac.run import identity
+from keepfrac.run.execution import build_task
+from keepfrac.run.run import run
+from keepfrac.training.finetune import FineTune, warmup_then_linear
+from keepfrac.training.options import by_depth
 from tests.integration.test_resume import Killed, kill_at
 
 STILL = ("model.dropout=0", "model.attention_dropout=0", "probe_steps=0")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.resume import CHECKPOINT
-from src.run import run
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.checkpoint import CHECKPOINT
 
 METHODS = ("nosp", "rand", "norm", "bkrz", "late")
 
@@ -18,7 +18,7 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    from src.finetune import FineTune
+    from keepfrac.training.finetune import FineTune
 
     original = FineTune.training_step
 

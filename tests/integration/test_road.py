@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from src import identity
-from src.errors import UserError
-from src.methods.taylor import TaylorPrune
-from src.resume import CHECKPOINT
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.methods.taylor import TaylorPrune
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.training.checkpoint import CHECKPOINT
 from tests.integration.conftest import CONF
 from tests.integration.test_resume import Killed, kill_at
 
@@ -204,7 +204,9 @@ def test_a_fold_goes_the_whole_road_alone(stage):
 
 
 def test_r_drop_says_before_training_that_it_is_not_for_masked_tokens(stage, monkeypatch):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match="r_drop on a task of masked_lm"):
         stage(*MLM, "r_drop=1.0")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import identity
-from src.errors import UserError
-from src.methods.taylor import TaylorPrune
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.methods.taylor import TaylorPrune
+from keepfrac.run import identity
+from keepfrac.run.run import run
 from tests.integration.test_resume import Killed, kill_at
 
 DEEP = (  # as deep and with as many heads as the original's model, else small
@@ -165,6 +165,8 @@ def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("src.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
+    )
     with pytest.raises(UserError, match=said):
         run(composed("method=taylor", *overrides))

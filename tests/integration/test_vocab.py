@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from src import identity
-from src.errors import UserError
-from src.run import run
+from keepfrac.errors import UserError
+from keepfrac.run import identity
+from keepfrac.run.run import run
 from tests.integration.test_resume import Killed, kill_at
 
 WORDS = "bert.embeddings.word_embeddings.weight"

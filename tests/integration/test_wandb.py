@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import wandb
 
-from src import results, tracking
-from src.run import run
+from keepfrac.run.run import run
+from keepfrac.storage import results
+from keepfrac.tracking import wandb_run
 from tests.standin_wandb import StandIn
 
 PARTS = ("val", "test", "kept", "size", "cost")
@@ -113,7 +114,7 @@ def streaming(server: StandIn, monkeypatch):
     monkeypatch.setenv("KEEPFRAC_WANDB", "")
     wandb.teardown()
     yield server
-    tracking.finish_wandb(1)
+    wandb_run.finish_wandb(1)
     wandb.teardown()
 
 

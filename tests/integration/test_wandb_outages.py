@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from src import sync, tracking
+from keepfrac.tracking import sync, wandb_run
 from tests.standin_wandb import KEY, StandIn
 
 CONFIG = {"name": "test", "method": {"name": "nosp"}, "task": {"name": "csv"}, "model": {"name": "tiny"}}
@@ -40,7 +40,7 @@ def reach(server: StandIn, monkeypatch, tmp_path):
         wandb.teardown()
 
     yield change
-    tracking.finish_wandb(1)
+    wandb_run.finish_wandb(1)
     with contextlib.suppress(ConnectionResetError):  # where the client was killed
         wandb.teardown()
 
@@ -51,9 +51,9 @@ def cell(tmp_path: Path) -> Path:
     return folder
 
 
-def begin(folder: Path, resumed_at: int = 0) -> tuple[tracking.MetricsFile, tracking.Stream | None]:
-    file = tracking.MetricsFile(folder, resumed_at)
-    return file, tracking.wandb_logger(folder, SETTINGS, CONFIG, "0123456789ab", "nosp", resumed_at)
+def begin(folder: Path, resumed_at: int = 0) -> tuple[wandb_run.MetricsFile, wandb_run.Stream | None]:
+    file = wandb_run.MetricsFile(folder, resumed_at)
+    return file, wandb_run.wandb_logger(folder, SETTINGS, CONFIG, "0123456789ab", "nosp", resumed_at)
 
 
 def log(loggers, first: int = 1) -> None:
@@ -87,15 +87,17 @@ def test_a_run_without_a_server_is_kept_and_uploads_later(server, reach, tmp_pat
     reach(**changes)
     strike(server)
     begun = time.monotonic()
-    with caplog.at_level(logging.INFO, logger="src.tracking"):
+    with caplog.at_level(logging.INFO, logger="keepfrac.tracking.wandb_run"):
         loggers = begin(cell(tmp_path))
     assert time.monotonic() - begun < 20  # seconds, on a busy machine
-    (told,) = (record.getMessage() for record in caplog.records if record.name == "src.tracking")
+    (told,) = (
+        record.getMessage() for record in caplog.records if record.name == "keepfrac.tracking.wandb_run"
+    )
     assert told.startswith("W&B: offline (")
     assert reason in told
     assert f"make sync SWEEP={cell(tmp_path).parent}" in told
     log(loggers)
-    tracking.finish_wandb(0)
+    wandb_run.finish_wandb(0)
     assert server.runs == {}
 
     reach(KEEPFRAC_WANDB="offline")  # as a sweep left it: an upload asks anew
@@ -119,7 +121,7 @@ def test_a_server_that_dies_in_the_middle(server, reach, tmp_path, caplog, capsy
     log(loggers)
     server.stop()
     begun = time.monotonic()
-    tracking.finish_wandb(0)
+    wandb_run.finish_wandb(0)
     assert time.monotonic() - begun < 15
     assert "nothing is lost; to upload later: make sync SWEEP=" in caplog.text
     assert sync.main([str(cell(tmp_path))]) == 1
@@ -134,7 +136,7 @@ def test_a_server_that_dies_in_the_middle(server, reach, tmp_path, caplog, capsy
 def test_an_online_run_is_marked_as_sent(server, reach, tmp_path, capsys):
     reach()
     log(begin(cell(tmp_path)))
-    tracking.finish_wandb(0)
+    wandb_run.finish_wandb(0)
     assert steps(server) == [1, 2, 3, 4, 5, 6]
     assert sync.main([str(cell(tmp_path))]) == 0
     assert capsys.readouterr().out == "everything is uploaded\n"
@@ -144,10 +146,10 @@ def test_an_attempt_that_goes_on_offline_uploads_whole(server, reach, tmp_path):
     reach()
     file, stream = begin(cell(tmp_path))
     log([file, stream])
-    tracking.finish_wandb(1)
+    wandb_run.finish_wandb(1)
     reach(WANDB_MODE="offline")
     log(begin(cell(tmp_path), resumed_at=4), first=4)
-    tracking.finish_wandb(0)
+    wandb_run.finish_wandb(0)
     server.runs.clear()  # so that only what the second attempt holds is seen
     reach()
     assert sync.main([str(cell(tmp_path))]) == 0
@@ -173,7 +175,7 @@ def test_a_client_that_is_killed_ends_no_run(server, reach, tmp_path, caplog):
     loggers[0].log_metrics({"val/score": 0.5}, 7)
     loggers[1].log_metrics({"val/score": 0.5}, 7)
     loggers[1].summarise({"test/score": 0.25})
-    tracking.finish_wandb(0)
+    wandb_run.finish_wandb(0)
     assert caplog.text.count("nothing is lost") == 1
     assert sync.main([str(cell(tmp_path))]) == 0
     (arrived,) = server.runs.values()

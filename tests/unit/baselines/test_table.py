@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from src.baselines import table
-from src.baselines.table import lines
-from src.errors import UserError
-from src.report.cells import Cell
+from keepfrac.baselines import table
+from keepfrac.baselines.table import lines
+from keepfrac.errors import UserError
+from keepfrac.reporting.cells import Cell
 
 EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
 

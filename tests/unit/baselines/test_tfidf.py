@@ -11,10 +11,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from src import results
-from src.baselines import tfidf
-from src.baselines.tfidf import Linear, Settings, beside, truth
-from src.report.cells import Cell, read_cell
+from keepfrac.baselines import tfidf
+from keepfrac.baselines.tfidf import Linear, Settings, beside, truth
+from keepfrac.reporting.cells import Cell, read_cell
+from keepfrac.storage import results
 from tests.contract.test_conf import CONF
 
 WORDS = ("red", "blue", "green", "old", "new", "house")
@@ -68,7 +68,7 @@ def test_it_leaves_a_cell_beside_the_run(run):
     assert (cell.method, cell.model, cell.task) == ("tfidf1", "tfidf", "csv")
     assert cell.test_score is not None and cell.test_score > 0.9
     assert "scaled_one_minus_mlogloss" in cell.test_scores
-    assert cell.params and cell.command.startswith("python -m src.baselines.tfidf ")
+    assert cell.params and cell.command.startswith("python -m keepfrac.baselines.tfidf ")
     before = (folder / "results.json").read_text()
     assert beside(run(), Settings(1, False)) == folder and (folder / "results.json").read_text() == before
     assert beside(run(), Settings(1, True)) != folder
@@ -97,7 +97,7 @@ def test_one_label_per_row_is_judged_by_its_class(run, tmp_path):
 
 
 def test_truth_of_classes_and_of_sets():
-    from src.tasks.rows import Rows
+    from keepfrac.tasks.rows import Rows
 
     assert truth(Rows({"label": [1, 0]}), 2).tolist() == [[0, 1], [1, 0]]
     assert truth(Rows({"label": [[0, 1], []]}), 2).tolist() == [[1, 1], [0, 0]]

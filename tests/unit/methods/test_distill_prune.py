@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.methods.distill_prune import DistillPrune
+from keepfrac.methods.distill_prune import DistillPrune
 
 
 def rates(settled_at: float, *progress: float) -> list[float]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.finetune import Loop
-from src.methods.sparsebert import SparseBert
+from keepfrac.methods.sparsebert import SparseBert
+from keepfrac.training.finetune import Loop
 
 
 class Text:

@@ -2,8 +2,8 @@ import pytest
 from torch import nn
 from transformers import BertModel, OPTConfig, OPTModel
 
-from src.errors import UserError
-from src.models.anatomy import anatomy
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import anatomy
 from tests.unit.models.tiny import tiny
 
 

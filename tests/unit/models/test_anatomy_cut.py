@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from src.lowrank.factorize import factorize_
-from src.models.anatomy import anatomy
-from src.models.cut import counts_of, cut, encoder_layers
-from src.prune.structure import LayerStructure, Structure
-from src.sparse.activation import use_activation
-from src.sparse.convert import sparsify
-from src.sparse.selectors import Selector
+from keepfrac.models.activation import use_activation
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.cut import counts_of, cut, encoder_layers
+from keepfrac.prune.factorize import factorize_
+from keepfrac.prune.structure import LayerStructure, Structure
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.selection.selectors import Selector
 from tests.unit.models.tiny import inputs, tiny
 
 UNEVEN = Structure(

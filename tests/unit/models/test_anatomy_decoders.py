@@ -2,10 +2,10 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from src.models.anatomy import anatomy
-from src.models.cut import cut
-from src.prune.attach import role_weight
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.cut import cut
+from keepfrac.prune.attach import role_weight
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny_decoders import tiny_decoder
 
 

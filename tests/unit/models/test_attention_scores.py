@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from src.models.anatomy import anatomy
-from src.models.attention_scores import ATTRIBUTE, recorded
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.attention_scores import ATTRIBUTE, recorded
 from tests.unit.models.tiny import inputs, tiny
 
 

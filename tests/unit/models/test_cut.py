@@ -1,19 +1,19 @@
 import pytest
 import torch
 
-from src.errors import UserError
-from src.lowrank.factorize import factorize_
-from src.measure import macs
-from src.models import pruned
-from src.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
-from src.models.original import account_of
-from src.models.slicing import slice_tensors
-from src.prune.attach import attach, gates_of
-from src.prune.cost import MacsCost, ParamsCost, fraction, total
-from src.prune.gates import FAMILIES, Gates
-from src.prune.masks import Masks, top_mask
-from src.prune.select import Limits, select
-from src.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import macs
+from keepfrac.models import pruned
+from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
+from keepfrac.models.dense_reference import account_of
+from keepfrac.models.slicing import slice_tensors
+from keepfrac.prune.attach import attach, gates_of
+from keepfrac.prune.cost import MacsCost, ParamsCost, fraction, total
+from keepfrac.prune.factorize import factorize_
+from keepfrac.prune.gates import FAMILIES, Gates
+from keepfrac.prune.masks import Masks, top_mask
+from keepfrac.prune.select import Limits, select
+from keepfrac.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 ALL = LayerStructure((0, 1, 2, 3), tuple(range(48)))

@@ -5,20 +5,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from src.errors import UserError
-from src.models import pruned_decoders
-from src.models.anatomy import anatomy
-from src.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
-from src.models.original import blueprint, original_parameters
-from src.models.slicing import slice_tensors
-from src.prune.attach import attach, gates_of, role_weight
-from src.prune.budget import UnitScores
-from src.prune.cost import MacsCost, ParamsCost, fraction, total
-from src.prune.gates import FAMILIES, Gates
-from src.prune.masks import Masks, top_mask
-from src.prune.scores import magnitude
-from src.prune.select import Limits, select
-from src.prune.structure import LayerStructure, ModelShape, Structure
+from keepfrac.errors import UserError
+from keepfrac.models import pruned_decoders
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
+from keepfrac.models.dense_reference import blueprint, original_parameters
+from keepfrac.models.slicing import slice_tensors
+from keepfrac.prune.attach import attach, gates_of, role_weight
+from keepfrac.prune.budget import UnitScores
+from keepfrac.prune.cost import MacsCost, ParamsCost, fraction, total
+from keepfrac.prune.gates import FAMILIES, Gates
+from keepfrac.prune.masks import Masks, top_mask
+from keepfrac.prune.scores import magnitude
+from keepfrac.prune.select import Limits, select
+from keepfrac.prune.structure import LayerStructure, ModelShape, Structure
 from tests.unit.models.test_cut import ALL, GONE, STRUCTURES
 from tests.unit.models.tiny import inputs
 from tests.unit.models.tiny_decoders import tiny_decoder
@@ -141,7 +141,7 @@ def test_the_folder_loads_without_this_project(tmp_path):
         "for family in ('gpt2', 'llama'):\n"
         "    net = AutoModelForCausalLM.from_pretrained(family, trust_remote_code=True, attn_implementation='eager')\n"
         "    assert torch.equal(net(**torch.load('inputs.pt')).logits, torch.load(f'{family}.pt'))\n"
-        "assert not any(name == 'src' or name.startswith('src.') for name in sys.modules)\n"
+        "assert not any(name.partition('.')[0] in ('src', 'keepfrac') for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from src.errors import UserError
-from src.lowrank.factorize import factorize_
-from src.models.cut import counts_of, cut, encoder_layers
-from src.models.export import ONNX_PACKAGES, export
-from src.prune.attach import attach, gates_of
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.errors import UserError
+from keepfrac.models.cut import counts_of, cut, encoder_layers
+from keepfrac.models.export import ONNX_PACKAGES, export
+from keepfrac.prune.attach import attach, gates_of
+from keepfrac.prune.factorize import factorize_
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 HEADS = (0, 1, 2, 3)
@@ -74,7 +74,7 @@ def test_an_exported_program_takes_any_batch_and_length(family, tmp_path):
 
 @pytest.mark.parametrize("absent", [ONNX_PACKAGES, ("onnxruntime",)])
 def test_onnx_without_its_packages_names_them(tmp_path, monkeypatch, absent):
-    monkeypatch.setattr("src.models.export.find_spec", lambda name: None if name in absent else object())
+    monkeypatch.setattr("keepfrac.models.export.find_spec", lambda name: None if name in absent else object())
     with pytest.raises(UserError, match=f"pip install {' '.join(absent)}$"):
         export(cut(tiny(), UNEVEN), "onnx", tmp_path, inputs())
     assert not any(tmp_path.iterdir())

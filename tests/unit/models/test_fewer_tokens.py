@@ -13,9 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from src.archives import minilm_folder
-from src.errors import UserError
-from src.models.fewer_tokens import (
+from keepfrac.errors import UserError
+from keepfrac.models.vocabulary.pruning import (
     keep_rows,
     numbers_of,
     rebuilt,
@@ -24,6 +23,7 @@ from src.models.fewer_tokens import (
     state_of,
     tokens_to_keep,
 )
+from keepfrac.storage.archives import minilm_folder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LEARNT = [

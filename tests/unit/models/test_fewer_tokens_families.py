@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from src.errors import UserError
-from src.models.fewer_tokens import (
+from keepfrac.errors import UserError
+from keepfrac.models.vocabulary.pruning import (
     keep_rows,
     rebuilt,
     renumbered,

@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import archives, identity
-from src.errors import DataMissing, UserError
-from src.models import gguf, locate
-from src.models.load import load_net, load_tokenizer, weights_note
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.models import gguf, locate
+from keepfrac.models.load import load_net, load_tokenizer, weights_note
+from keepfrac.run import identity
+from keepfrac.storage import archives
 
 MODEL = {
     "name": "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from src.errors import DataMissing
-from src.models.cut import counts_of, cut, encoder_layers, largest_difference
-from src.models.load import load_net, load_tokenizer
-from src.prune.attach import attach, gates_of
-from src.prune.structure import LayerCounts, LayerStructure, Structure
+from keepfrac.errors import DataMissing
+from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference
+from keepfrac.models.load import load_net, load_tokenizer
+from keepfrac.prune.attach import attach, gates_of
+from keepfrac.prune.structure import LayerCounts, LayerStructure, Structure
 
 SETTINGS = yaml.safe_load(
     (Path(__file__).resolve().parents[3] / "conf" / "model" / "gte_small.yaml").read_text()

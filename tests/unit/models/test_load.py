@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.errors import DataMissing, UserError
-from src.models.load import load_net, load_tokenizer, reload, save_model
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.models.load import load_net, load_tokenizer, reload, save_model
 
 TINY = {
     "model_type": "bert",
@@ -60,9 +60,9 @@ def test_a_new_head_is_named_in_one_line(folder, caplog):
         folder / "model.safetensors",
         {"format": "pt"},
     )
-    with caplog.at_level(logging.INFO, "src.models.load"):
+    with caplog.at_level(logging.INFO, "keepfrac.models.load"):
         load(name=str(folder), config=None)
-    assert [r.getMessage() for r in caplog.records if r.name == "src.models.load"] == [
+    assert [r.getMessage() for r in caplog.records if r.name == "keepfrac.models.load"] == [
         "new weights, not in the checkpoint: classifier.bias, classifier.weight"
     ]
 
@@ -110,7 +110,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 def test_a_setting_that_the_model_does_not_have():
     from transformers import AutoConfig
 
-    from src.models.load import _configured
+    from keepfrac.models.load import _configured
 
     config = AutoConfig.for_model("t5")
     del config.dropout_rate

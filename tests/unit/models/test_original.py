@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from src.models.cut import cut, shape_of
-from src.models.original import account_of, blueprint, dense_original, original_parameters
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.models.cut import cut, shape_of
+from keepfrac.models.dense_reference import account_of, blueprint, dense_original, original_parameters
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 HEADS = (0, 1, 2, 3)

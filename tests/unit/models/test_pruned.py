@@ -14,10 +14,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from src.lowrank.factorize import factorize_
-from src.models import pruned
-from src.models.cut import cut, encoder_layers
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.models import pruned
+from keepfrac.models.cut import cut, encoder_layers
+from keepfrac.prune.factorize import factorize_
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 UNEVEN = Structure((LayerStructure((1, 3), (0, 5, 7)), LayerStructure((), (2, 3)), LayerStructure((0,), ())))
@@ -25,7 +25,7 @@ FRESH = """
 import sys, torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM
 folder, given, wanted, again = sys.argv[1:]
-assert not any(name == "src" or name.startswith("src.") for name in sys.modules)
+assert not any(name.partition(".")[0] in ("src", "keepfrac") for name in sys.modules)
 try:
     AutoModelForSequenceClassification.from_pretrained(folder)
     raise SystemExit("loaded without trust")

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from src.models.relu_head import with_relu_head
+from keepfrac.models.relu_head import with_relu_head
 from tests.unit.models.tiny import inputs, tiny
 
 OUTSIDE = """

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from src.errors import UserError
-from src.lowrank.adapter_surgery import adapted, attach
-from src.lowrank.factorize import factorize_
-from src.models.targets import linears_of, targets_of
-from tests.unit.lowrank.test_adapter_units import NETS, gpt2, llama
+from keepfrac.adapters.surgery import adapted, attach
+from keepfrac.errors import UserError
+from keepfrac.models.targets import linears_of, targets_of
+from keepfrac.prune.factorize import factorize_
+from tests.unit.adapters.test_units import NETS, gpt2, llama
 from tests.unit.models.tiny import inputs, tiny
 
 

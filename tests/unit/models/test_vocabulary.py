@@ -1,9 +1,9 @@
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from src.errors import UserError
-from src.models.load import load_tokenizer
-from src.models.vocabulary import SPECIAL, built
+from keepfrac.errors import UserError
+from keepfrac.models.load import load_tokenizer
+from keepfrac.models.vocabulary.tokenizers import SPECIAL, built
 
 TEXTS = ["12 7 7 90", "7 12 5 [MASK]", "Äther 7"]
 WORDS = {"kind": "words", "size": 100, "min_count": 1, "lowercase": False}
@@ -72,7 +72,7 @@ def test_it_comes_back_from_a_models_folder(tmp_path, kind):
 
 
 def test_it_is_made_once_for_the_same_texts_and_settings(monkeypatch):
-    from src.models.vocabulary import Vocabulary
+    from keepfrac.models.vocabulary.tokenizers import Vocabulary
 
     calls = []
     build = Vocabulary.build

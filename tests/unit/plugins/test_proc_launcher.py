@@ -7,9 +7,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from src.errors import UserError
+from keepfrac.errors import UserError
 
-PLUGINS = str(Path(__file__).resolve().parents[3] / "src" / "plugins")
+PLUGINS = str(Path(__file__).resolve().parents[3] / "src" / "keepfrac" / "plugins")
 
 
 @pytest.fixture

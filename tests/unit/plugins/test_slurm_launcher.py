@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src import identity
+from keepfrac.run import identity
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.append(str(ROOT / "src/plugins"))
+sys.path.append(str(ROOT / "src/keepfrac/plugins"))
 
 
 @pytest.fixture

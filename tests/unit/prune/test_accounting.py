@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from src.prune.accounting import account, inflated
-from src.prune.structure import LayerCounts, ModelShape
+from keepfrac.prune.accounting import account, inflated
+from keepfrac.prune.structure import LayerCounts, ModelShape
 
 BERT_BASE = ModelShape(12, 768, 12, 64, 3072)
 

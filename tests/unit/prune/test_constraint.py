@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from src.prune.constraint import AugmentedLagrangian, ProportionalIntegral
-from src.prune.schedules import cubic, linear
+from keepfrac.prune.constraint import AugmentedLagrangian, ProportionalIntegral
+from keepfrac.prune.schedules import cubic, linear
 
 
 def test_multipliers_ascend_along_the_violation():

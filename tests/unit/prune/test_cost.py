@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from src.errors import UserError
-from src.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction, total
-from src.prune.latency import LatencyTable, cached_table, measure_table
-from src.prune.structure import LayerCounts, ModelShape, Structure
+from keepfrac.errors import UserError
+from keepfrac.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction, total
+from keepfrac.prune.latency import LatencyTable, cached_table, measure_table
+from keepfrac.prune.structure import LayerCounts, ModelShape, Structure
 
 BERT_BASE = ModelShape(12, 768, 12, 64, 3072)
 SMALL = ModelShape(2, 16, 4, 4, 24)
@@ -128,7 +128,7 @@ def test_a_table_is_measured_once(tmp_path):
 
 def test_another_processor_is_measured_again(tmp_path, monkeypatch):
     for name in ("one", "another"):
-        monkeypatch.setattr("src.prune.latency.device_name", lambda _, name=name: name)
+        monkeypatch.setattr("keepfrac.prune.latency.device_name", lambda _, name=name: name)
         cached_table(tmp_path, SMALL, 1, 4, torch.device("cpu"), torch.float32, repeats=1)
     assert len(list(tmp_path.iterdir())) == 2
 

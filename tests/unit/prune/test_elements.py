@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from src.element_pruner import Pace
-from src.errors import UserError
-from src.prune.elements import ElementScores, Pattern, masks_of, with_regrowth
-from src.prune.masks import num_kept
-from src.prune.schedules import cubic
+from keepfrac.errors import UserError
+from keepfrac.prune.elements import ElementScores, Pattern, masks_of, with_regrowth
+from keepfrac.prune.masks import num_kept
+from keepfrac.prune.schedules import cubic
+from keepfrac.training.weight_pruning import Pace
 
 FREE = Pattern("uniform", 0.0, "element", 1)
 

@@ -3,17 +3,17 @@ import io
 import pytest
 import torch
 
-from src.errors import UserError
-from src.lowrank.factorize import factorize_
-from src.models.cut import counts_of, encoder_layers, shape_of
-from src.prune.attach import FixedGates, attach
-from src.prune.constraint import AugmentedLagrangian
-from src.prune.cost import ParamsCost, fraction, total
-from src.prune.gates import FAMILIES, KEPT_AT_LEAST, Gates
-from src.prune.hard_concrete import open_probability
-from src.prune.schedules import linear
-from src.prune.select import Limits, select
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.errors import UserError
+from keepfrac.models.cut import counts_of, encoder_layers, shape_of
+from keepfrac.prune.attach import FixedGates, attach
+from keepfrac.prune.constraint import AugmentedLagrangian
+from keepfrac.prune.cost import ParamsCost, fraction, total
+from keepfrac.prune.factorize import factorize_
+from keepfrac.prune.gates import FAMILIES, KEPT_AT_LEAST, Gates
+from keepfrac.prune.hard_concrete import open_probability
+from keepfrac.prune.schedules import linear
+from keepfrac.prune.select import Limits, select
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 NO_RANKS = tuple(f for f in FAMILIES if f != "ranks")

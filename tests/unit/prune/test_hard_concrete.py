@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.prune.hard_concrete import deterministic, log_alpha_of, open_probability, sample
+from keepfrac.prune.hard_concrete import deterministic, log_alpha_of, open_probability, sample
 
 
 @pytest.mark.parametrize("log_alpha", [-2.0, 0.0, 1.5])

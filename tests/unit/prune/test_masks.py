@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
-from src.prune.masks import FILE, Masks, n_of_m_mask, num_kept, top_mask, top_masks
+from keepfrac.errors import UserError
+from keepfrac.prune.masks import FILE, Masks, n_of_m_mask, num_kept, top_mask, top_masks
 
 
 def test_counts_are_exact_with_ties():

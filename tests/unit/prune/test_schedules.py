@@ -1,6 +1,6 @@
 import pytest
 
-from src.prune.schedules import RATES
+from keepfrac.prune.schedules import RATES
 
 
 @pytest.mark.parametrize("name", RATES)

@@ -1,7 +1,7 @@
 import torch
 
-from src.models.cut import encoder_layers
-from src.prune.scores import magnitude, random
+from keepfrac.models.cut import encoder_layers
+from keepfrac.prune.scores import magnitude, random
 from tests.unit.models.tiny import tiny
 
 

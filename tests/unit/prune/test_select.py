@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.errors import UserError
-from src.prune.budget import UnitScores
-from src.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction
-from src.prune.latency import LatencyTable
-from src.prune.select import Limits, select, select_counts
-from src.prune.structure import LayerCounts, ModelShape
+from keepfrac.errors import UserError
+from keepfrac.prune.budget import UnitScores
+from keepfrac.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction
+from keepfrac.prune.latency import LatencyTable
+from keepfrac.prune.select import Limits, select, select_counts
+from keepfrac.prune.structure import LayerCounts, ModelShape
 
 SHAPE = ModelShape(4, 32, 4, 8, 64)
 PARAMS = ParamsCost(SHAPE)

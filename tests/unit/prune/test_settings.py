@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.errors import UserError
-from src.prune.settings import check_budget, check_gates, check_settled_at
+from keepfrac.errors import UserError
+from keepfrac.prune.settings import check_budget, check_gates, check_settled_at
 
 BUDGET = {
     "cost": "latency",

@@ -1,8 +1,8 @@
 import pytest
 
-from src.errors import UserError
-from src.prune.scores import layers_to_keep
-from src.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure, keep_layers
+from keepfrac.errors import UserError
+from keepfrac.prune.scores import layers_to_keep
+from keepfrac.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure, keep_layers
 
 COUNTS = [LayerCounts(4, 10, {"query": 3}), LayerCounts(4, 10)]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.sparse.context import Padding
+from keepfrac.sparse.context import Padding
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["cpu"]
 

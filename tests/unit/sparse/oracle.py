@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from src.sparse.context import Draw, Padding
-from src.sparse.keeping import keep
-from src.sparse.packing import unpack
-from src.sparse.selectors import Selector
+from keepfrac.sparse.context import Draw, Padding
+from keepfrac.sparse.selection.keeping import keep
+from keepfrac.sparse.selection.packing import unpack
+from keepfrac.sparse.selection.selectors import Selector
 
 
 @contextmanager

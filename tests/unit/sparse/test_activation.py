@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
-from src.measure import saved_bytes
-from src.sparse.activation import PackedReLU, use_activation
-from src.sparse.context import Context
-from src.sparse.selectors import Selector
-from src.sparse.site import Site
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import saved_bytes
+from keepfrac.sparse.context import Context
+from keepfrac.sparse.layers.activation import PackedReLU, use_activation
+from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.nets import small_batch, small_net
 
 

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from src.errors import UserError
-from src.sparse.attention import AttentionSites, attention, for_weights
-from src.sparse.context import Context, Draw
-from src.sparse.convert import sparsify
-from src.sparse.selectors import Selector
-from src.sparse.site import Site
+from keepfrac.errors import UserError
+from keepfrac.sparse.context import Context, Draw
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.layers.attention import AttentionSites, attention, for_weights
+from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.nets import gradients, small_batch, small_net
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from src.sparse import bits as module
-from src.sparse.bits import exact_top, flat_positions, magnitude_keys, pack_bits, unpack_bits
+from keepfrac.tensors import bits as module
+from keepfrac.tensors.bits import exact_top, flat_positions, magnitude_keys, pack_bits, unpack_bits
 
 
 @pytest.fixture(autouse=True, params=["numpy", "torch"])

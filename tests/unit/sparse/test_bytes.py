@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from src.measure import saved_bytes, saved_storages
-from src.sparse.activation import use_activation
-from src.sparse.convert import sparsify
-from src.sparse.selectors import Selector
+from keepfrac.measurement.costs import saved_bytes, saved_storages
+from keepfrac.models.activation import use_activation
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.selection.selectors import Selector
 from tests.unit.sparse.nets import small_batch, small_net
 
 U = 32 * 128 * 768 * 4

@@ -2,7 +2,7 @@ import copy
 
 import torch
 
-from src.sparse.context import Context, Draw, Padding, mixed
+from keepfrac.sparse.context import Context, Draw, Padding, mixed
 
 
 def test_padding_lists_real_tokens():

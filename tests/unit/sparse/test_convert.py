@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from src.errors import UserError
-from src.measure import saved_bytes
-from src.sparse.context import Draw, Padding
-from src.sparse.convert import sparsify
-from src.sparse.linear import SparseLinear
-from src.sparse.selectors import Selector
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import saved_bytes
+from keepfrac.sparse.context import Draw, Padding
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.layers.linear import SparseLinear
+from keepfrac.sparse.selection.selectors import Selector
 from tests.unit.sparse.nets import gradients, small_batch, small_net
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names

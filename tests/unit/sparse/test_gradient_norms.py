@@ -1,9 +1,9 @@
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from src.sparse.convert import sparsify
-from src.sparse.gradient_norms import GradientNorms
-from src.sparse.selectors import Selector
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.gradient_norms import GradientNorms
+from keepfrac.sparse.selection.selectors import Selector
 
 WTA = Selector(0.3, unit="token", rule="sampled", scale="inverse")
 

@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 
-from src.sparse.context import Draw, Padding
-from src.sparse.keeping import keep
-from src.sparse.packing import budgets, expected_bytes, smaller, unpack
-from src.sparse.selectors import RULES, SCOPES, UNITS, Selector
+from keepfrac.sparse.context import Draw, Padding
+from keepfrac.sparse.selection.keeping import keep
+from keepfrac.sparse.selection.packing import budgets, expected_bytes, smaller, unpack
+from keepfrac.sparse.selection.selectors import RULES, SCOPES, UNITS, Selector
 
 SELECTORS = [
     Selector(0.3, unit=unit, rule=rule, scope=scope)

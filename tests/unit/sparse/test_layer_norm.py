@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from src.measure import saved_bytes
-from src.sparse.context import Context, Draw
-from src.sparse.layer_norm import SparseLayerNorm
-from src.sparse.selectors import Selector
-from src.sparse.site import Site
+from keepfrac.measurement.costs import saved_bytes
+from keepfrac.sparse.context import Context, Draw
+from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
+from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.measure import saved_bytes
-from src.sparse.context import Context, Draw, Padding
-from src.sparse.linear import SparseLinear
-from src.sparse.selectors import Selector
-from src.sparse.site import Site
+from keepfrac.measurement.costs import saved_bytes
+from keepfrac.sparse.context import Context, Draw, Padding
+from keepfrac.sparse.layers.linear import SparseLinear
+from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
@@ -83,7 +83,7 @@ def test_gradcheck_where_everything_is_kept(unit):
 
 def _with(sparse, x, weight, bias):
     sparse.weight, sparse.bias = nn.Parameter(weight), nn.Parameter(bias)
-    from src.sparse.linear import LinearOfKept
+    from keepfrac.sparse.layers.linear import LinearOfKept
 
     kept = sparse.site.select(x * 1)
     return LinearOfKept.apply(x, weight, bias, kept.layout, *kept.tensors)

@@ -6,8 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from src.sparse.convert import sparsify
-from src.sparse.selectors import Selector
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.selection.selectors import Selector
 from tests.unit.sparse.nets import gradients, small_batch, small_net
 
 # Random columns are drawn from the seed alone, elements are chosen within a sample: neither knows of other samples.

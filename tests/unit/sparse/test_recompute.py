@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from src.errors import UserError
-from src.measure import saved_storages
-from src.models.pruned import LowRankLinear
-from src.sparse.recompute import recompute_activations
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.models.pruned import LowRankLinear
+from keepfrac.sparse.recompute import recompute_activations
 
 
 def network(family="bert"):

@@ -1,9 +1,15 @@
 import pytest
 import torch
 
-from src.errors import UserError
-from src.sparse.context import Draw
-from src.sparse.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
+from keepfrac.errors import UserError
+from keepfrac.sparse.context import Draw
+from keepfrac.sparse.selection.selectors import (
+    Selector,
+    choose,
+    column_scores,
+    row_scores,
+    shifted_relu_boundary,
+)
 
 
 def pick(scores, k, selector, step=0):

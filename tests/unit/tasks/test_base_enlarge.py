@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.tasks.rows import Rows, Splits
-from src.tasks.text import TextTask
+from keepfrac.tasks.rows import Rows, Splits
+from keepfrac.tasks.text import TextTask
 from tests.unit.tasks.test_text import SETTINGS
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from src.tasks.batches import EvaluationBatches, TrainingBatches, training_order
+from keepfrac.tasks.batches import EvaluationBatches, TrainingBatches, training_order
 
 LENGTHS = np.random.default_rng(3).integers(3, 100, size=1003)
 

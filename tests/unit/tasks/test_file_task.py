@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.errors import DataMissing, UserError
+from keepfrac.errors import DataMissing, UserError
 
 
 @pytest.fixture

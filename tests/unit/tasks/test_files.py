@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from src.errors import DataMissing, UserError
-from src.tasks.files import found_labels, read_table, to_rows
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.data.files import found_labels, read_table, to_rows
 
 COLUMNS = {"text": "sentence", "label": "class"}
 

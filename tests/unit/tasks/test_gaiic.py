@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.errors import DataMissing, UserError
-from src.tasks.gaiic import LABELS, fold_of, read_reports
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.gaiic import LABELS, fold_of, read_reports
 
 LINES = [
     "0|,|12 7 7 90 |,|2 ",

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.errors import DataMissing, UserError
-from src.tasks import hub_data
-from src.tasks.generation import NO_LOSS
-from src.tasks.prompts import end_token, write
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.data import hub_data
+from keepfrac.tasks.generation import NO_LOSS
+from keepfrac.tasks.prompts import end_token, write
 from tests.unit.tasks.conftest import word_tokenizer
 
 E2E = Path(__file__).resolve().parents[2] / "fixtures" / "e2e"

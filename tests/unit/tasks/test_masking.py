@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from src.errors import UserError
-from src.tasks.masking import IGNORED, Masking, masking_of
+from keepfrac.errors import UserError
+from keepfrac.tasks.masking import IGNORED, Masking, masking_of
 from tests.unit.tasks.conftest import word_tokenizer
 
 SIZE, MASK = 50, 4

@@ -3,8 +3,8 @@ import json
 import pandas
 import pytest
 
-from src.errors import DataMissing, UserError
-from src.tasks.meanings import LAYOUTS, grouped, linearised, pairs_of, read_folder
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.data.corpora import LAYOUTS, grouped, linearised, pairs_of, read_folder
 
 TRIPLES = [["A_Wizard", "country", "Japan"], ["A_Wizard", "title", "Mars | Base"]]
 SAID = "A Wizard : country : Japan"

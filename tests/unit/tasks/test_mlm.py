@@ -6,9 +6,9 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from src.errors import UserError
-from src.tasks.masking import IGNORED
-from src.tasks.mlm import MlmTask
+from keepfrac.errors import UserError
+from keepfrac.tasks.masking import IGNORED
+from keepfrac.tasks.mlm import MlmTask
 from tests.unit.tasks.conftest import CONF, WORDS, word_tokenizer
 from tests.unit.tasks.test_generation import E2E
 

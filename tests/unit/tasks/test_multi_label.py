@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from src.tasks import multi_label, scores
+from keepfrac.tasks.metrics import multi_label, scores
 
 RNG = np.random.default_rng(0)
 ROWS, LABELS = 300, 7

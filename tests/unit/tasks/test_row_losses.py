@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from src.tasks.generation import NO_LOSS
-from src.tasks.mlm import MlmTask
+from keepfrac.tasks.generation import NO_LOSS
+from keepfrac.tasks.mlm import MlmTask
 from tests.unit.tasks.conftest import CONF
 from tests.unit.tasks.test_generation import E2E
 

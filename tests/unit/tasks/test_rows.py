@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from src.errors import UserError
-from src.tasks.rows import Rows, cut, cut_three, cut_validation, place, places, stratified, subset
+from keepfrac.errors import UserError
+from keepfrac.tasks.rows import Rows, cut, cut_three, cut_validation, place, places, stratified, subset
 
 TEXTS = [f"sentence number {i}" for i in range(20_000)]
 

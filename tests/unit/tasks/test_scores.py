@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 from sklearn import metrics as sk
 
-from src.errors import UserError
-from src.tasks import scores
+from keepfrac.errors import UserError
+from keepfrac.tasks.metrics import scores
 
 RNG = np.random.default_rng(0)
 CASES = {

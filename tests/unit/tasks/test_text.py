@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.errors import UserError
-from src.tasks.rows import Rows, Splits
-from src.tasks.text import TextTask
+from keepfrac.errors import UserError
+from keepfrac.tasks.rows import Rows, Splits
+from keepfrac.tasks.text import TextTask
 from tests.unit.tasks.conftest import word_tokenizer
 
 SETTINGS = {

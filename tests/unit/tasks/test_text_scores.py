@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchmetrics.functional.text import bleu_score, sacre_bleu_score
 
-from src.errors import UserError
-from src.tasks import text_scores
-from src.tasks.text_scores import SCORES, TextScores, check_installed, common_length, rouge_l
+from keepfrac.errors import UserError
+from keepfrac.tasks.metrics import text
+from keepfrac.tasks.metrics.text import SCORES, TextScores, check_installed, common_length, rouge_l
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("nltk")
@@ -28,12 +28,12 @@ REFERENCES = [
 
 
 def test_bleu_is_torchmetrics_own_in_lower_case():
-    found = text_scores.bleu(TEXTS, REFERENCES)
+    found = text.bleu(TEXTS, REFERENCES)
     other = sacre_bleu_score(TEXTS, REFERENCES, tokenize="13a", lowercase=True)
     assert found == pytest.approx(other.item(), abs=1e-6) and 0.2 < found < 0.8
-    assert text_scores.bleu([text.upper() for text in TEXTS], REFERENCES) == pytest.approx(found)
+    assert text.bleu([text.upper() for text in TEXTS], REFERENCES) == pytest.approx(found)
     plain = ["a b c d e"], [["a b c d f", "a b c x e"]]
-    assert text_scores.bleu(*plain) == pytest.approx(bleu_score(*plain).item(), abs=1e-6)
+    assert text.bleu(*plain) == pytest.approx(bleu_score(*plain).item(), abs=1e-6)
 
 
 def test_a_short_text_is_as_short_against_its_own_references_alone():
@@ -44,7 +44,7 @@ def test_a_short_text_is_as_short_against_its_own_references_alone():
         ["a dog ran in the wide park", "a dog was in a park there"],
     ]
     # by hand: every n-gram of the texts is in a reference; 3 + 7 words, against the closest references' 7 + 7
-    assert text_scores.bleu(texts, references) == pytest.approx(math.exp(1 - 14 / 10))
+    assert text.bleu(texts, references) == pytest.approx(math.exp(1 - 14 / 10))
 
 
 def test_rouge_l_of_known_texts():
@@ -58,11 +58,11 @@ def test_rouge_l_of_known_texts():
 
 def test_nist_by_hand():
     # each unigram weighs log2(words of all references / its count), the bigram log2(1 / 1); no penalty at equal length
-    assert text_scores.nist(["a b"], [["a b"]]) == pytest.approx((1 + 1) / 2 + 0 / 1)
-    assert text_scores.nist(["a b"], [["a b", "c d"]]) == pytest.approx((2 + 2) / 2)
+    assert text.nist(["a b"], [["a b"]]) == pytest.approx((1 + 1) / 2 + 0 / 1)
+    assert text.nist(["a b"], [["a b", "c d"]]) == pytest.approx((2 + 2) / 2)
     half = math.exp(math.log(0.5) / math.log(1.5) ** 2 * math.log(0.5) ** 2)
-    assert text_scores.nist(["a"], [["a b"]]) == pytest.approx(half)
-    assert text_scores.nist(["", ""], [["a b"], ["c"]]) == 0.0
+    assert text.nist(["a"], [["a b"]]) == pytest.approx(half)
+    assert text.nist(["", ""], [["a b"], ["c"]]) == 0.0
 
 
 @pytest.mark.parametrize("name", SCORES)

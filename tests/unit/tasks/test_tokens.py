@@ -3,8 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from src.tasks import tokens
-from src.tasks.rows import Rows
+from keepfrac.tasks import tokens
+from keepfrac.tasks.rows import Rows
 from tests.unit.tasks.conftest import WORDS, word_tokenizer
 
 ROWS = Rows(

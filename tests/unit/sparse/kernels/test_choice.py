@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.errors import UserError
-from src.sparse import kernels
-from src.sparse.kernels import plain
+from keepfrac.errors import UserError
+from keepfrac.sparse import kernels
+from keepfrac.sparse.kernels import plain
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_triton_on_a_cpu_is_one_clear_error(monkeypatch):
 
 def test_without_triton_a_gpu_falls_back_with_auto_and_is_refused_with_triton(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "src.sparse.kernels.triton_kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "keepfrac.sparse.kernels.triton_kernels", raising=False)
     monkeypatch.delattr(kernels, "triton_kernels", raising=False)
     x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     assert kernels.kernels_for("auto", x, torch.float32) is plain

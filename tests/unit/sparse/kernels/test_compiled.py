@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from src.sparse.kernels import compiled, plain
+from keepfrac.sparse.kernels import compiled, plain
 from tests.unit.sparse.kernels.compare import FLOATS, KINDS, SHAPES, close, inputs, same_codes
 
 pytestmark = pytest.mark.skipif(

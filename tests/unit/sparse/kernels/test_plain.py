@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.sparse.kernels import plain
+from keepfrac.sparse.kernels import plain
 
 EXACT = torch.float64
 

@@ -58,7 +58,7 @@ def compiled(monkeypatch, tmp_path):
     """Launches compile instead, and nothing runs; the machine code of each launch is listed."""
     from triton.backends.compiler import GPUTarget
 
-    from src.sparse.kernels import triton_kernels
+    from keepfrac.sparse.kernels import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = []

@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from src.sparse import kernels
-from src.sparse.kernels import plain, triton_kernels
+from keepfrac.sparse import kernels
+from keepfrac.sparse.kernels import plain, triton_kernels
 from tests.unit.sparse.kernels.compare import FLOATS, KINDS, close, inputs, same_codes
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

@@ -12,7 +12,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from src.sparse import late
+from keepfrac.sparse import late
 
 KERNELS = ("torch", *(("cpp",) if shutil.which("c++") and shutil.which("ninja") else ()))
 FAMILIES = {

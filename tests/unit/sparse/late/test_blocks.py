@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.errors import UserError
-from src.sparse.kernels.plain import keep_mask
-from src.sparse.late.noise import mixed
-from src.sparse.late.settings import OUTPUT, PROBABILITIES
+from keepfrac.errors import UserError
+from keepfrac.sparse.kernels.plain import keep_mask
+from keepfrac.sparse.late.noise import mixed
+from keepfrac.sparse.late.settings import OUTPUT, PROBABILITIES
 from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients, network, stack
 
 RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}
@@ -85,11 +85,11 @@ def test_more_tokens_than_one_piece_of_the_feed_forward(monkeypatch):
     for skip in (False, True):
         whole, cut = network(), network()
         for net, chunk in ((whole, 2048), (cut, 32)):
-            monkeypatch.setattr("src.sparse.late.feed_forward.CHUNK", chunk)
+            monkeypatch.setattr("keepfrac.sparse.late.feed_forward.CHUNK", chunk)
             converted(net, keep_frac=0.4, skip_zero_rows=skip)
-        monkeypatch.setattr("src.sparse.late.feed_forward.CHUNK", 2048)
+        monkeypatch.setattr("keepfrac.sparse.late.feed_forward.CHUNK", 2048)
         one = gradients(whole, data)[1]
-        monkeypatch.setattr("src.sparse.late.feed_forward.CHUNK", 32)
+        monkeypatch.setattr("keepfrac.sparse.late.feed_forward.CHUNK", 32)
         assert error(gradients(cut, data)[1], one) < 1e-6 and error(one, want) > 1e-3
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from src.errors import UserError
-from src.measure import saved_storages
-from src.sparse.late.budget import OPTIONS, Option, cheapest, spend
-from src.sparse.late.settings import STORES
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.sparse.late.budget import OPTIONS, Option, cheapest, spend
+from keepfrac.sparse.late.settings import STORES
 from tests.unit.sparse.late.nets import batch, converted, error, gradients, network, stack
 
 

@@ -6,8 +6,8 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from src.measure import saved_storages
-from src.sparse import late
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.sparse import late
 from tests.unit.sparse.late.nets import batch, converted, network, stack
 
 BATCH, LENGTH, WIDTH = 32, 128, 768

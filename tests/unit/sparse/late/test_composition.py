@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 
-from src.errors import UserError
-from src.lowrank.adapter_surgery import adapted, attach, freeze_but
-from src.measure import saved_storages
-from src.models.cut import encoder_layers
-from src.models.pruned import LowRankLinear
-from src.models.targets import targets_of
-from src.prune import attach as gating
-from src.prune.structure import ROLES
-from src.sparse.late import gradients as gradients_of
-from src.surgery import find, replace
+from keepfrac.adapters.surgery import adapted, attach, freeze_but
+from keepfrac.errors import UserError
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.models.cut import encoder_layers
+from keepfrac.models.pruned import LowRankLinear
+from keepfrac.models.targets import targets_of
+from keepfrac.prune import attach as gating
+from keepfrac.prune.structure import ROLES
+from keepfrac.sparse.late import gradients as gradients_of
+from keepfrac.tensors.surgery import find, replace
 from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients, network
 
 RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}

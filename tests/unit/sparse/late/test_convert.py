@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
-from src.models.attention_scores import recorded
-from src.sparse.late.settings import Settings
+from keepfrac.errors import UserError
+from keepfrac.models.attention_scores import recorded
+from keepfrac.sparse.late.settings import Settings
 from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
 
 

@@ -11,10 +11,10 @@ from transformers import (
     DistilBertForSequenceClassification,
 )
 
-from src.measure import saved_storages
-from src.models.cut import counts_of, cut
-from src.models.pruned import LowRankLinear
-from src.prune.structure import LayerStructure, Structure
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.models.cut import counts_of, cut
+from keepfrac.models.pruned import LowRankLinear
+from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.sparse.late.nets import KERNELS, batch, converted, error, gradients
 
 SHAPE = {"vocab_size": 100, "max_position_embeddings": 40}

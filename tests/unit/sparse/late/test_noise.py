@@ -3,8 +3,8 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from src.sparse.late import noise
-from src.sparse.late.noise import Noise, mixed
+from keepfrac.sparse.late import noise
+from keepfrac.sparse.late.noise import Noise, mixed
 
 
 def test_seeds_differ_between_steps_layers_runs_and_ranks(monkeypatch):

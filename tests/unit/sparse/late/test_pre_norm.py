@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import RobertaPreLayerNormConfig, RobertaPreLayerNormForSequenceClassification
 
-from src.lowrank.adapter_surgery import adapted, attach, freeze_but
-from src.measure import saved_storages
-from src.models.anatomy import anatomy
-from src.models.targets import targets_of
-from src.prune.structure import ROLES
-from src.sparse.late.settings import OUTPUT
+from keepfrac.adapters.surgery import adapted, attach, freeze_but
+from keepfrac.measurement.costs import saved_storages
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.targets import targets_of
+from keepfrac.prune.structure import ROLES
+from keepfrac.sparse.late.settings import OUTPUT
 from tests.unit.sparse.late.nets import FAMILIES, KERNELS, batch, converted, error, gradients, network
 
 FAMILIES["pre_norm"] = (RobertaPreLayerNormConfig, RobertaPreLayerNormForSequenceClassification)

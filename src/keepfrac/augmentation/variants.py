@@ -1,0 +1,83 @@
+"""Sentences with some of their words replaced, and the rows that they make."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from keepfrac.augmentation.candidates import Choice
+from keepfrac.tasks.rows import TEXTS, Rows
+
+
+def variants(
+    text: str, choices: Sequence[Choice], times: int, p: float, random: np.random.Generator
+) -> list[str]:
+    """Returns up to `times` other sentences: draws that equal the text or an earlier draw are left out.
+
+    Args:
+        text: the sentence.
+        choices: its words, in order, and what may stand in their places.
+        times: how many are drawn.
+        p: probability of each word to be replaced, by one of its candidates, all alike.
+        random: gives the draws.
+    """
+    open_ = [choice for choice in choices if choice.words]
+    replaced = random.random((times, len(open_))) < p
+    picks = random.random((times, len(open_)))
+    drawn = [
+        _with(
+            text,
+            [
+                (choice, choice.words[int(pick * len(choice.words))])
+                for choice, pick, yes in zip(open_, which, flags, strict=True)
+                if yes
+            ],
+        )
+        for flags, which in zip(replaced.tolist(), picks.tolist(), strict=True)
+    ]
+    return [one for one in dict.fromkeys(drawn) if one != text]
+
+
+def _with(text: str, replacements: Sequence[tuple[Choice, str]]) -> str:
+    """Returns the text with words in their new places; all else stays, character for character."""
+    parts, end = [], 0
+    for choice, word in replacements:
+        capital = text[choice.start].isupper()
+        parts += [text[end : choice.start], word[0].upper() + word[1:] if capital else word]
+        end = choice.end
+    return "".join([*parts, text[end:]])
+
+
+def more_rows(
+    rows: Rows, choices_of: Callable[[str], Sequence[Choice]], times: int, p: float, seed: int
+) -> Rows:
+    """Returns the rows, each followed by its variants: of the first sentence, then of the second, the other as it is.
+
+    What is drawn depends on the seed and on a row's own texts, not on its place or on the rows around it.
+
+    Args:
+        rows: with a column `text` and perhaps `text_pair`; all other columns are copied.
+        choices_of: gives the choices of a sentence.
+        times: draws of each sentence.
+        p: probability of each word to be replaced.
+        seed: of the draws.
+    """
+    columns = [column for column in TEXTS if column in rows]
+    origin: list[int] = []
+    texts: dict[str, list[str]] = {column: [] for column in columns}
+    for i, own in enumerate(zip(*(rows[column] for column in columns), strict=True)):
+        random = np.random.default_rng([seed, *_numbers(own)])
+        made = [own]
+        for place, text in enumerate(own):
+            others = variants(text, choices_of(text), times, p, random)
+            made += [(*own[:place], other, *own[place + 1 :]) for other in others]
+        origin += [i] * len(made)
+        for column, values in zip(columns, zip(*made, strict=True), strict=True):
+            texts[column] += values
+    return Rows({**rows.take(origin).columns, **texts})
+
+
+def _numbers(texts: Sequence[str]) -> list[int]:
+    """Returns 128 bits that depend on the texts alone."""
+    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).digest()
+    return np.frombuffer(digest[:16], dtype="<u4").tolist()

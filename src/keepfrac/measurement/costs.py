@@ -1,0 +1,268 @@
+"""The one ruler: every method's size and cost are measured here, none reports its own.
+
+`python -m src.measure FOLDER` measures the delivered model of a run, or any Hugging Face folder.
+"""
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from keepfrac.prune import masks
+
+_ATEN = torch.ops.aten
+# The counter does not know the CPU's fused attention and would count none of its work.
+FLOPS_OF_CPU_ATTENTION = {
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: (
+        sdpa_flop_count(q, k, v)
+    ),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, out_shape=None, **kwargs: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+# Through these, a tensor that autograd saves is still a parameter, cast or transposed.
+_VIEWS = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "PermuteBackward0")
+
+
+_LAYER = re.compile(r"\.(layer|layers|h)\.\d")  # as encoders, Llama and GPT-2 spell it
+
+
+def _is_of_parameter(tensor: Tensor) -> bool:
+    node = tensor.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+        if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+            return True
+    return False
+
+
+def _frozen_weights(net: nn.Module) -> dict[torch.Size, list[Tensor]]:
+    """The frozen matrices of `net` by their shape, in both orientations."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for parameter in net.parameters():
+        if parameter.ndim == 2 and not parameter.requires_grad:
+            for matrix in (parameter.detach(), parameter.detach().t()):
+                found.setdefault(matrix.shape, []).append(matrix)
+    return found
+
+
+def _is_cast_of(tensor: Tensor, frozen: dict[torch.Size, list[Tensor]]) -> bool:
+    """Whether it is what autocast made of a frozen weight: that has no graph which would say so."""
+    if tensor.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return any(torch.equal(tensor, one.to(tensor.dtype)) for one in frozen.get(tensor.shape, ()))
+
+
+@contextmanager
+def saved_storages(net: nn.Module) -> Iterator[dict[int, int]]:
+    """Collects bytes by storage of what autograd saves inside the block.
+
+    Each storage counts once, however many operations save it. Parameters and buffers of `net`, and the casts of
+    parameters that autocast makes, are not activations and do not count.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
+    frozen, storages = _frozen_weights(net), dict[int, int]()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and not (_is_of_parameter(tensor) or _is_cast_of(tensor, frozen)):
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield storages
+
+
+def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> int:
+    """Returns the bytes that autograd holds between the forward and the backward pass of `step()`, a scalar loss."""
+    with saved_storages(net) as storages:
+        loss = step()
+    loss.backward()
+    net.zero_grad(set_to_none=True)
+    return sum(storages.values())
+
+
+def step_seconds(
+    steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]
+) -> dict[str, float]:
+    """Returns the median seconds of forward and backward of each step, interleaved, after one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(times + 1):
+        for name, step in steps.items():
+            sync()
+            begin = time.perf_counter()
+            step().backward()
+            sync()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def autocast(device: torch.device, precision: str):
+    """Returns the context in which the Trainer runs a step at this precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+
+
+def cost(
+    net: nn.Module,
+    dense: nn.Module,
+    step: Callable[[], Tensor],
+    dense_step: Callable[[], Tensor],
+    *,
+    times: int,
+) -> dict:
+    """Measures one training step of a method against the same step of the dense model, both in train mode.
+
+    Args:
+        net: the method's model.
+        dense: the model before the method changed it.
+        step: a step of the method, up to its loss.
+        dense_step: the same of the dense model.
+        times: interleaved repetitions per side, >= 1.
+
+    Returns:
+        saved_bytes and step_seconds of both, and the peak bytes on a GPU (None elsewhere).
+    """
+    device = next(net.parameters()).device
+    on_gpu = device.type == "cuda"
+    net.train(), dense.train()
+    saved, saved_dense = saved_bytes(net, step), saved_bytes(dense, dense_step)
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        saved_bytes(net, step)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    sync = torch.cuda.synchronize if on_gpu else lambda: None
+    seconds = step_seconds({"dense": dense_step, "own": step}, times, sync)
+    for model in (net, dense):
+        model.zero_grad(set_to_none=True)
+    return {
+        "saved_bytes": saved,
+        "saved_bytes_dense": saved_dense,
+        "peak_bytes": peak,
+        "step_seconds": seconds["own"],
+        "step_seconds_dense": seconds["dense"],
+    }
+
+
+def fidelity(
+    net: nn.Module, twin: nn.Module, bottom: str, step: Callable[[], Tensor], twin_step: Callable[[], Tensor]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Compares the gradients of a method with the dense ones: same weights, same batch, same dropout.
+
+    Args:
+        net: the method's model.
+        twin: the dense model; it takes over the weights of `net`.
+        bottom: path of the module below the first layer; the gradient of its output is dX.
+        step: a step of the method, up to its loss.
+        twin_step: the same of the dense model.
+
+    Returns:
+        (figures, by_weight): cosine_dw, relative_error_dw, norm_ratio_dw over all matrices, relative_error_dx; and
+        cosine, relative error and ratio of norms by the name of each matrix.
+    """
+    twin.load_state_dict(net.state_dict())
+    grads, below = {}, {}
+    for name, model, one_step in (("method", net, step), ("dense", twin, twin_step)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            grads[name], below[name] = _gradients(model, bottom, one_step)
+    pairs = {
+        key: (grads["method"][key], dense) for key, dense in grads["dense"].items() if key in grads["method"]
+    }
+    by_weight = {key: _compare(*pair) for key, pair in pairs.items()}
+    together = _compare(*(torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1)))
+    figures = {f"{key}_dw": value for key, value in together.items()}
+    figures["relative_error_dx"] = _compare(below["method"], below["dense"])["relative_error"]
+    return figures, by_weight
+
+
+def _gradients(net: nn.Module, bottom: str, step: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the gradients of the layers' matrices and of the output of `bottom`, flat, in float64."""
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs, output: Tensor) -> None:
+        output.register_hook(lambda grad: caught.append(grad.detach()))
+
+    handle = net.get_submodule(bottom).register_forward_hook(catch)
+    net.zero_grad(set_to_none=True)
+    try:
+        step().backward()
+    finally:
+        handle.remove()
+    named = {name: parameter.grad for name, parameter in net.named_parameters()}
+    matrices = {
+        n: g.flatten().double()
+        for n, g in named.items()
+        if g is not None and g.ndim == 2 and _LAYER.search(n)
+    }
+    net.zero_grad(set_to_none=True)
+    return matrices, caught[0].flatten().double()
+
+
+def _compare(one: Tensor, dense: Tensor) -> dict[str, float]:
+    norm = dense.norm().clamp_min(1e-30)
+    cosine = (one @ dense) / (one.norm().clamp_min(1e-30) * norm)
+    error = (one - dense).norm() / norm
+    return {"cosine": cosine.item(), "relative_error": error.item(), "norm_ratio": (one.norm() / norm).item()}
+
+
+@torch.no_grad()
+def forward_seconds(nets: dict[str, nn.Module], times: int, length: int = 128) -> dict[str, float]:
+    """Returns the median seconds of one forward pass of a single sentence of `length` tokens, interleaved, in fp32."""
+    seconds: dict[str, list[float]] = {name: [] for name in nets}
+    for turn in range(times + 1):
+        for name, net in nets.items():
+            net.eval()
+            device = next(net.parameters()).device
+            inputs = torch.ones(1, length, dtype=torch.long, device=device)
+            begin = time.perf_counter()
+            net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def parameters(net: nn.Module) -> int:
+    """Returns the number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def nonzeros(net: nn.Module) -> int:
+    """Returns the number of parameters that are not zero."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in net.parameters())
+
+
+@torch.no_grad()
+def macs(net: nn.Module, length: int = 128) -> int:
+    """Returns the multiply-accumulates of one forward pass of one sentence of `length` tokens, attention included."""
+    was_training = net.training
+    net.eval()
+    inputs = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
+    with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
+        net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+    net.train(was_training)
+    return counter.get_total_flops() // 2
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Returns the bytes of the weight files in a model's folder, without the masks that training goes on with."""
+    paths = [path for pattern in ("*.safetensors", "*.bin") for path in Path(folder).glob(pattern)]
+    return sum(path.stat().st_size for path in paths if path.name != masks.FILE)
+
+
+def size(net: nn.Module, folder: Path) -> dict:
+    """Returns params, nonzeros, bytes_on_disk and macs (one sentence of 128 tokens) of a delivered model."""
+    return {
+        "params": parameters(net),
+        "nonzeros": nonzeros(net),
+        "bytes_on_disk": bytes_on_disk(folder),
+        "macs": macs(net),
+    }

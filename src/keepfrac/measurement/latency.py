@@ -1,0 +1,217 @@
+"""Latency of a delivered model beside its dense original: p50, p95 and throughput, file size, peak memory.
+
+The two are timed in turns, in one process with a fixed number of threads, after a warm-up; the peak of memory is that
+of a process of its own. The dense original has random weights: its time does not depend on them.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keepfrac.measurement.costs import bytes_on_disk
+from keepfrac.models.dense_reference import blueprint
+from keepfrac.models.load import load_body, quieten
+from keepfrac.storage.provenance import device_name
+from keepfrac.storage.results import write_atomically
+
+SIDES = ("own", "dense")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """One place of the grid.
+
+    Args:
+        way: eager | compile.
+        dtype: float32 | bfloat16.
+        batch: sentences.
+        length: tokens of each.
+    """
+
+    way: str
+    dtype: str
+    batch: int
+    length: int
+
+
+GRID = tuple(
+    Conditions(way, dtype, batch, length)
+    for way in ("eager", "compile")
+    for dtype in ("float32", "bfloat16")
+    for batch in (1, 8, 32)
+    for length in (32, 128)
+)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which `share` of the sorted values lie, by the nearest rank."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def interleaved(
+    forwards: Mapping[str, Callable[[], object]], repeats: int, sync: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds of each forward, in turns, after two rounds of warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in forwards}
+    for turn in range(repeats + 2):
+        for name, forward in forwards.items():
+            sync()
+            begin = time.perf_counter()
+            forward()
+            sync()
+            if turn > 1:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """The figures of one place: of both sides p50 and p95 in ms and sentences per second, and own p50 to dense p50."""
+    figures: dict[str, Any] = {**vars(where)}
+    for side in SIDES:
+        p50 = percentile(seconds[side], 0.50)
+        figures[f"{side}_p50_ms"], figures[f"{side}_p95_ms"] = (
+            1e3 * p50,
+            1e3 * percentile(seconds[side], 0.95),
+        )
+        figures[f"{side}_per_second"] = where.batch / p50
+    return {**figures, "ratio": figures["own_p50_ms"] / figures["dense_p50_ms"]}
+
+
+@torch.inference_mode()
+def grid(nets: Mapping[str, Any], places: tuple[Conditions, ...], repeats: int) -> Iterator[dict[str, Any]]:
+    """Yields a row per place; one that cannot be measured says why in `failed`."""
+    for where in places:
+        torch.compiler.reset()
+        forwards = {side: _forward(net, where) for side, net in nets.items()}
+        sync = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+        try:
+            found = row(where, interleaved(forwards, repeats, sync))
+        except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails: the others are measured
+            found = {**vars(where), "failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
+        yield found
+
+
+def _forward(net: Any, where: Conditions) -> Callable[[], object]:
+    net = net.to(getattr(torch, where.dtype)).eval()
+    size = (where.batch, where.length)
+    ids = torch.randint(1000, 2000, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids = ids % net.config.vocab_size
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    called: Callable = torch.compile(net, dynamic=False) if where.way == "compile" else net
+    return lambda: called(**inputs)
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The delivered model of a folder, and its dense original."""
+    quieten()
+    own = load_body(folder).to(DEVICE).eval()
+    return {"own": own, "dense": blueprint(own)(DEVICE)}
+
+
+def file_bytes(nets: Mapping[str, Any], folder: Path) -> dict[str, int]:
+    """Bytes of both models' weight files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        nets["dense"].float().save_pretrained(temporary)
+        return {"own": bytes_on_disk(folder), "dense": bytes_on_disk(Path(temporary))}
+
+
+def peaks(folder: Path, threads: int) -> dict[str, float]:
+    """MiB that each model's own process takes at most, for one forward of 32 sentences of 128 tokens."""
+    found = {}
+    for side in SIDES:
+        command = [sys.executable, "-m", "keepfrac.measurement.latency", str(folder), side, str(threads)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        found[side] = float(done.stdout)
+    return found
+
+
+def latency(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Measures all of it.
+
+    Args:
+        folder: a model's.
+        threads: of the CPU.
+        repeats: rounds at each place, after the warm-up.
+        tell: is told what has been measured, line by line.
+    """
+    torch.set_num_threads(threads)
+    nets = load(folder)
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else device_name("cpu"),
+        "threads": threads,
+        "repeats": repeats,
+        "file_bytes": file_bytes(nets, folder),
+        "peak_mib": peaks(folder, threads),
+        "rows": [],
+    }
+    for one in grid(nets, GRID, repeats):
+        found["rows"].append(one)
+        tell(line(one))
+    return found
+
+
+def line(one: Mapping[str, Any]) -> str:
+    """A row in words."""
+    place = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
+    if "failed" in one:
+        return f"{place} not measured: {one['failed']}"
+    sides = "   ".join(
+        f"{side} p50 {one[f'{side}_p50_ms']:.2f} p95 {one[f'{side}_p95_ms']:.2f} ms, {one[f'{side}_per_second']:.1f}/s"
+        for side in SIDES
+    )
+    return f"{place} {sides}   to dense {one['ratio']:.3f}"
+
+
+def _peak(arguments: list[str]) -> float:
+    """Is what a process of its own runs: MiB that it took."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("threads", type=int)
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    quieten()
+    net = load_body(chosen.folder).to(DEVICE)
+    if chosen.side == "dense":
+        build = blueprint(net)
+        del net
+        net = build(DEVICE)
+    with torch.inference_mode():
+        _forward(net, Conditions("eager", "float32", 32, 128))()
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
+    return _peak_resident() / MIB
+
+
+def _peak_resident() -> int:
+    """Bytes that this process held at most; Linux hands the figure of getrusage on from the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (high,) = [one for one in status.read_text().splitlines() if one.startswith("VmHWM")]
+        return 1024 * int(high.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def save(found: Mapping[str, Any], path: Path) -> None:
+    """Writes latency.json."""
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{_peak(sys.argv[1:]):.1f}\n")

@@ -1,0 +1,98 @@
+"""LoRA by Hugging Face PEFT, the peer of `method=lora`: the same rank, alpha and linears, by its own layers.
+
+V is drawn as PEFT does it (Kaiming, uniform). PEFT merges densely. Masks that came with the model hold whatever the
+method, so its merged weights are masked again. A fused linear (GPT-2's c_attn) has one update over all its outputs.
+Needs the package: pip install 'peft>=0.21,<0.22'.
+
+keep_frac is 1: everything is kept.
+"""
+
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.targets import targets_of
+from keepfrac.prune.masks import Masks
+from keepfrac.tensors.surgery import find, replace
+from keepfrac.training.adapter_account import scores_of, trained
+from keepfrac.training.adapter_tuning import check_adaptation
+from keepfrac.training.finetune import Batch, FineTune
+
+
+class PeftLora(FineTune):
+    """Low-rank updates by PEFT.
+
+    Args:
+        targets: what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions
+            of whole module paths; at least one.
+        rank: r of every update, >= 1.
+        alpha: the updates count alpha / r, > 0.
+        dropout: of the updates' input, in [0, 1).
+        train_head: whether the task's classifier learns too.
+        name: see FineTune, as for all others.
+    """
+
+    own_layers = True
+
+    def __init__(self, *, net, task, loop, name, keep_frac, targets, rank, alpha, dropout, train_head):
+        super().__init__(net, task, loop, name, keep_frac)
+        if find_spec("peft") is None:
+            raise UserError("method=peft_lora needs the package peft: pip install 'peft>=0.21,<0.22'")
+        self.targets, self.rank, self.alpha = tuple(targets), rank, alpha
+        self.dropout, self.train_head = dropout, train_head
+        self.paths: list[str] = []
+        self.delivered_masks: Masks | None = None
+        self.account: dict[str, float] = {}
+
+    @staticmethod
+    def check(settings: dict) -> None:
+        """Checks what needs no model."""
+        check_adaptation(settings)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        if self.paths:
+            return
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.paths = list(dict.fromkeys(target.path for target in targets_of(self.net, self.targets)))
+        transposed = all(hasattr(find(self.net, path), "nf") for path in self.paths)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.paths,
+            fan_in_fan_out=transposed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's advice on models that it does not know
+            inject_adapter_in_model(config, self.net)
+        if self.train_head and self.task.head == "sequence_classification":
+            for path in anatomy(self.net).head:
+                find(self.net, path).requires_grad_(True)
+        self._rename_masks()
+        self.account = trained(self)
+
+    def finish(self, batches: Iterable[Batch]) -> None:
+        self.prepare(batches)
+        self.account |= trained(self)
+        scores = scores_of(self)
+        for path in self.paths:
+            layer = find(self.net, path)
+            layer.merge()  # type: ignore[operator]
+            replace(self.net, path, layer.get_base_layer())  # type: ignore[operator]
+        self.masks = self.delivered_masks
+        if self.masks is not None:
+            self.masks.apply_to(self.net)
+        self.account |= {f"unmerged_{name.replace('/', '_')}": value for name, value in scores.items()}
+
+    def kept(self) -> dict:
+        return {**super().kept(), **self.account}
+
+    def _rename_masks(self) -> None:
+        """PEFT's layers hold the weight one level deeper, under another name."""
+        self.delivered_masks = self.masks
+        if self.masks is not None:
+            moved = {f"{path}.weight": f"{path}.base_layer.weight" for path in self.paths}
+            self.masks = Masks({moved.get(name, name): mask.clone() for name, mask in self.masks.items()})

@@ -1,0 +1,200 @@
+"""Cutting a model by a structure: gates folded into the weights, units sliced away, exactly.
+
+The cut model is a new one (classes of `models.pruned`), its tensors are slices of the old state dict: nothing is
+re-initialised, and whatever sat on the old model (hooks, sparse-backward modules) stays behind.
+
+    heads      rows of query, key, value; columns of the attention output, times the gate
+    neurons    rows of the first feed-forward linear; columns of the second, times the gate
+    sub-layer  weight and bias of its last linear times the gate; without units it is removed, its layer norm stays
+    ranks      rows of P, columns of Q, times the gate; at or above break-even merged into one dense linear
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import Layer, anatomy
+from keepfrac.models.cuttable import CONFIGS, PRUNED_OF, decoder_shape, depth_key
+from keepfrac.models.slicing import slice_tensors
+from keepfrac.prune.attach import FixedGates, read_counts
+from keepfrac.prune.structure import ROLES, LayerCounts, ModelShape, Structure
+
+SIZE_FIELDS = ("head_dim", "layer_heads", "layer_ffn", "low_rank", "original_layers")
+CONFIG_OF = {config.model_type.removeprefix("pruned_"): config for config in CONFIGS}
+
+
+def encoder_layers(net: PreTrainedModel) -> list[Layer]:
+    """The layers of a dense, masked, factorised or cut model of a family that can be cut.
+
+    Raises:
+        UserError: the family is not known, or cannot be cut.
+    """
+    if net.config.model_type == "relu_head_bert":
+        raise UserError(
+            "a model with SparseBERT's head cannot be cut or factorised: train it with method.head=own distill.head=own"
+        )
+    layers = list(anatomy(net).layers)
+    if net.config.model_type.removeprefix("pruned_") not in CONFIG_OF:
+        raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
+    return layers
+
+
+def base_path(net: PreTrainedModel) -> str:
+    """What stands before the encoder's parameter names: "bert." ..., or "" for the encoder itself."""
+    prefix = net.base_model_prefix
+    return f"{prefix}." if hasattr(net, prefix) else ""
+
+
+def shape_of(net: PreTrainedModel) -> ModelShape:
+    """The shape of the dense original, which a cut model's configuration still holds."""
+    config = net.config
+    if (shape := decoder_shape(config)) is not None:
+        return shape
+    heads = config.num_attention_heads
+    return ModelShape(
+        num_layers=getattr(config, "original_layers", None) or config.num_hidden_layers,
+        hidden=config.hidden_size,
+        num_heads=heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_neurons=config.hidden_dim if hasattr(config, "hidden_dim") else config.intermediate_size,
+    )
+
+
+def counts_of(net: PreTrainedModel) -> list[LayerCounts]:
+    """The heads, neurons and ranks that the model has now."""
+    return read_counts(net, encoder_layers(net))
+
+
+@torch.no_grad()
+def cut(
+    net: PreTrainedModel, structure: Structure, gates: FixedGates | None = None, merge: bool = True
+) -> PreTrainedModel:
+    """The model that keeps only the structure's units.
+
+    Args:
+        net: dense, masked, factorised or already cut; not changed. The structure indexes its present units.
+        structure: what stays.
+        gates: values to fold into the kept weights (`Gates.fixed()`), None = all 1.
+        merge: whether two factors at or above break-even become one dense linear, which is smaller and faster.
+
+    Returns:
+        A model of `models.pruned` with the same head, dtype, device and mode; its output equals that of `net` under
+        these gates and this structure, up to the rounding of the multiplication.
+
+    Raises:
+        UserError: the structure does not fit the model, drops all layers, or the model's class cannot be cut.
+    """
+    layers = encoder_layers(net)
+    structure.check(read_counts(net, layers))
+    if all(layer.dropped for layer in structure.layers):
+        raise UserError("the structure drops every layer: at least one must stay")
+    state = slice_tensors(net.state_dict(), layers, structure, gates, merge)
+    smaller = _empty_model(net, _config_of(net, state, layers, structure))
+    renamed = _renumber(state, layers, structure)
+    smaller.load_state_dict(renamed, strict=True)
+    smaller.tie_weights()
+    return smaller.train(net.training)
+
+
+@torch.no_grad()
+def largest_difference(
+    before: Callable[[object], Tensor], after: Callable[[object], Tensor], batches: Iterable, tolerance: float
+) -> float:
+    """The largest absolute difference between two functions of a batch, held under a tolerance.
+
+    Args:
+        before: a batch -> logits, of the masked model in eval mode.
+        after: the same of the cut model.
+        batches: real batches, at least one.
+        tolerance: largest difference allowed; 1e-4 for fp32.
+
+    Raises:
+        ValueError: the difference is larger, or not a number; or there was no batch.
+    """
+    worst = [(before(batch).float() - after(batch).float()).abs().max().item() for batch in batches]
+    if not worst or not max(worst) <= tolerance:
+        found = f"differ by {max(worst):.3g}, above {tolerance:g}" if worst else "were not compared: no batch"
+        raise ValueError(f"the logits of the cut model and the masked model {found}")
+    return max(worst)
+
+
+def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], structure: Structure):
+    config_class = CONFIG_OF.get(net.config.model_type.removeprefix("pruned_"))
+    if config_class is None:
+        raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
+    kept = [(i, s) for i, s in enumerate(structure.layers) if not s.dropped]
+    settings = net.config.to_dict()
+    for name in (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version"):
+        settings.pop(name, None)
+    settings[depth_key(settings)] = len(kept)
+    if len(kept) < len(layers) and settings.get("scale_attn_by_inverse_layer_idx"):
+        raise UserError("a GPT-2 whose attention is scaled by its layer's number cannot lose whole layers")
+    shape = shape_of(net)
+    config = config_class(
+        **settings,
+        head_dim=shape.head_dim,
+        layer_heads=[len(s.heads) for _, s in kept],
+        layer_ffn=[len(s.neurons) for _, s in kept],
+        low_rank=_ranks_of(net, state, layers, [i for i, _ in kept]) or None,
+        original_layers=shape.num_layers,
+    )
+    config._attn_implementation = _attention_of(net)
+    return config
+
+
+def _attention_of(net: PreTrainedModel) -> str:
+    """The model's attention where it is a stock one: a delivered model needs none of ours."""
+    present = net.config._attn_implementation
+    return present if present in ("eager", "sdpa", "flash_attention_2") else "sdpa"
+
+
+def _ranks_of(
+    net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], kept: list[int]
+) -> dict[str, int]:
+    """Low-rank linears by their name inside the encoder, layers numbered anew."""
+    base, found = base_path(net), {}
+    for new, old in enumerate(kept):
+        for role in ROLES:
+            path = getattr(layers[old], role)
+            if path is not None and f"{path}.p.weight" in state:
+                name = _numbered(path, layers[old].path, new).removeprefix(base)
+                found[name] = len(state[f"{path}.p.weight"])
+    return found
+
+
+def _renumber(state: dict[str, Tensor], layers: Sequence[Layer], structure: Structure) -> dict[str, Tensor]:
+    """Names for the model in which dropped layers are gone."""
+    new_of: dict[str, tuple[int, int]] = {}
+    for old, (layer, kept) in enumerate(zip(layers, structure.layers, strict=True)):
+        if not kept.dropped:
+            new_of[layer.path] = (len(new_of), old)
+    renamed = dict(state)
+    for path, (new, old) in new_of.items():
+        if new != old:
+            for name in [name for name in state if name.startswith(f"{path}.")]:
+                renamed[_numbered(name, path, new)] = renamed.pop(name)
+    return renamed
+
+
+def _numbered(name: str, path: str, number: int) -> str:
+    stem = path.rpartition(".")[0]
+    return f"{stem}.{number}{name[len(path) :]}"
+
+
+def _empty_model(net: PreTrainedModel, config) -> PreTrainedModel:
+    stock = type(net) if type(net) in PRUNED_OF else type(net).__mro__[2]
+    if stock not in PRUNED_OF:
+        known = ", ".join(sorted(cls.__name__ for cls in PRUNED_OF))
+        raise UserError(f"a {type(net).__name__} cannot be cut: known are {known}")
+    extra = {}
+    if base_path(net) == "" and getattr(net, "pooler", True) is None:
+        extra = {"add_pooling_layer": False}
+    parameter = next(net.parameters())
+    with torch.random.fork_rng(devices=[]):
+        model = PRUNED_OF[stock](config, **extra)
+    return model.to(parameter.device, parameter.dtype)

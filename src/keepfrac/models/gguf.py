@@ -1,0 +1,83 @@
+"""Weights of a GGUF file as a Hugging Face folder: dequantised once, then kept in the cache.
+
+The numbers stay those that the file's few bits can say; only their type is float32 again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from keepfrac.errors import UserError
+from keepfrac.models.locate import ROUNDED, note
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+def cache_root() -> Path:
+    """Returns the folder of unpacked models: under $XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "models"
+
+
+@cache
+def unpacked(source: str) -> str:
+    """Returns `source`, or the folder that a GGUF file was unpacked to: by its content, once per machine.
+
+    Raises:
+        UserError: the package gguf is not installed, or the disk is full.
+    """
+    if not source.endswith(ROUNDED):
+        return source
+    log.info("%s", note(source))
+    path = Path(source)
+    folder = cache_root() / f"{_digest(path)[:32]}-{VERSION}"
+    if not folder.is_dir():
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(
+                f"{path.name} needs the package gguf, which is not installed: type `make install-decoder`, or"
+                " `pip install -c .ci/constraints.txt gguf`"
+            )
+        _unpack(path, folder)
+    return str(folder)
+
+
+@cache
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Writes the folder whole or not at all; jobs that start together may all do it."""
+    log.info("unpacking %s into %s, once", path.name, folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        config = AutoConfig.from_pretrained(**place)
+        tokenizer = AutoTokenizer.from_pretrained(**place, model_max_length=config.max_position_embeddings)
+        tokenizer.save_pretrained(scratch)
+        loaded = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32
+        )  # transformers calls `loaded` quantised
+        plain.load_state_dict(loaded.state_dict())
+        plain.generation_config = loaded.generation_config
+        plain.save_pretrained(scratch)
+        scratch.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another job was first
+            raise UserError(f"cannot unpack {path.name} into {folder}: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

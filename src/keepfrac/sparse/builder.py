@@ -1,0 +1,188 @@
+"""Puts the sites of a network in place, one kind after the other. What each does is told in `convert`."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import Anatomy
+from keepfrac.sparse.context import Context
+from keepfrac.sparse.layers.activation import PackedReLU
+from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
+from keepfrac.sparse.layers.dropout import PackedDropout
+from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
+from keepfrac.sparse.layers.linear import SparseLinear
+from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.selection.site import Site
+from keepfrac.tensors.surgery import find, replace
+
+# The order in which they are built: each is a method below.
+SITES = ("linear", "attention", "softmax", "activation", "layer_norm", "dropout")
+_SAVES_ITS_OUTPUT = (nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU, nn.ReLU6)
+
+
+class Builder:
+    """Replaces modules of a network by ones that save less, and collects their sites.
+
+    Sub-layers that a cut removed are skipped. A linear held as two factors, `q(p(x))`, is two linears.
+
+    Args:
+        net: the network, changed in place.
+        parts: its anatomy.
+        selector: what every site keeps.
+        context: shared by the sites.
+    """
+
+    def __init__(self, net: nn.Module, parts: Anatomy, selector: Selector, context: Context) -> None:
+        self.net = net
+        self.parts = parts
+        self.selector = selector
+        self.context = context
+        self.sites: list[Site] = []
+        self.numbers = itertools.count()
+        kind = getattr(net.config, "_attn_implementation", None) or "eager"
+        self.attention_kind = "eager" if kind == NAME else kind
+
+    def _site(self, name: str, kind: str, members: int = 1, bits: int = 0, heads: int = 0) -> Site:
+        selector = for_weights(self.selector) if heads else self.selector
+        site = Site(name, kind, selector, self.context, next(self.numbers), members, bits, heads)
+        self.sites.append(site)
+        return site
+
+    def linear(self) -> None:
+        """The linears of each layer; query, key and value share one selection."""
+        for layer in self.parts.layers:
+            if layer.query and layer.key and layer.value and layer.attention_output:
+                self._linear((layer.query, layer.key, layer.value))
+                self._attention_output(layer.attention_output)
+            if layer.ffn_in and layer.ffn_out and layer.activation:
+                self._linear((layer.ffn_in, *([layer.ffn_gate] if layer.ffn_gate else [])))
+                self._ffn_out(layer.ffn_out, layer.activation)
+
+    def _linear(self, paths: Sequence[str], bits: int = 0) -> Site:
+        """One site for linears that read the same tensor."""
+        readers = [self._reader(path) for path in paths]
+        trained = sum(self._trained(path) for path in paths)
+        site = self._site(readers[0], "linear", trained, bits)
+        for path, reader in zip(paths, readers, strict=True):
+            replace(self.net, reader, SparseLinear.from_dense(self._dense(reader), site))
+            if reader != path:
+                self._linear((f"{path}.q",))
+        return site
+
+    def _reader(self, path: str) -> str:
+        """Path of the linear that reads the input: that at `path`, or the first of the two factors in it."""
+        factors = [getattr(find(self.net, path), name, None) for name in ("p", "q")]
+        return f"{path}.p" if all(isinstance(factor, nn.Linear) for factor in factors) else path
+
+    def _dense(self, path: str) -> nn.Linear:
+        linear = find(self.net, path)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(
+                f"{path} is a {type(linear).__name__}, not a linear layer (GPT-2 has none: sparse backward is for"
+                " encoders and Llama-like models)"
+            )
+        return linear
+
+    def _trained(self, path: str) -> bool:
+        return self._dense(self._reader(path)).weight.requires_grad
+
+    def _attention_output(self, path: str) -> None:
+        if self.attention_kind == "eager":
+            self._linear((path,))
+        else:
+            self._site(path, "linear").pin(f"{self.attention_kind} attention saves this tensor itself")
+            if self._reader(path) != path:
+                self._linear((f"{path}.q",))
+
+    def _ffn_out(self, path: str, activation_path: str) -> None:
+        activation = find(self.net, activation_path)
+        if isinstance(activation, _SAVES_ITS_OUTPUT):
+            self._site(path, "linear").fallback = f"{type(activation).__name__} saves this tensor itself"
+        elif isinstance(activation, nn.ReLU):
+            trained = self._trained(path)
+            site = self._linear((path,), bits=1)
+            self._pack(activation_path, activation, site if trained else None)
+        else:
+            self._linear((path,))
+
+    def _pack(self, path: str, relu: nn.ReLU, behind: Site | None) -> None:
+        packed = PackedReLU(relu.inplace, behind, self._site(path, "activation"))
+        replace(self.net, path, packed.train(relu.training))
+
+    def activation(self) -> None:
+        """One-bit ReLU; where the linears are sites it is there already."""
+        for layer in self.parts.layers:
+            if not (layer.activation and layer.ffn_out):
+                continue
+            activation = find(self.net, layer.activation)
+            if isinstance(activation, PackedReLU):
+                continue
+            if not isinstance(activation, nn.ReLU):
+                name = type(activation).__name__
+                raise UserError(
+                    f"site activation packs ReLU, {layer.activation} is {name}: set model.hidden_act=relu"
+                )
+            if self._trained(layer.ffn_out):
+                raise UserError(
+                    "site activation frees nothing while the linear behind it saves all: add site linear"
+                )
+            self._pack(layer.activation, activation, None)
+
+    def dropout(self) -> None:
+        """Dropout of the embeddings and the layers; that of the attention weights belongs to the attention function."""
+        weights = {f"{layer.attention}.dropout" for layer in self.parts.layers}
+        inside = (self.parts.embeddings, *(layer.path for layer in self.parts.layers))
+        for path, module in list(self.net.named_modules()):
+            within = any(path.startswith(f"{part}.") for part in inside) and path not in weights
+            if within and isinstance(module, nn.Dropout) and module.p > 0:
+                replace(
+                    self.net,
+                    path,
+                    PackedDropout(module.p, self._site(path, "dropout")).train(module.training),
+                )
+        if not any(site.kind == "dropout" for site in self.sites):
+            raise UserError("site dropout: this model has no dropout in its layers (model.dropout=0)")
+
+    def layer_norm(self) -> None:
+        """The LayerNorms after attention and feed-forward block."""
+        for path in (path for layer in self.parts.layers for path in layer.layer_norms):
+            norm = find(self.net, path)
+            if not isinstance(norm, nn.LayerNorm):
+                raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
+            replace(self.net, path, SparseLayerNorm.from_dense(norm, self._site(path, "layer_norm")))
+
+    def attention(self) -> None:
+        """The products Q K^T and P V."""
+        for path, heads, sites in self._attention_sites("attention"):
+            sites.query = self._site(f"{path} query", "attention")
+            sites.key = self._site(f"{path} key", "attention")
+            sites.value = self._site(f"{path} value", "attention")
+            sites.weights = self._site(path, "attention", heads=heads)
+
+    def softmax(self) -> None:
+        """Softmax and P V, fused."""
+        for path, heads, sites in self._attention_sites("softmax"):
+            if sites.weights is not None:  # the fused operation saves what P V would have
+                self.sites.remove(sites.weights)
+            sites.weights, sites.softmax = None, self._site(path, "softmax", heads=heads)
+
+    def _attention_sites(self, kind: str) -> Iterator[tuple[str, int, AttentionSites]]:
+        """Path, number of heads and sites of each attention module, after making the model call our attention."""
+        config: Any = self.net.config
+        if self.parts.causal:
+            raise UserError(f"site {kind} is for encoders: leave it out with a decoder")
+        if self.attention_kind != "eager":
+            raise UserError(
+                f"site {kind} needs the attention weights, which {self.attention_kind} attention never holds (it "
+                "already saves less than eager attention): use model.attention=eager or leave the site out"
+            )
+        config._attn_implementation = NAME
+        for layer in self.parts.layers:
+            if layer.attention is not None:
+                module: Any = find(self.net, layer.attention)
+                if not hasattr(module, "sparse_sites"):
+                    module.sparse_sites = AttentionSites()
+                yield layer.attention, layer.num_heads, module.sparse_sites

@@ -1,0 +1,192 @@
+"""Files of data-to-text corpora: what is to be said ("meaning"), and the texts that say it ("references").
+
+Three layouts, each as csv, json, jsonl or parquet, from the original release or from the hub's parquet copy:
+
+    e2e      one reference a row: mr, ref (hub: meaning_representation, human_reference)
+    dart     tripleset [[subject, relation, object], ...]; annotations with text
+    webnlg   modifiedtripleset and lexicalisations (hub: modified_triple_sets and lex; GEM: input and references)
+
+Triples are written one after the other as `subject : relation : object | ...`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from keepfrac.errors import DataMissing, UserError
+from keepfrac.tasks.data.files import read_records, read_text
+
+Pairs = list[tuple[str, str]]
+SPLITS = {"train": ("train",), "validation": ("dev", "val"), "test": ("test",)}
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One corpus as it is released.
+
+    Args:
+        files: split -> name of its file in the original release.
+        parse: a record -> the meaning and its references.
+    """
+
+    files: dict[str, str]
+    parse: Callable[[Mapping], tuple[str, list[str]]]
+
+
+def _of_e2e(record: Mapping) -> tuple[str, list[str]]:
+    if "mr" in record:
+        return record["mr"], [record["ref"]]
+    return record["meaning_representation"], [record["human_reference"]]
+
+
+def _of_dart(record: Mapping) -> tuple[str, list[str]]:
+    return linearised(record["tripleset"]), _texts(record["annotations"], "text")
+
+
+def _of_webnlg(record: Mapping) -> tuple[str, list[str]]:
+    if "modifiedtripleset" in record:
+        triples = [(t["subject"], t["property"], t["object"]) for t in record["modifiedtripleset"]]
+        return linearised(triples), _texts(record["lexicalisations"], "lex")
+    if "modified_triple_sets" in record:
+        (first, *_) = record["modified_triple_sets"]["mtriple_set"]
+        return linearised(_split(first)), _texts(record["lex"], "text")
+    return linearised(_split(record["input"])), list(record["references"]) or [record["target"]]
+
+
+LAYOUTS = {
+    "e2e": Layout(
+        {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}, _of_e2e
+    ),
+    "dart": Layout({split: f"dart-v1.1.1-full-{word[0]}.json" for split, word in SPLITS.items()}, _of_dart),
+    "webnlg": Layout({split: f"{word[0]}.json" for split, word in SPLITS.items()}, _of_webnlg),
+}
+
+
+def linearised(triples: Iterable[Iterable[str]]) -> str:
+    """Returns triples as one line: `subject : relation : object | ...`."""
+    return " | ".join(" : ".join(str(part).strip() for part in triple) for triple in triples)
+
+
+def _split(lines: Iterable[str]) -> list[list[str]]:
+    """Returns the triples of `subject | relation | object` lines."""
+    return [line.split(" | ") for line in lines]
+
+
+def _texts(annotations, key: str) -> list[str]:
+    """Returns the texts of a list of records, or of a record of lists; those that a checker refused are left out."""
+    if isinstance(annotations, Mapping):
+        columns = [annotations[key], annotations.get("comment") or ["good"] * len(annotations[key])]
+        said = [text for text, comment in zip(*columns, strict=True) if comment in ("good", "")]
+    else:
+        said = [one[key] for one in annotations if one.get("comment", "good") in ("good", "")]
+    return said
+
+
+def read_folder(folder: Path, layout: Layout, unsaid: dict[str, list[str]] | None = None) -> dict[str, Pairs]:
+    """Reads the three splits of a corpus from a folder.
+
+    Args:
+        folder: where their files are.
+        layout: of the corpus.
+        unsaid: takes the meanings of each split that have no reference, see `pairs_of`.
+
+    Raises:
+        DataMissing: a split has no file there; the names that are looked for are said.
+    """
+    lists = {split: [] if unsaid is None else unsaid.setdefault(split, []) for split in SPLITS}
+    return {split: _read_split(files_of(folder, layout, split), layout, lists[split]) for split in SPLITS}
+
+
+def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
+    """Returns the files of a split: the original release's, else those whose name holds the split's."""
+    own = folder / layout.files[split]
+    if own.is_file():
+        return [own]
+    word = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(SPLITS[split])})", re.IGNORECASE)
+    for suffix in SUFFIXES:
+        named = sorted(
+            path for path in folder.rglob(f"*{suffix}") if word.search(str(path.relative_to(folder)))
+        )
+        if named:
+            return named
+    raise DataMissing(
+        f"{folder}: no file of the {split} split; wanted is {layout.files[split]}, or a csv, json, jsonl or parquet"
+        f" file with {' or '.join(SPLITS[split])} in its name"
+    )
+
+
+def _read_split(paths: list[Path], layout: Layout, unsaid: list[str]) -> Pairs:
+    return [pair for path in paths for pair in pairs_of(_records(path), layout, str(path), unsaid)]
+
+
+def pairs_of(
+    records: Iterable[Mapping], layout: Layout, where: str, unsaid: list[str] | None = None
+) -> Pairs:
+    """Returns (meaning, reference) of each reference, in the order of the records.
+
+    Args:
+        records: of one split.
+        layout: of the corpus.
+        where: what the records were read from, for errors.
+        unsaid: takes the meaning of each record that has no reference, or none that a checker let pass.
+
+    Raises:
+        UserError: a record lacks a column or holds no text; its number is said.
+    """
+    pairs: Pairs = []
+    for number, record in enumerate(records, start=1):
+        try:
+            meaning, references = layout.parse(record)
+        except (KeyError, TypeError, ValueError) as error:
+            there = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+            raise UserError(f"{where}, record {number}: {error!r}; there is {there}") from None
+        said = [one for one in references if isinstance(one, str) and one.strip()]
+        if len(said) < len(references) or not (isinstance(meaning, str) and meaning.strip()):
+            raise UserError(f"{where}, record {number}: holds no text where a text is needed")
+        if not said and unsaid is not None:
+            unsaid.append(meaning.strip())
+        pairs += [(meaning.strip(), " ".join(one.split())) for one in said]
+    return pairs
+
+
+def _records(path: Path) -> Iterable[Mapping]:
+    if path.suffix == ".parquet":
+        return _of_parquet(path)
+    if path.suffix != ".json":
+        return [record for _, record in read_records(path)]
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    entries = content["entries"] if isinstance(content, dict) and "entries" in content else content
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: allowed is a list of records, or an object with `entries`")
+    return [one for entry in entries for one in _unnumbered(entry)]
+
+
+def _unnumbered(entry) -> list:
+    """Returns the records of WebNLG's {"17": {...}}, or the entry itself."""
+    numbered = isinstance(entry, dict) and entry and all(str(key).isdigit() for key in entry)
+    return list(entry.values()) if numbered else [entry]
+
+
+def _of_parquet(path: Path) -> list[Mapping]:
+    import pandas
+
+    try:
+        return json.loads(pandas.read_parquet(path).to_json(orient="records"))  # lists in lists, not arrays
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({error})") from error
+
+
+def grouped(pairs: Pairs) -> dict[str, list[str]]:
+    """Returns the references of each meaning, both in the order in which they first stand."""
+    found: dict[str, list[str]] = {}
+    for meaning, reference in pairs:
+        found.setdefault(meaning, []).append(reference)
+    return found

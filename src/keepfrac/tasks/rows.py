@@ -1,0 +1,162 @@
+"""Rows of data, and how they are divided: by a hash of the text, so that no split ever depends on a seed."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from keepfrac.errors import UserError
+
+VALIDATION_FRAC = 0.1
+VALIDATION_MOST = 5_000
+SUBSET_SEED = 20_240_607  # fixed: the rows of `task.rows` are the same for every seed of a run
+REGRESSION_BINS = 10
+TEXTS = ("text", "text_pair")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of equal length.
+
+    Args:
+        columns: name -> values; texts are strings, class labels integers, scores floats.
+    """
+
+    columns: dict[str, list]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def __getitem__(self, column: str) -> list:
+        return self.columns[column]
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
+        """Returns the rows at `indices`, in that order."""
+        return Rows({name: [values[i] for i in indices] for name, values in self.columns.items()})
+
+    def texts(self) -> Iterator[tuple[str, ...]]:
+        """Yields the text of each row, or its two."""
+        return zip(*(self.columns[name] for name in TEXTS if name in self), strict=True)
+
+    def digest(self) -> str:
+        """Returns the sha256 of the content, order included."""
+        total = hashlib.sha256()
+        for name, values in sorted(self.columns.items()):
+            total.update(json.dumps([name, values], ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a task.
+
+    Args:
+        train: rows that are trained on.
+        validation: rows that choose the best checkpoint.
+        test: rows that are reported.
+        source: where they were read, in one line.
+        how: how the splits were made, in one sentence.
+        labels: names of the classes in the order of their numbers; None: a regression.
+        extra: further labelled test sets by name.
+        notes: what else a reader of the result has to know.
+    """
+
+    train: Rows
+    validation: Rows
+    test: Rows
+    source: str
+    how: str
+    labels: tuple[str, ...] | None
+    extra: dict[str, Rows] = field(default_factory=dict)
+    notes: dict = field(default_factory=dict)
+
+    def named(self) -> dict[str, Rows]:
+        """Returns all sets by name: train, val, test and the extra ones."""
+        return {"train": self.train, "val": self.validation, "test": self.test, **self.extra}
+
+    def texts(self, split: str) -> list[str]:
+        """Returns the texts of a set, each of a pair by itself."""
+        rows = self.named()[split]
+        return [text for column in TEXTS if column in rows for text in rows[column]]
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 of the content: which source it came from does not matter."""
+        parts = {name: rows.digest() for name, rows in self.named().items()}
+        return hashlib.sha256(json.dumps([parts, self.labels], sort_keys=True).encode()).hexdigest()
+
+
+def place(text: str) -> float:
+    """Returns a number in [0, 1) that depends on the words of `text` alone, not on case or spacing."""
+    words = " ".join(text.lower().split())
+    first = hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8]
+    return (int.from_bytes(first, "big") >> 11) / 2**53
+
+
+def places(texts: Sequence[str]) -> np.ndarray:
+    """Returns the place of each text, (rows,) float64."""
+    return np.fromiter((place(text) for text in texts), dtype=np.float64, count=len(texts))
+
+
+def cut(where: np.ndarray, frac: float, most: int | None = None) -> np.ndarray:
+    """Returns a mask of the rows whose place is below `frac`; True: cut off.
+
+    With more than `most` such rows the limit falls until there are not; rows of one place stay together.
+    """
+    if most is not None and int((where < frac).sum()) > most:
+        frac = float(np.sort(where)[most])
+    return where < frac
+
+
+def cut_validation(rows: Rows, column: str = "text") -> tuple[Rows, Rows]:
+    """Returns (train, validation): validation is 10 % of the rows by the hash of `column`, 5,000 at most."""
+    mask = cut(places(rows[column]), VALIDATION_FRAC, VALIDATION_MOST)
+    return rows.take(np.flatnonzero(~mask)), rows.take(np.flatnonzero(mask))
+
+
+def cut_three(rows: Rows, column: str = "text") -> tuple[Rows, Rows, Rows]:
+    """Returns (train, validation, test), 80 / 10 / 10 by the hash of `column`."""
+    where = places(rows[column])
+    test, validation = where < 0.1, (where >= 0.1) & (where < 0.2)
+    return tuple(rows.take(np.flatnonzero(mask)) for mask in (~test & ~validation, validation, test))  # type: ignore[return-value]
+
+
+def subset(rows: Rows, wanted: int | None, column: str = "label") -> Rows:
+    """Returns `wanted` of the rows, stratified by `column` (scores: by tenths), in their first order.
+
+    Raises:
+        UserError: `wanted` is not a positive whole number.
+    """
+    if wanted is None:
+        return rows
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UserError(f"task.rows={wanted}: allowed are whole numbers from 1, and null for all rows")
+    if wanted >= len(rows):
+        return rows
+    return rows.take(stratified(_strata(rows[column]), wanted, SUBSET_SEED))
+
+
+def stratified(strata: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """Returns `wanted` sorted indices that hold each stratum in its share (largest remainders)."""
+    order = np.random.default_rng(seed).permutation(len(strata))
+    kinds, counts = np.unique(strata, return_counts=True)
+    shares = counts * wanted / len(strata)
+    quota = np.floor(shares).astype(int)
+    for i in np.argsort(-(shares - quota), kind="stable")[: wanted - quota.sum()]:
+        quota[i] += 1
+    chosen = [order[strata[order] == kind][:number] for kind, number in zip(kinds, quota, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _strata(values: list) -> np.ndarray:
+    """Returns the stratum of each row: the class, or the tenth of a score; one stratum for anything else."""
+    if not values or not isinstance(values[0], (int, float)):
+        return np.zeros(len(values), dtype=int)
+    if isinstance(values[0], int):
+        return np.asarray(values)
+    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return ranks * REGRESSION_BINS // len(values)

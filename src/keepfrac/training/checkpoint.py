@@ -1,0 +1,183 @@
+"""What a killed run needs to go on: random states, an atomic checkpoint every few steps, and the best weights so far.
+
+Lightning restores the weights, the optimizer and its counters; it saves no random state and no position in the data.
+With them a run that was killed in the middle of an epoch ends bitwise as the uninterrupted one (one process).
+"""
+
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from torch import distributed
+
+from keepfrac.errors import UserError
+from keepfrac.storage.results import write_atomically
+
+CHECKPOINT = "resume.ckpt"
+BEST = "best.pt"
+
+
+def random_state() -> dict:
+    """Returns the states of python's, numpy's and torch's generators, as plain values that `weights_only` loads."""
+    name, keys, position, has_gauss, gauss = numpy.random.get_state()
+    return {
+        "python": list(random.getstate()[1]),
+        "numpy": [name, [int(key) for key in keys], int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def random_states() -> list[dict]:
+    """Returns the random states of all processes of the run, by rank."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [random_state()]
+    states: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, random_state())
+    return states
+
+
+def restore_random_state(state: dict) -> None:
+    """Sets the generators to a state of `random_state`."""
+    random.setstate((3, tuple(state["python"]), None))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def replace_file(path: Path, save) -> None:
+    """Calls `save(temporary path)`, then moves the file into place.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; the former file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a full disk into a RuntimeError
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+            raise
+        raise UserError(
+            f"cannot write {path}: {error}; free space and type the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Checkpoints(pl.Callback):
+    """Keeps `resume.ckpt` (every few steps) and `best.pt` (weights of the best validation at or after settled_at).
+
+    Args:
+        folder: where the two files live.
+        every: optimizer steps between resume checkpoints, >= 1.
+        monitor: name of the score, such as "val/accuracy".
+        direction: "max" or "min".
+    """
+
+    def __init__(self, folder: Path, every: int, monitor: str, direction: str):
+        self.folder, self.every, self.monitor = Path(folder), every, monitor
+        self.sign = 1.0 if direction == "max" else -1.0
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self._saved_step = 0
+        self._before, self._begun = 0.0, 0.0
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "best_step": self.best_step, "seconds": self.seconds()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self._before = state_dict["seconds"]
+
+    def seconds(self) -> float:
+        """Returns the seconds of training so far, over all attempts."""
+        return self._before + (time.monotonic() - self._begun if self._begun else 0.0)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        due = trainer.global_step >= self._saved_step + self.every
+        if due and not trainer.fit_loop._should_accumulate() and not self._validates_next(trainer):
+            self._saved_step = trainer.global_step
+            if trainer.is_global_zero:
+                replace_file(self.folder / CHECKPOINT, trainer.save_checkpoint)
+            else:
+                trainer.save_checkpoint(self.folder / CHECKPOINT)  # takes part; the first process writes
+
+    @staticmethod
+    def _validates_next(trainer) -> bool:
+        # a checkpoint between the last batch and its validation would make Lightning skip the validation on resume
+        if trainer.is_last_batch:
+            return True
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        return trainer.check_val_every_n_epoch is None and done % trainer.val_check_batch == 0
+
+    def on_train_start(self, trainer, module) -> None:
+        self._saved_step = trainer.global_step
+        self._begun = time.monotonic()
+
+    def on_validation_end(self, trainer, module) -> None:
+        if trainer.state.fn != "fit" or module.progress < module.settled_at:
+            return
+        score = trainer.callback_metrics[self.monitor].item()
+        if self.best is None or math.isnan(self.best) or self.sign * score > self.sign * self.best:
+            self.best, self.best_step = score, trainer.global_step
+            if trainer.is_global_zero:
+                replace_file(self.folder / BEST, lambda path: torch.save(module.net.state_dict(), path))
+            trainer.strategy.barrier()  # the others will read it
+
+    def load_best(self, net: torch.nn.Module) -> None:
+        """Loads the best weights into `net`; without a validation so far it stays as it is."""
+        if self.best is not None:
+            net.load_state_dict(torch.load(self.folder / BEST, weights_only=True, map_location="cpu"))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Deletes the files that a finished run needs no more."""
+    for name in (CHECKPOINT, BEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Progress(pl.Callback):
+    """Writes progress.json every few seconds: what a sweep's live table shows of this run.
+
+    Args:
+        path: the file.
+        steps: optimizer steps of the whole fit.
+        monitor: name of the score.
+    """
+
+    def __init__(self, path: Path, steps: int, monitor: str):
+        self.path, self.steps, self.monitor = Path(path), steps, monitor
+        self.score: float | None = None
+        self._written = 0.0
+
+    @rank_zero_only
+    def tell(self, phase: str, step: int) -> None:
+        """Writes the file now."""
+        self._written = time.monotonic()
+        text = (
+            f'{{"step": {step}, "steps": {self.steps}, "score": {_json(self.score)}, "phase": "{phase}"}}\n'
+        )
+        write_atomically(self.path, text)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        first = trainer.global_step <= 1
+        if trainer.is_global_zero and (first or time.monotonic() - self._written > 2.0):
+            self.tell("train", trainer.global_step)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if self.monitor in trainer.callback_metrics:
+            self.score = trainer.callback_metrics[self.monitor].item()
+
+
+def _json(score: float | None) -> str:
+    return "null" if score is None or score != score else repr(score)

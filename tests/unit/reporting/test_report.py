@@ -1,0 +1,467 @@
+"""The report on synthetic sweeps: what it computes, what it refuses, what it writes."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keepfrac.errors import UserError
+from keepfrac.reporting import tables
+from keepfrac.reporting.arms import group_of, summarise_cells
+from keepfrac.reporting.build import of_records, of_sweep
+from keepfrac.reporting.cells import read_sweep, settings_of
+from keepfrac.reporting.figure import units_of
+from keepfrac.reporting.records import read_records, record
+from keepfrac.reporting.statistics import accuracy_error, paired, summarise, t_quantile
+from keepfrac.storage import results
+from src.report import main
+
+DENSE_BYTES = 100 * 2**20
+
+
+def cell(method="norm", keep=0.3, lr=2e-5, seed=0, test=0.75, val=0.75, task="rotten_tomatoes", **changes):
+    """The content of a results.json as a run leaves it; `changes` replaces parts by their dotted name."""
+    keep = 1.0 if method == "nosp" else keep
+    content = {
+        "status": "done",
+        "error": None,
+        "identity": f"{method}-{keep}-{lr}-{seed}-{task}-{json.dumps(changes, sort_keys=True)}",
+        "config": {
+            "name": "demo", "seed": seed, "lr": lr, "epochs": 2, "batch_size": 32, "keep_frac": keep,
+            "method": {"_target_": "x.Y", "name": method, "keep_frac": keep, "unit": "column"},
+            "model": {"name": "sentence-transformers/all-MiniLM-L6-v2"},
+            "task": {"name": task, "rows": 2000, "seed": seed, "data_dir": "/home/me/glue_data"},
+            "hardware": {"num_workers": 2},
+        },
+        "provenance": {
+            "git_sha": "a" * 40, "device": "cpu", "precision": "bf16-mixed", "started": "2025-01-02T03:04:05+00:00",
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+            "command": f"python -m src.main method={method} task.data_dir=/home/me/glue_data seed={seed}",
+            "data": {"rows": {"train": 2000, "val": 400, "test": 853}},
+        },
+        "best_metric": "accuracy",
+        "direction": "max",
+        "scores": {"val/accuracy": val, "test/accuracy": test, "test/loss": 0.5},
+        "kept": {"asked": keep, "achieved": keep - 0.001, "unit": "saved activations", "of": "columns", "fallbacks": 0},
+        "size": {"params": 22_700_000, "nonzeros": 22_700_000},
+        "cost": {
+            "saved_bytes": DENSE_BYTES * (0.4 + 0.6 * keep), "saved_bytes_dense": DENSE_BYTES,
+            "step_seconds": 0.22, "step_seconds_dense": 0.2, "steps": 126, "probe": "32 x 59 tokens",
+        },
+    }  # fmt: skip
+    if method == "nosp":
+        content["kept"] = {"asked": 1.0, "achieved": 1.0, "unit": None}
+    for name, value in changes.items():
+        *path, leaf = name.split(".")
+        part = content
+        for key in path:
+            part = part[key]
+        part[leaf] = value
+    return content
+
+
+def sweep(folder, *contents):
+    for number, content in enumerate(contents):
+        results.write(folder / f"cell{number:03d}", content)
+    return folder
+
+
+def arms_of(folder, *contents):
+    return summarise_cells(read_sweep(sweep(folder, *contents))[0])
+
+
+def small_sweep(folder):
+    """Two seeds of the dense baseline and of norm."""
+    dense = [cell("nosp", seed=s, test=0.77 + 0.01 * s) for s in (0, 1)]
+    return sweep(folder, *dense, *(cell(seed=s, test=0.75 + 0.02 * s) for s in (0, 1)))
+
+
+class TestStatistics:
+    def test_t_quantile_is_scipys(self):
+        stats = pytest.importorskip("scipy.stats")
+        for df in (1, 2, 3, 4, 5, 9, 10, 31):
+            assert t_quantile(0.95, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
+            assert t_quantile(0.5, df) == pytest.approx(stats.t.ppf(0.75, df), rel=1e-9)
+
+    def test_paired_interval_is_scipys(self):
+        stats = pytest.importorskip("scipy.stats")
+        ours, dense = [0.71, 0.74, 0.70, 0.78], [0.75, 0.74, 0.76, 0.77]
+        expected = stats.ttest_rel(ours, dense).confidence_interval(0.95)
+        found = paired(dict(enumerate(ours)), dict(enumerate(dense)))
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+        assert found.n == 4
+
+    def test_pairs_are_of_shared_seeds_alone(self):
+        found = paired({0: 0.5, 1: 0.6, 7: 0.0}, {0: 0.4, 1: 0.4, 9: 1.0})
+        assert (found.n, found.mean) == (2, pytest.approx(0.15))
+        assert paired({0: 0.5}, {1: 0.4}) is None
+        assert paired({0: 0.5}, {0: 0.4}).low is None
+
+    def test_summary(self):
+        sample = summarise([1.0, 2.0, None, float("nan"), 3.0])
+        assert (sample.n, sample.mean, sample.sd) == (3, 2.0, 1.0)
+        assert sample.se == pytest.approx(3**-0.5)
+        assert summarise([4.0]).sd is None
+        assert summarise([]).mean is None
+
+    def test_accuracy_error(self):
+        assert accuracy_error(0.8, 400) == pytest.approx(0.02)
+
+
+class TestArms:
+    def test_mean_spread_and_n_over_seeds(self, tmp_path):
+        dense, norm = arms_of(
+            tmp_path, *(cell(m, seed=s, test=0.7 + s / 100) for m in ("nosp", "norm") for s in (0, 1, 2))
+        )
+        assert dense.is_dense
+        assert (norm.method, norm.seeds, norm.test.n) == ("norm", (0, 1, 2), 3)
+        assert (norm.test.mean, norm.test.sd) == (pytest.approx(0.71), pytest.approx(0.01))
+        assert norm.saved_ratio.mean == pytest.approx(0.58)
+        assert norm.step_ratio.mean == pytest.approx(1.1)
+        assert (norm.keep_asked, norm.keep_achieved) == (0.3, pytest.approx(0.299))
+        assert (norm.unit, norm.of, dense.unit) == ("saved activations", "columns", None)
+
+    def test_lr_is_chosen_on_validation_for_each_arm(self, tmp_path):
+        grid = {("nosp", 2e-5): (0.80, 0.10), ("nosp", 5e-5): (0.70, 0.90),
+                ("norm", 2e-5): (0.60, 0.95), ("norm", 5e-5): (0.65, 0.20)}  # fmt: skip
+        cells = [cell(m, lr=lr, seed=s, val=v, test=t) for (m, lr), (v, t) in grid.items() for s in (0, 1)]
+        dense, norm = arms_of(tmp_path, *cells)
+        assert (dense.lr, dense.test.mean, dense.lrs_tried) == (2e-5, pytest.approx(0.10), 2)
+        assert (norm.lr, norm.test.mean) == (5e-5, pytest.approx(0.20))
+        assert norm.difference.mean == pytest.approx(0.10)
+
+    def test_lr_of_few_seeds_cannot_win(self, tmp_path):
+        (arm,) = arms_of(
+            tmp_path, cell(seed=0, val=0.6), cell(seed=1, val=0.6), cell(seed=0, lr=5e-5, val=0.99)
+        )
+        assert arm.lr == 2e-5
+
+    def test_smaller_is_better_for_a_loss(self, tmp_path):
+        (arm,) = arms_of(
+            tmp_path, *(cell(lr=lr, val=v, direction="min") for lr, v in ((2e-5, 0.4), (5e-5, 0.3)))
+        )
+        assert arm.lr == 5e-5
+
+    def test_without_validation_every_lr_is_shown(self, tmp_path):
+        arms = arms_of(tmp_path, cell(lr=2e-5, val=None, test=0.1), cell(lr=5e-5, val=None, test=0.9))
+        assert [arm.lr_chosen for arm in arms] == [False, False]
+
+    def test_unequal_settings_are_never_pooled(self, tmp_path):
+        arms = arms_of(
+            tmp_path, cell("nosp"), cell(), cell(seed=1, **{"config.method.unit": "token"}),
+            cell(seed=2, **{"config.batch_size": 64}),
+        )  # fmt: skip
+        assert [(arm.setup, arm.label, arm.test.n) for arm in arms] == [
+            ("batch_size=32", "nosp", 1),
+            ("batch_size=32", "norm unit=column", 1),
+            ("batch_size=32", "norm unit=token", 1),
+            ("batch_size=64", "norm unit=column", 1),
+        ]
+        assert arms[1].difference is not None
+        assert arms[3].difference is None
+
+    def test_copies_of_the_seed_tell_no_two_arms_apart(self):
+        one, two = (
+            settings_of({"seed": seed, "method": {"name": "late", "selection_seed": seed}}) for seed in (1, 2)
+        )
+        fixed = settings_of({"seed": 1, "method": {"name": "late", "selection_seed": 7}})
+        assert one == two != fixed
+
+    def test_a_repeated_seed_counts_once(self, tmp_path):
+        later = {"provenance.started": "2025-03-01", "config.hardware.num_workers": 0}
+        (arm,) = arms_of(tmp_path, cell(test=0.1), cell(test=0.9, **later))
+        assert (arm.test.n, arm.test.mean) == (1, 0.9)
+
+    def test_of_one_day_the_one_begun_last_counts(self, tmp_path):
+        early, late = (
+            {"provenance.started": f"2025-03-01T{clock}"} for clock in ("09:00:00+02:00", "08:00:00+00:00")
+        )
+        (arm,) = arms_of(tmp_path, cell(test=0.9, **late), cell(test=0.1, **early))
+        assert (arm.test.n, arm.test.mean) == (1, 0.9)
+
+    def test_what_changes_no_score_splits_no_arm(self, tmp_path):
+        other = {"config.eval_batch_size": 64, "config.task.eval_batch_size": 64, "config.fidelity_every": 5}
+        (arm,) = arms_of(tmp_path, cell(seed=0), cell(seed=1, **other))
+        assert arm.test.n == 2
+
+    def test_an_option_that_is_off_splits_no_arm_from_cells_before_it(self, tmp_path):
+        later = cell(seed=1)
+        later["config"] |= {
+            "ema": None,
+            "augment": {"name": "none"},
+            "distill": {"name": "x", "teacher": None},
+        }
+        later["config"]["method"]["floor"] = False
+        (arm,) = arms_of(tmp_path, cell(), later)
+        assert arm.test.n == 2
+        later["config"]["ema"] = 0.99
+        assert len(arms_of(tmp_path, cell(), later)) == 2
+
+    def test_loop_options_and_teachers_are_arms_of_one_table(self, tmp_path):
+        options = (
+            {"ema": 0.99},
+            {"augment": {"name": "x", "times": 2}},
+            {"distill": {"name": "x", "teacher": "t"}},
+        )
+        contents = [cell() for _ in options]
+        for content, option in zip(contents, options, strict=True):
+            content["identity"] = str(option)
+            content["config"] |= option
+        arms = arms_of(tmp_path, cell(), *contents)
+        assert len(arms) == 4 and len({group_of(arm) for arm in arms}) == 1
+        assert {arm.variant for arm in arms} >= {"ema=0.99"}
+
+    def test_seeds_that_go_on_from_runs_of_their_own_seed_are_one_arm(self, tmp_path):
+        runs = [f"multirun/a/nosp_k1_lr0.0003_s{seed}_gaiic_m-{seed}0abcdef" for seed in (0, 1)]
+        own = [
+            cell(seed=seed, **{"config.model": {"name": "m", "run": run}}) for seed, run in enumerate(runs)
+        ]
+        (arm,) = arms_of(tmp_path, *own)
+        assert arm.test.n == 2
+        other = cell(
+            seed=2, **{"config.model": {"name": "m", "run": "multirun/a/l0_k0.4_s2_gaiic_m-20abcdef"}}
+        )
+        assert len(arms_of(tmp_path, *own, other)) == 2
+
+    def test_a_score_that_is_not_a_number_is_left_out(self, tmp_path):
+        (arm,) = arms_of(tmp_path, cell(seed=0, test=0.5), cell(seed=1, test=float("nan")))
+        assert (arm.test.n, arm.test.mean) == (1, 0.5)
+
+
+class TestPage:
+    def test_table_says_what_it_shows(self, tmp_path):
+        table = of_sweep(small_sweep(tmp_path)).table()
+        norm = next(line for line in table.splitlines() if line.startswith("| norm"))
+        kept = "| norm | 0.3 | 0.2990 | saved activations, of columns "
+        assert norm.startswith(kept + "| 2e-05 | 0.7600 | 0.0141 | 0.0100 | 2 |")
+        assert "-0.0150 [-0.0785, +0.0485]" in norm
+        assert "58.0 MiB (0.58x)" in norm
+        assert "220 ms (1.10x)" in norm
+        assert "one test set of 853 rows" in table
+        assert "32 x 59 tokens" in table
+
+    def test_lr_note_gives_how_many_were_tried(self, tmp_path):
+        table = of_sweep(sweep(tmp_path, cell(lr=2e-5), cell(lr=5e-5))).table()
+        assert "mean validation score over seeds among 2 tried" in table
+        assert "2e-05 (of 2)" in table
+
+    def test_fallbacks_are_told(self, tmp_path):
+        assert (
+            "3 sites fell back to dense" in of_sweep(sweep(tmp_path, cell(**{"kept.fallbacks": 3}))).table()
+        )
+
+    def test_pinned_linears_are_told(self, tmp_path):
+        table = of_sweep(sweep(tmp_path, cell(**{"kept.pinned": 6}), cell("rand"))).table()
+        assert (
+            "norm at 0.3 (rotten_tomatoes, all-MiniLM-L6-v2): 6 linears stay dense: attention saves" in table
+        )
+        assert table.count("stay dense") == 1
+
+    def test_failed_and_unfinished_cells_are_listed_without_secrets(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_API_KEY", "hunter2hunter2")
+        failed = cell(status="failed", error="boom | hunter2hunter2\nsecond <b>line")
+        sweep(tmp_path, failed, cell("nosp"))
+        (tmp_path / "begun").mkdir()
+        (tmp_path / "begun" / "run.log").touch()
+        (tmp_path / "torn").mkdir()
+        (tmp_path / "torn" / "results.json").write_text("{", encoding="utf-8")
+        page = of_sweep(tmp_path).markdown(None)
+        assert "Cells without a result: 3" in page
+        assert "| cell000 | failed | boom \\| *** second &lt;b>line |" in page
+        assert "| begun | unfinished |" in page
+        assert "| torn | unreadable |" in page
+
+    def test_a_broken_result_does_not_break_the_report(self, tmp_path):
+        broken = cell()
+        del broken["best_metric"]
+        report = of_sweep(sweep(tmp_path, cell("nosp"), broken))
+        assert [problem.status for problem in report.problems] == ["unreadable"]
+
+    def test_csv_has_unrounded_numbers(self, tmp_path):
+        of_sweep(small_sweep(tmp_path)).write(tmp_path, picture=False)
+        with (tmp_path / "report.csv").open(encoding="utf-8") as file:
+            dense, norm = csv.DictReader(file)
+        assert float(norm["test_mean"]) == pytest.approx(0.76)
+        assert float(norm["difference_mean"]) == pytest.approx(-0.015)
+        assert (norm["seeds"], norm["test_n"], dense["difference_mean"]) == ("0 1", "2", "")
+
+
+class TestPicture:
+    def test_is_drawn_and_linked(self, tmp_path):
+        written = of_sweep(small_sweep(tmp_path)).write(tmp_path)
+        assert [path.name for path in written] == ["report.md", "report.csv", "report.png"]
+        assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+        assert "(report.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+    def test_unlike_units_have_their_own_panel(self, tmp_path):
+        other = cell("l0", **{"kept.unit": "parameters"})
+        report = of_sweep(sweep(tmp_path, cell("nosp"), cell(), other))
+        assert units_of(report.arms) == ["parameters", "saved activations"]
+        assert "never share an axis" in report.table()
+        report.write(tmp_path)
+
+    def test_without_costs_or_baseline(self, tmp_path):
+        of_sweep(sweep(tmp_path, cell(cost=None, kept=None, size=None))).write(tmp_path)
+
+    def test_only_the_baseline(self, tmp_path):
+        of_sweep(sweep(tmp_path, cell("nosp"))).write(tmp_path)
+
+
+class TestRecords:
+    def test_are_idempotent_and_replace_by_identity(self, tmp_path):
+        path = tmp_path / "records" / "demo.csv"
+        cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
+        assert record(cells, path) == (4, 0)
+        text = path.read_text(encoding="utf-8")
+        assert record(cells, path) == (0, 4)
+        assert path.read_text(encoding="utf-8") == text
+        more, _ = read_sweep(sweep(tmp_path / "more", cell(seed=5)))
+        assert record(more, path) == (1, 0)
+        assert len(read_records(path)) == 5
+
+    def test_come_back_as_they_were(self, tmp_path):
+        path = tmp_path / "demo.csv"
+        cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
+        record(cells, path)
+        assert read_records(path) == cells
+        assert of_records(path).table() == of_sweep(tmp_path / "demo").table()
+
+    def test_of_an_older_version_are_read(self, tmp_path):
+        path = tmp_path / "demo.csv"
+        cells, _ = read_sweep(sweep(tmp_path / "demo", cell(**{"cost.latency_seconds": 0.01})))
+        record(cells, path)
+        assert read_records(path)[0].latency_seconds == 0.01
+        with path.open(encoding="utf-8") as file:
+            (row,) = csv.DictReader(file)
+        for name in ("latency_seconds", "latency_seconds_dense", "pinned"):
+            del row[name]
+        row["settings"] = json.dumps(json.loads(row["settings"]) | {"eval_batch_size": 64})
+        with path.open("w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+        (old,) = read_records(path)
+        assert (old.latency_seconds, old.pinned, old.settings) == (None, None, cells[0].settings)
+
+    def test_hold_no_path_of_the_machine(self, tmp_path):
+        cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
+        record(cells, tmp_path / "demo.csv")
+        text = (tmp_path / "demo.csv").read_text(encoding="utf-8")
+        assert "/home/me" not in text
+        assert "task.data_dir=.../glue_data" in text
+
+    @pytest.mark.parametrize("content", ["", "a,b\n1,2\n"])
+    def test_another_file_is_refused(self, tmp_path, content):
+        (tmp_path / "x.csv").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="not a records file"):
+            read_records(tmp_path / "x.csv")
+
+    def test_a_bad_value_is_named_with_its_line(self, tmp_path):
+        path = tmp_path / "demo.csv"
+        record(read_sweep(small_sweep(tmp_path / "demo"))[0], path)
+        path.write_text(path.read_text(encoding="utf-8").replace("0.77", "high"), encoding="utf-8")
+        with pytest.raises(UserError, match=r"line 2.*high"):
+            read_records(path)
+
+
+class TestCommand:
+    def test_report_record_and_readme(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path))
+        small_sweep(tmp_path / "demo")
+        assert main([str(tmp_path / "demo"), "--record"]) == 0
+        assert "recorded 4 new cells and replaced 0" in capsys.readouterr().out
+        readme = tmp_path / "README.md"
+        readme.write_text("a\n<!-- table:demo -->\nold\n<!-- /table:demo -->\nb\n", encoding="utf-8")
+        command = [
+            "--records",
+            str(tmp_path / "records" / "demo.csv"),
+            "--readme",
+            str(readme),
+            "--no-picture",
+        ]
+        assert main(command) == 0
+        text = readme.read_text(encoding="utf-8")
+        assert text.startswith("a\n<!-- table:demo -->\n**rotten_tomatoes, all-MiniLM-L6-v2**")
+        assert text.endswith("<!-- /table:demo -->\nb\n")
+        assert "old" not in text
+        assert main(command) == 0
+        assert readme.read_text(encoding="utf-8") == text
+        assert "nothing new for" in capsys.readouterr().out
+        assert (tmp_path / "records" / "demo" / "report.md").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["nowhere"], "is not a folder"),
+            (["."], "holds no results.json"),
+            ([], "Give one of FOLDER"),
+            (["--records", "none.csv"], "Cannot read none.csv"),
+            (["x", "--readme", "y"], "--readme takes its table from records"),
+            (["--records", "x", "--record", "y"], "--record reads a sweep's FOLDER"),
+            (["demo", "--record", "../up"], "a name has letters"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, tmp_path, monkeypatch, capsys, options, words):
+        monkeypatch.chdir(tmp_path)
+        if "demo" in options:
+            small_sweep(tmp_path / "demo")
+        assert main(options) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+
+    def test_readme_without_markers(self, tmp_path, monkeypatch, capsys):
+        record(read_sweep(small_sweep(tmp_path / "demo"))[0], tmp_path / "demo.csv")
+        (tmp_path / "README.md").write_text("no place", encoding="utf-8")
+        options = [
+            "--records",
+            str(tmp_path / "demo.csv"),
+            "--readme",
+            str(tmp_path / "README.md"),
+            "--no-picture",
+        ]
+        assert main(options) == 1
+        assert "<!-- table:demo -->" in capsys.readouterr().err
+
+    def test_a_reader_who_leaves_early_loses_no_file(self, tmp_path):
+        small_sweep(tmp_path)
+        command = f"{sys.executable} -m src.report {tmp_path} --no-picture | true"
+        root = Path(__file__).parents[3]
+        ended = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, check=False)
+        assert ended.stderr == ""
+        assert (tmp_path / "report.md").exists()
+
+    def test_imports_neither_torch_nor_matplotlib(self):
+        code = "import sys, src.report; print(*sys.modules)"
+        root = Path(__file__).parents[3]
+        loaded = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+        )
+        assert not {"torch", "transformers", "matplotlib", "pandas"} & set(loaded.stdout.split())
+
+
+def test_hindsight_and_parameters_stand_beside_where_they_mean_something(tmp_path):
+    rates = [cell("nosp", lr=1e-5, val=0.7, test=0.9), cell("nosp", lr=2e-5, val=0.8, test=0.6)]
+    cut = cell("l0", test=0.5) | {"size": {"params": 16_000_000, "nonzeros": 16_000_000}}
+    arms = arms_of(tmp_path / "one", *rates, cut)
+    pruned, dense = sorted(tables.lines(arms), key=lambda row: row["method"])
+    assert dense["test accuracy"] == "0.6000" and dense["[best on test]"] == "[0.9000, of 2]"
+    assert pruned["[best on test]"] == "-" and pruned["params"] == "16.00 M" and dense["params"] == "22.70 M"
+    assert any("flatters" in note for note in tables.notes(arms, []))
+    plain = tables.lines(arms_of(tmp_path / "two", cell("nosp"), cell("norm")))
+    assert not {"params", "training", "[best on test]"} & set(plain[0])
+
+
+def test_zeros_latency_and_an_adapters_figures_stand_where_there_are_some(tmp_path):
+    zeros = cell("distill_prune", **{"size.nonzeros": 12_000_000})
+    cut = cell("l0") | {"size": {"params": 16_000_000, "nonzeros": 16_000_000}}
+    cut["cost"] |= {"latency_seconds": 0.01, "latency_seconds_dense": 0.025}
+    adapter = cell("lora_sparse")
+    adapter["kept"] |= {"trained_frac": 0.0065, "unmerged_test_accuracy": 0.76}
+    rows = {row["method"]: row for row in tables.lines(arms_of(tmp_path, zeros, cut, adapter))}
+    assert rows["distill_prune"]["nonzeros"] == "12.00 M" and rows["distill_prune"]["latency to dense"] == "-"
+    assert rows["l0"]["latency to dense"] == "0.40x" and rows["l0"]["trained"] == "-"
+    assert rows["lora_sparse"]["trained"] == "0.65 %" and rows["lora_sparse"]["before merging"] == "0.7600"

@@ -1,0 +1,59 @@
+"""A model that has seen another fold is refused; one of the same fold, or of another task, is not."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from keepfrac.errors import UserError
+from keepfrac.run import lineage
+from keepfrac.storage import results
+
+GAIIC = {"name": "gaiic", "folds": 5, "fold": 1}
+
+
+def settings(folder) -> dict:
+    return {"model": {"run": str(folder), "name": "from_run"}, "epochs": 0, "distill": {"teacher": None}}
+
+
+def ran(folder, task: dict) -> dict:
+    results.write(folder, {"status": "done", "config": {"task": task}, "provenance": {"trained_on": []}})
+    return settings(folder)
+
+
+@pytest.mark.parametrize(
+    "former",
+    [
+        GAIIC | {"fold": 0},
+        GAIIC | {"folds": None, "fold": None},
+        GAIIC | {"folds": 4},
+        {"name": "mlm", "of": GAIIC | {"fold": 2}},
+        {"name": "mlm", "of": {"name": "gaiic"}},  # of a run before there were folds
+    ],
+)
+def test_what_has_seen_this_test_set_is_refused(tmp_path, former):
+    with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
+        lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**GAIIC))
+
+
+def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
+    ran(tmp_path / "first", GAIIC | {"fold": 0})
+    config = {"task": {"name": "sst2"}, "model": {"run": str(tmp_path / "first")}}
+    results.write(tmp_path / "second", {"status": "done", "config": config, "provenance": {"trained_on": []}})
+    with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
+        lineage.trained_on(settings(tmp_path / "second"), SimpleNamespace(**GAIIC))
+
+
+@pytest.mark.parametrize(
+    ("former", "task"),
+    [
+        (GAIIC, GAIIC),
+        ({"name": "mlm", "of": GAIIC}, GAIIC),
+        ({"name": "mlm", "of": GAIIC}, {"name": "mlm", "of": GAIIC}),
+        ({"name": "mlm", "of": None, "text_file": "a.txt"}, GAIIC),
+        ({"name": "sst2"}, GAIIC),
+        (GAIIC, {"name": "gaiic", "folds": None, "fold": None}),  # the given test is in no fold
+        ({"name": "sst2"}, {"name": "sst2"}),
+    ],
+)
+def test_what_has_not_is_taken(tmp_path, former, task):
+    assert lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**task)) == []
