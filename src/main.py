@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(
-    str(ROOT / "src" / "keepfrac" / "plugins")
-)  # Hydra finds launchers only in a `hydra_plugins` package
+sys.path.append(str(ROOT / "src" / "keepfrac" / "plugins"))  # Hydra finds launchers only in a `hydra_plugins` package
 BY_USER = os.environ.get("HYDRA_FULL_ERROR") == "1" and "KEEPFRAC_JOB" not in os.environ
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be said in one line
 
@@ -37,9 +35,7 @@ def one_line(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     text = str(cause or error)
     if match := re.search(
-        r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search",
-        text,
-        re.S,
+        r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search", text, re.S
     ):
         group, option, options = match.groups()
         return f"{group}={option}: no such option; there is {', '.join(options.split())}"
@@ -52,15 +48,11 @@ def unknown_key(key: str) -> str:
     """Returns the message for a key that does not exist, with the nearest ones."""
     lines = (ROOT / "conf/config.yaml").read_text().splitlines()
     known = [
-        match[1]
-        for line in lines
-        if (match := re.match(r"(\w+):", line)) and match[1] not in ("defaults", "hydra")
+        match[1] for line in lines if (match := re.match(r"(\w+):", line)) and match[1] not in ("defaults", "hydra")
     ]
     known += [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
     near = difflib.get_close_matches(key, known, n=3)
-    return f"{key}: no such key" + (
-        f"; did you mean {', '.join(near)}?" if near else "; --help lists the keys"
-    )
+    return f"{key}: no such key" + (f"; did you mean {', '.join(near)}?" if near else "; --help lists the keys")
 
 
 def main() -> int:

@@ -27,9 +27,7 @@ def model_folder(folder: Path) -> Path:
     for candidate in (folder / "model", folder):
         if (candidate / "config.json").exists():
             return candidate
-    raise UserError(
-        f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)"
-    )
+    raise UserError(f"{folder}: neither a run's folder (with model/) nor a Hugging Face folder (with config.json)")
 
 
 def sizes(folder: Path) -> dict:
@@ -90,15 +88,7 @@ def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], No
 def show(found: dict, console: Console) -> None:
     """Prints the sites as a table, and the totals below."""
     table = Table(
-        "site",
-        "kept",
-        "MiB dense",
-        "MiB kept",
-        "MiB predicted",
-        "cosine dW",
-        "rel. error dW",
-        "norm ratio",
-        "",
+        "site", "kept", "MiB dense", "MiB kept", "MiB predicted", "cosine dW", "rel. error dW", "norm ratio", ""
     )
     for row in found["sites"]:
         mib = [f"{row[key] / 2**20:.3f}" for key in ("bytes_dense", "bytes_kept", "bytes_predicted")]
@@ -107,9 +97,7 @@ def show(found: dict, console: Console) -> None:
         table.add_row(row["site"], achieved, *mib, *near, row["fallback"] or "")
     console.print(table)
     for name, value in found["total"].items():
-        console.print(
-            f"{name:24s} {value / 2**20:12.3f} MiB" if "bytes" in name else f"{name:24s} {value:12.5f}"
-        )
+        console.print(f"{name:24s} {value / 2**20:12.3f} MiB" if "bytes" in name else f"{name:24s} {value:12.5f}")
 
 
 def _tell(line: str) -> None:
@@ -122,9 +110,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
     parser.add_argument("--sites", action="store_true", help="bytes and gradient error of each sparse place")
-    parser.add_argument(
-        "--latency", action="store_true", help="p50, p95, throughput, peak memory beside dense"
-    )
+    parser.add_argument("--latency", action="store_true", help="p50, p95, throughput, peak memory beside dense")
     parser.add_argument("--threads", type=int, default=1, help="with --latency: of the CPU (1)")
     parser.add_argument("--repeats", type=int, default=50, help="with --latency: rounds at each place (50)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -136,10 +122,7 @@ def main(arguments: list[str]) -> int:
         if chosen.latency:
             quiet = chosen.json
             found = latencies(
-                chosen.folder,
-                chosen.threads,
-                chosen.repeats,
-                lambda line: None if quiet else _tell(line),
+                chosen.folder, chosen.threads, chosen.repeats, lambda line: None if quiet else _tell(line)
             )
         else:
             found = sites(chosen.folder) if chosen.sites else sizes(chosen.folder)

@@ -35,36 +35,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "folder",
-        nargs="?",
-        type=Path,
-        metavar="FOLDER",
-        help="a sweep's folder, multirun/<name>, or one run's",
-    )
+    add("folder", nargs="?", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>, or one run's")
     add("--records", type=Path, metavar="FILE", help="read this records file instead of a folder")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the report goes (default: FOLDER; FILE less .csv)",
-    )
+    add("--out", type=Path, metavar="DIR", help="where the report goes (default: FOLDER; FILE less .csv)")
     add("--no-picture", action="store_true", help="without report.png")
     add("--no-page", action="store_true", help="without report.html")
     add("--markdown", action="store_true", help="print the table as markdown")
-    add(
-        "--record",
-        nargs="?",
-        const="",
-        metavar="NAME",
-        help="add finished cells to multirun/records/NAME.csv",
-    )
-    add(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help="with --records: put the table between its markers",
-    )
+    add("--record", nargs="?", const="", metavar="NAME", help="add finished cells to multirun/records/NAME.csv")
+    add("--readme", type=Path, metavar="FILE", help="with --records: put the table between its markers")
     return parser
 
 

@@ -179,8 +179,7 @@ class StandIn:
 
     def on_CreateRunFiles(self, variables: dict) -> dict:
         files = [
-            {"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"}
-            for name in variables["files"]
+            {"name": name, "uploadUrl": f"{self.url}/upload/{variables['run']}/{name}"} for name in variables["files"]
         ]
         return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
 
@@ -209,11 +208,7 @@ class StandIn:
     def _keys(self, run: Run) -> dict:
         rows = run.history
         keys = {
-            key: {
-                "typeCounts": [{"type": "number", "count": len(rows)}],
-                "monotonic": False,
-                "previousValue": 0,
-            }
+            key: {"typeCounts": [{"type": "number", "count": len(rows)}], "monotonic": False, "previousValue": 0}
             for row in rows
             for key in row
         }
@@ -223,9 +218,7 @@ class StandIn:
         wanted = json.loads(variables.get("filters") or "{}")
         nodes = [self._node(run) for run in self.runs.values() if run.project == variables["project"]]
         nodes = [
-            n
-            for n in nodes
-            if all(n.get(k) == v for k, v in wanted.items() if k in ("group", "jobType", "state"))
+            n for n in nodes if all(n.get(k) == v for k, v in wanted.items() if k in ("group", "jobType", "state"))
         ]
         edges = [{"node": node, "cursor": str(index)} for index, node in enumerate(nodes)]
         runs = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
@@ -258,11 +251,7 @@ class StandIn:
         with self.lock:
             run = self.runs[run_id]
             for name, chunk in (body.get("files") or {}).items():
-                lines = (
-                    [json.loads(line) for line in chunk["content"]]
-                    if name.endswith((".jsonl", ".json"))
-                    else []
-                )
+                lines = [json.loads(line) for line in chunk["content"]] if name.endswith((".jsonl", ".json")) else []
                 if name == "wandb-history.jsonl":
                     run.repeats += sum(row["_step"] in run.rows for row in lines)
                     run.rows |= {row["_step"]: row for row in lines}

@@ -65,9 +65,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
     parser.add_argument("--no-fidelity", action="store_true")
     parser.add_argument("--quick", action="store_true", help="does it work? small, and no record is written")
-    parser.add_argument(
-        "--draw", action="store_true", help="measure nothing: table and picture of --out again"
-    )
+    parser.add_argument("--draw", action="store_true", help="measure nothing: table and picture of --out again")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(given)

@@ -95,9 +95,7 @@ def test_step_time(root, precision):
         sync()
         return CLOCK() - begin
 
-    saved = {
-        name: saved_bytes(net, lambda net=net: loss(net)) for name, net in found.items()
-    }  # and the warm-up
+    saved = {name: saved_bytes(net, lambda net=net: loss(net)) for name, net in found.items()}  # and the warm-up
     order, ratios, alone = list(found), {name: [] for name in found}, []
     for _ in range(ROUNDS):
         random.shuffle(order)
@@ -106,9 +104,7 @@ def test_step_time(root, precision):
         for name, value in times.items():
             ratios[name].append(value / times["peft"])
     middle = {name: statistics.median(values) for name, values in ratios.items()}
-    print(
-        f"\n{LAYERS} BERT-base layers, {ROWS} x {LENGTH} tokens, {precision}, rank {chosen['rank']}, {DEVICE},"
-    )
+    print(f"\n{LAYERS} BERT-base layers, {ROWS} x {LENGTH} tokens, {precision}, rank {chosen['rank']}, {DEVICE},")
     print(f"{THREADS} threads, {ROUNDS} rounds in turn; peft {statistics.median(alone):.3f} s a step")
     print(f"{'':<12}{'step / peft':>12}{'saved MiB':>12}{'trained':>12}")
     for name, net in found.items():

@@ -125,11 +125,7 @@ def in_openvino(path: Path, inputs: Inputs) -> Forward:
     core = openvino.Core()
     model = core.read_model(str(path))
     model.reshape({name: list(value.shape) for name, value in inputs.items()})
-    asked = {
-        "INFERENCE_NUM_THREADS": THREADS,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    asked = {"INFERENCE_NUM_THREADS": THREADS, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(model, "CPU", asked).create_infer_request()
     fed = {name: value.numpy() for name, value in inputs.items()}
     return lambda: request.infer(fed)[0]
@@ -150,9 +146,7 @@ def ready(console: Console) -> list[str]:
     return found
 
 
-def forwards(
-    nets: Mapping[str, nn.Module], paths: Mapping[str, Path], inputs: Inputs, runtimes: list[str]
-) -> dict:
+def forwards(nets: Mapping[str, nn.Module], paths: Mapping[str, Path], inputs: Inputs, runtimes: list[str]) -> dict:
     """(runtime, side) -> a forward pass."""
     made = {}
     for runtime in runtimes:

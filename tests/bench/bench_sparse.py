@@ -87,9 +87,7 @@ def test_step_time(root, bf16):
             ratios[key].append(seconds(net, x, bf16) / alone[-1])
     middle = {key: statistics.median(values) for key, values in ratios.items()}
     precision = "bf16 autocast" if bf16 else "fp32"
-    print(
-        f"\n{LAYERS} BERT-base layer(s), 32 x 128 tokens, {precision}, {ATTENTION} attention, dropout {DROPOUT}, "
-    )
+    print(f"\n{LAYERS} BERT-base layer(s), 32 x 128 tokens, {precision}, {ATTENTION} attention, dropout {DROPOUT}, ")
     print(f"{THREADS} threads, {ROUNDS} rounds; dense {statistics.median(alone):.3f} s, {whole:.0f} MiB")
     print(f"{'step time / dense':<18}" + "".join(f"{k:>8}" for k in KEEP) + f"{'saved bytes / dense':>28}")
     for method in METHODS:

@@ -20,9 +20,7 @@ def command(folder: Path, *overrides: str) -> float:
     given = {word.split("=")[0] for word in overrides}
     small = [word for word in SMALL if word.split("=")[0] not in given]
     begin = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "src.main", *overrides, *small], cwd=ROOT, env=environment, check=True
-    )
+    subprocess.run([sys.executable, "-m", "src.main", *overrides, *small], cwd=ROOT, env=environment, check=True)
     return time.monotonic() - begin
 
 
@@ -43,9 +41,7 @@ def test_start_of_a_job_to_its_first_step(tmp_path):
             cwd=ROOT,
             env=os.environ | {"KEEPFRAC_MULTIRUN": str(tmp_path), "KEEPFRAC_HUB": "offline"},
         )
-        while not any(
-            '"train"' in path.read_text() for path in tmp_path.glob(f"start/*_s{seed}_*/progress.json")
-        ):
+        while not any('"train"' in path.read_text() for path in tmp_path.glob(f"start/*_s{seed}_*/progress.json")):
             time.sleep(0.02)
         seconds.append(time.time() - begin)
         watch.kill()
@@ -56,10 +52,7 @@ def test_start_of_a_job_to_its_first_step(tmp_path):
 def test_two_jobs_at_once_against_one(tmp_path):
     grid = ("-m", "method=nosp", "seed=0,1,2,3", "steps=40")
     model = ("model=minilm",)
-    took = {
-        jobs: command(tmp_path, *grid, *model, f"name=j{jobs}", f"hydra.launcher.n_jobs={jobs}")
-        for jobs in (1, 2)
-    }
+    took = {jobs: command(tmp_path, *grid, *model, f"name=j{jobs}", f"hydra.launcher.n_jobs={jobs}") for jobs in (1, 2)}
     ratio = took[1] / took[2]
     sys.stdout.write(
         f"\n4 cells, one at a time {took[1]:.0f} s, two at once {took[2]:.0f} s: {ratio:.2f} x the throughput\n"

@@ -79,9 +79,7 @@ OUTAGES = (
     Outage("no key, no terminal", environment={"WANDB_API_KEY": ""}),
     Outage("no right to the project", strike=lambda server: setattr(server, "forbids", True)),
     Outage("the server dies before the first rows", while_running=dies_after_start),
-    Outage(
-        "the server dies between rows", while_running=dies_after_rows, words=("steps=2500", "eval_every=1000")
-    ),
+    Outage("the server dies between rows", while_running=dies_after_rows, words=("steps=2500", "eval_every=1000")),
     Outage("the server hangs, a sweep of 4", strike=lambda server: server.hangs.set(), words=SWEEP),
 )
 
@@ -99,11 +97,7 @@ def provoke(outage: Outage, words: list[str], multirun: Path) -> str:
     """Returns a row of the table."""
     with StandIn() as server:
         online = server.environment()
-        offline = {
-            "HF_HUB_OFFLINE": "1",
-            "KEEPFRAC_MULTIRUN": str(multirun),
-            "NETRC": str(multirun / "netrc"),
-        }
+        offline = {"HF_HUB_OFFLINE": "1", "KEEPFRAC_MULTIRUN": str(multirun), "NETRC": str(multirun / "netrc")}
         environment = os.environ | online | offline | outage.environment
         outage.strike(server)
         program = ["-m", "src.main"] if "-m" in outage.words else ["-c", TIMED]

@@ -121,12 +121,9 @@ def measure(
         for keep_frac in arm.keeps:
             steps[arm, keep_frac] = Steps(built(arm, keep_frac, dense).net, batch, dtype)
             found[arm, keep_frac] = {
-                "saved_bytes": steps[
-                    arm, keep_frac
-                ].saved(),  # and the warm-up; gradients are there from here on
+                "saved_bytes": steps[arm, keep_frac].saved(),  # and the warm-up; gradients are there from here on
                 "peak_bytes": peak_bytes(steps[arm, keep_frac].both, torch.device(batch.device)),
-                "bytes_ratio": _without_float_masks(arm, keep_frac, dense, batch, dtype)
-                / batch.dense_bytes(dtype),
+                "bytes_ratio": _without_float_masks(arm, keep_frac, dense, batch, dtype) / batch.dense_bytes(dtype),
             }
     times: dict[Key, list[float]] = {key: [] for key in steps}
     for number in range(rounds):
@@ -147,9 +144,7 @@ def measure(
     return found
 
 
-def _without_float_masks(
-    arm: Arm, keep_frac: float, dense: nn.Module, batch: Batch, dtype: torch.dtype
-) -> int:
+def _without_float_masks(arm: Arm, keep_frac: float, dense: nn.Module, batch: Batch, dtype: torch.dtype) -> int:
     """Saved bytes with masks of one byte: a CPU's dropout saves floats, and keeps its attention from being fused."""
     quiet = Steps(built(arm, keep_frac, dense, dropout=False).net, batch, dtype)
     with saved_storages(quiet.net) as storages:
@@ -203,9 +198,7 @@ class Fidelity:
         want = gradients(copy.deepcopy(self.net), data, dtype)
         for arm in arms:
             for keep_frac in arm.keeps if arm.shown and not arm.exact else ():
-                found[arm, keep_frac] = compare(
-                    gradients(built(arm, keep_frac, self.net).net, data, dtype), want
-                )
+                found[arm, keep_frac] = compare(gradients(built(arm, keep_frac, self.net).net, data, dtype), want)
         return found
 
 

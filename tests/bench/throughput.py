@@ -57,9 +57,7 @@ def rows_of(sweep: Path) -> list[dict]:
     for row in rows:
         base = dense.get((row["task"], row["seed"]))
         row["to_dense"] = row["tokens_per_second"] / base["tokens_per_second"] if base else None
-    return sorted(
-        rows, key=lambda row: (row["task"], row["method"] != "nosp", row["method"], row["keep_frac"])
-    )
+    return sorted(rows, key=lambda row: (row["task"], row["method"] != "nosp", row["method"], row["keep_frac"]))
 
 
 def main() -> None:

@@ -21,9 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
             if absent:
-                reason = (
-                    f"no {' and no '.join(absent)} here (Debian: apt-get install chromium chromium-driver)"
-                )
+                reason = f"no {' and no '.join(absent)} here (Debian: apt-get install chromium chromium-driver)"
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -67,9 +65,7 @@ class Page:
         return self.driver.find_element("css selector", selector)
 
     def texts(self, selector: str) -> list[str]:
-        return self.js(
-            "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)", selector
-        )
+        return self.js("return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)", selector)
 
     def log(self, kind: str) -> list:
         return self.driver.get_log(kind)
@@ -77,9 +73,7 @@ class Page:
     def requested(self) -> set[str]:
         """The schemes of all addresses that were asked for since the page was opened."""
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        asked = [
-            m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"
-        ]
+        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return {address.partition(":")[0] for address in asked}
 
     def press(self, *keys: str) -> None:

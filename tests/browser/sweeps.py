@@ -80,23 +80,15 @@ def large(folder: Path) -> Path:
     """42 finished runs: two tasks, four methods, two keeps, three seeds; one that failed, one that still runs."""
     for task in ("rotten_tomatoes", "sst2"):
         for seed in (0, 1, 2):
-            for method, keep in [
-                ("nosp", 1.0),
-                *((m, k) for m in METHODS if m != "nosp" for k in (0.1, 0.3)),
-            ]:
+            for method, keep in [("nosp", 1.0), *((m, k) for m in METHODS if m != "nosp" for k in (0.1, 0.3))]:
                 content = run(task, method, keep, seed)
-                leave(
-                    folder / f"{method}_k{keep}_lr5e-05_s{seed}_{task}_minilm-{content['identity'][:8]}",
-                    content,
-                )
+                leave(folder / f"{method}_k{keep}_lr5e-05_s{seed}_{task}_minilm-{content['identity'][:8]}", content)
     trace = (
         "Traceback (most recent call last):\n"
         '  File "/home/me/keepfrac/src/run.py", line 64, in _guarded\n'
         "RuntimeError: DataLoader worker (pid 4711) is killed by signal: Killed.\n"
     )
-    failed = run(
-        "sst2", "bkrz", 0.5, 0, status="failed", error="RuntimeError: DataLoader worker (pid 4711) is killed"
-    )
+    failed = run("sst2", "bkrz", 0.5, 0, status="failed", error="RuntimeError: DataLoader worker (pid 4711) is killed")
     leave(folder / "bkrz_k0.5_lr5e-05_s0_sst2_minilm-dead0000", failed, trace)
     leave(folder / "bkrz_k0.5_lr5e-05_s1_sst2_minilm-dead0001", run("sst2", "bkrz", 0.5, 1, status="running"))
     return folder
@@ -105,11 +97,7 @@ def large(folder: Path) -> Path:
 def nasty(folder: Path) -> Path:
     """Two finished runs and a failed one whose names, config, error and log hold markup, quotes and a secret."""
     for seed in (0, 1):
-        names = {
-            "config.task.name": f"task {NASTY}",
-            "config.method.name": f"m {NASTY}",
-            "config.model.name": NASTY,
-        }
+        names = {"config.task.name": f"task {NASTY}", "config.method.name": f"m {NASTY}", "config.model.name": NASTY}
         content = run("sst2", "norm", 0.3, seed, **names, **{"config.task.max_length": NASTY})
         content["config"]["method"]["rule"] = ["top", NASTY][seed]
         content["provenance"]["command"] += f" label='{NASTY}' logger.api_key={SECRET}"
@@ -121,9 +109,7 @@ def nasty(folder: Path) -> Path:
 
 def failures(folder: Path) -> Path:
     """No finished run: one that failed, one that left nothing but a log."""
-    leave(
-        folder / "cell0", run("sst2", "norm", 0.3, 0, status="failed", error="ValueError: lr=-1: must be > 0")
-    )
+    leave(folder / "cell0", run("sst2", "norm", 0.3, 0, status="failed", error="ValueError: lr=-1: must be > 0"))
     (folder / "cell1").mkdir()
     (folder / "cell1" / "run.log").write_text("Killed\n", encoding="utf-8")
     return folder

@@ -38,18 +38,14 @@ class TestOpening:
     def test_pictures_fill_their_places(self, page, written, width):
         page.open(written("large"), width)
         page.js("document.querySelector('#runs tbody input').click()")
-        sizes = (
-            "return [...document.querySelectorAll('.plot')].map((one) => [one.clientWidth, one.scrollWidth,"
-        )
+        sizes = "return [...document.querySelectorAll('.plot')].map((one) => [one.clientWidth, one.scrollWidth,"
         sizes = page.js(sizes + "one.querySelector('.main-svg').clientWidth])")
         assert len(sizes) == 6
         assert all(wide > 290 and wide == inside == drawn for wide, inside, drawn in sizes)
 
     def test_markers_on_the_front_are_filled(self, page, written):
         page.open(written("large"))
-        opened = page.js(
-            "return document.querySelector('#panels .plot').data.slice(1).flatMap((t) => t.marker.symbol)"
-        )
+        opened = page.js("return document.querySelector('#panels .plot').data.slice(1).flatMap((t) => t.marker.symbol)")
         assert any(symbol.endswith("-open") for symbol in opened)
         assert "star" in opened  # the dense baseline scores best
 
@@ -159,13 +155,9 @@ class TestCommand:
         page.open(written("large"))
         page.one("#runs tbody tr:nth-child(4) button.copy").click()
         assert page.soon(lambda: page.one("#said").text).startswith("Copied the command of bkrz")
-        page.js(
-            "const t = document.createElement('textarea'); t.id = 'paste'; document.body.prepend(t); t.focus()"
-        )
+        page.js("const t = document.createElement('textarea'); t.id = 'paste'; document.body.prepend(t); t.focus()")
         page.one("#paste").send_keys(CONTROL, "v")
-        expected = (
-            "python -m src.main task=rotten_tomatoes method=bkrz keep_frac=0.1 seed=0 lr=5e-05 name=demo"
-        )
+        expected = "python -m src.main task=rotten_tomatoes method=bkrz keep_frac=0.1 seed=0 lr=5e-05 name=demo"
         assert page.js("return document.querySelector('#paste').value") == expected
 
 
@@ -202,9 +194,7 @@ class TestEscaping:
     def test_hover_texts_are_text(self, page, written):
         page.open(written("nasty"))
         page.point_at(0, 2, 0, click=False)
-        text = page.js(
-            "return [...document.querySelectorAll('.hoverlayer text')].map((t) => t.textContent).join()"
-        )
+        text = page.js("return [...document.querySelectorAll('.hoverlayer text')].map((t) => t.textContent).join()")
         assert "<b>bold</b> &amp;" in text
         assert page.all(".hoverlayer a") == []
 

@@ -139,11 +139,7 @@ class Golden:
         }
 
     def _compose(self, name: str, *words: str):
-        base = [
-            "model=bert_tiny",
-            "task=csv",
-            *(f"task.{key}_file={path}" for key, path in self.files.items()),
-        ]
+        base = ["model=bert_tiny", "task=csv", *(f"task.{key}_file={path}" for key, path in self.files.items())]
         return self._composed(name, [*base, "steps=8", "batch_size=8", "checkpoint_every=3", *words])
 
     def _composed(self, name: str, words: list[str]):
@@ -173,9 +169,7 @@ class Golden:
         teacher = self._compose("teacher", "method=nosp", "seed=3")
         run(teacher)
         found = outcome(
-            self._compose(
-                f"{method}_taught", f"method={method}", f"distill.teacher={identity.cell(teacher).folder}"
-            )
+            self._compose(f"{method}_taught", f"method={method}", f"distill.teacher={identity.cell(teacher).folder}")
         )
         found["identity of this machine"] = found.pop("identity")  # the teacher counts by its weights' bits
         return found
@@ -205,11 +199,7 @@ GROUPS = ("model", "task", "augment", "distill", "backward", "regularize", "hard
 def identities(files: dict[str, str]) -> dict[str, str]:
     """The identity that each option of each group gives a cell, where its data and weights are here."""
     found = {}
-    base = [
-        "task=csv",
-        *(f"task.{key}_file={path}" for key, path in files.items()),
-        "hardware.precision=32-true",
-    ]
+    base = ["task=csv", *(f"task.{key}_file={path}" for key, path in files.items()), "hardware.precision=32-true"]
     for group in GROUPS:
         for path in sorted((CONF / group).glob("*.yaml")):
             words = [*([] if group == "task" else base), "model=bert_tiny", f"{group}={path.stem}"]

@@ -25,11 +25,7 @@ from tests.integration.conftest import sentences
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 QUICK = {"nosp", "norm", "l0", "l0_factorized", "magnitude", "layer_drop"}  # one of each kind
-CUTS = {
-    name
-    for name in METHODS
-    if issubclass(get_class(composed(f"method={name}")["method"]["_target_"]), Pruner)
-}
+CUTS = {name for name in METHODS if issubclass(get_class(composed(f"method={name}")["method"]["_target_"]), Pruner)}
 GATES_AT_ONCE = ("method.prefinetune=0", "method.target_warmup=0.5", "method.settled_at=0.5")
 TWO_STEPS = {  # by pattern of the method's name: its settings, in the first and in the second run
     "l0*": GATES_AT_ONCE,
@@ -54,11 +50,7 @@ UNMASKED = {"l0_factorized"}  # as second: refuse what would fill zeros of the m
 
 def matching(table: dict, name):
     """The value of the first pattern that fits; None where none does."""
-    fits = (
-        (lambda key: fnmatch(name, key))
-        if isinstance(name, str)
-        else (lambda key: all(map(fnmatch, name, key)))
-    )
+    fits = (lambda key: fnmatch(name, key)) if isinstance(name, str) else (lambda key: all(map(fnmatch, name, key)))
     return next((value for key, value in table.items() if fits(key)), None)
 
 
@@ -87,14 +79,7 @@ def two_steps(data, tmp_path_factory):
     def run_(method: str, *overrides: str):
         with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
             patch.setenv("KEEPFRAC_MULTIRUN", str(root))
-            base = [
-                f"method={method}",
-                "model=bert_tiny",
-                "task=csv",
-                "logger=csv",
-                "steps=2",
-                "batch_size=8",
-            ]
+            base = [f"method={method}", "model=bert_tiny", "task=csv", "logger=csv", "steps=2", "batch_size=8"]
             base += [f"task.{name}_file={data}/{name}.csv" for name in ("train", "validation", "test")]
             base += ["hardware.precision=32-true", "hardware.threads=1", "probe_steps=0", "lr=1e-3"]
             base += matching(TWO_STEPS, method) or ()
@@ -114,13 +99,9 @@ def left_by(two_steps, tmp_path_factory):
             folder = tmp_path_factory.mktemp("left") / method
             shutil.copytree(two_steps(method, "keep_frac=0.75", "name=first")[1], folder)
             weights = load_file(folder / "model" / "model.safetensors")
-            named = [
-                n for n, w in weights.items() if w.ndim == 2 and ("encoder" in n or "word_embeddings" in n)
-            ]
+            named = [n for n, w in weights.items() if w.ndim == 2 and ("encoder" in n or "word_embeddings" in n)]
             names = named if everywhere else [name for name in named if "embeddings" in name]
-            Masks({n: top_mask(weights[n].abs(), weights[n].numel() // 2) for n in names}).save(
-                folder / "model"
-            )
+            Masks({n: top_mask(weights[n].abs(), weights[n].numel() // 2) for n in names}).save(folder / "model")
             done[method, everywhere] = folder
         return done[method, everywhere]
 

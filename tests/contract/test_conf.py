@@ -15,9 +15,7 @@ from keepfrac.run import identity
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "method", "task", "hardware", "logger", "export", "augment", "distill", "backward")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-TARGETS = [
-    (group, name) for group, name in OPTIONS if "_target_" in (CONF / group / f"{name}.yaml").read_text()
-]
+TARGETS = [(group, name) for group, name in OPTIONS if "_target_" in (CONF / group / f"{name}.yaml").read_text()]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Given by the caller, not by the yaml.
 GIVEN = {"net", "task", "loop"}
@@ -46,12 +44,8 @@ def test_yaml_keys_are_the_constructors_arguments_and_each_is_documented(group, 
     assert set(settings) - {"_target_"} == arguments
     documented = "\n".join(inspect.getdoc(base) or "" for base in target.__mro__[:-1])
     for argument in arguments:
-        assert re.search(rf"^\s*{argument}: ", documented, re.M), (
-            f"{target.__name__} does not document {argument}"
-        )
-    assert all(parameters[key].default is inspect.Parameter.empty for key in arguments), (
-        "defaults live in yaml"
-    )
+        assert re.search(rf"^\s*{argument}: ", documented, re.M), f"{target.__name__} does not document {argument}"
+    assert all(parameters[key].default is inspect.Parameter.empty for key in arguments), "defaults live in yaml"
 
 
 @pytest.mark.parametrize("name", [name for group, name in OPTIONS if group == "method"])
@@ -90,9 +84,7 @@ def test_methods_override_only_the_hooks():
 
     lightning = {name for name in dir(pl.LightningModule) if not name.startswith("_")}
     loop = {name for name in vars(FineTune) if not name.startswith("_")}
-    for name in {
-        composed(f"method={name}")["method"]["_target_"] for group, name in OPTIONS if group == "method"
-    }:
+    for name in {composed(f"method={name}")["method"]["_target_"] for group, name in OPTIONS if group == "method"}:
         for base in get_class(name).__mro__:
             if issubclass(base, FineTune) and base is not FineTune:
                 assert not (set(vars(base)) & (lightning | loop)) - hooks

@@ -4,16 +4,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {
-    "torch",
-    "transformers",
-    "pytorch_lightning",
-    "datasets",
-    "wandb",
-    "torchmetrics",
-    "matplotlib",
-    "pandas",
-}
+HEAVY = {"torch", "transformers", "pytorch_lightning", "datasets", "wandb", "torchmetrics", "matplotlib", "pandas"}
 
 
 def imported(importtime: str) -> set[str]:

@@ -86,9 +86,7 @@ def test_with_a_gpu_the_cuda_build(install):
 
 
 def test_torch_index_decides(install):
-    said, asked = install(
-        local="echo Would install torch-2.13.0+cpu", gpu=True, TORCH_INDEX="https://an.index/x"
-    )
+    said, asked = install(local="echo Would install torch-2.13.0+cpu", gpu=True, TORCH_INDEX="https://an.index/x")
     assert "https://an.index/x" in said
     assert "--index-url https://an.index/x" in asked[0]
 

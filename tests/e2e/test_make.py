@@ -9,20 +9,7 @@ from pathlib import Path
 import pytest
 
 FILES = ("Makefile", "pyproject.toml", ".ci")
-OURS = (
-    "PYTHON",
-    "TORCH_INDEX",
-    "TASKS",
-    "METHODS",
-    "KEEP",
-    "LR",
-    "SEEDS",
-    "MODEL",
-    "DATA_DIR",
-    "ROWS",
-    "JOBS",
-    "FULL",
-)
+OURS = ("PYTHON", "TORCH_INDEX", "TASKS", "METHODS", "KEEP", "LR", "SEEDS", "MODEL", "DATA_DIR", "ROWS", "JOBS", "FULL")
 TARGETS = ("install", "demo", "sweep-glue", "test", "lint", "bench", "clean")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -40,12 +27,8 @@ def fresh(tmp_path: Path, root: Path) -> Path:
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {
-        name: value for name, value in os.environ.items() if name not in OURS and "MAKE" not in name
-    }
-    return subprocess.run(
-        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in OURS and "MAKE" not in name}
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def sweep(folder: Path, *variables: str) -> str:
@@ -128,9 +111,7 @@ def test_data_dir_reaches_the_sweep_as_the_users_glue_folder(fresh: Path):
     assert command == "GLUE_DATA='/data/my glue' .venv/bin/python -m src.main experiment=sweep_glue"
 
 
-@pytest.mark.parametrize(
-    ("full", "experiment"), [("1", "sweep_glue_full"), ("0", "sweep_glue"), ("", "sweep_glue")]
-)
+@pytest.mark.parametrize(("full", "experiment"), [("1", "sweep_glue_full"), ("0", "sweep_glue"), ("", "sweep_glue")])
 def test_full_chooses_the_whole_grid(fresh: Path, full: str, experiment: str):
     assert sweep(fresh, f"FULL={full}").endswith(f"experiment={experiment}")
 

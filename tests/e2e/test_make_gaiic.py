@@ -34,12 +34,7 @@ def road(tmp_path: Path, root: Path):
             (tmp_path / ".venv" / mark).touch()
         environment = {k: v for k, v in os.environ.items() if "MAKE" not in k and k not in ("SEEDS", "KEEP")}
         done = subprocess.run(
-            ["make", "gaiic", *variables],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
+            ["make", "gaiic", *variables], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
         )
         return done.returncode, calls.read_text().splitlines()
 

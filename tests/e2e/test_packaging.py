@@ -48,9 +48,7 @@ def test_what_src_imports_is_declared(root: Path, project: dict):
     owners = packages_distributions()
     for file in (root / "src").rglob("*.py"):
         for name in imported(file) - optional:
-            assert {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared, (
-                f"{file}: {name}"
-            )
+            assert {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared, f"{file}: {name}"
 
 
 def test_the_data_archives_are_never_imported(root: Path):

@@ -68,14 +68,7 @@ def teacher(csv_folder, tmp_path_factory):
         f"task.{key}_file={csv_folder}/{name}.csv"
         for key, name in (("train", "train"), ("validation", "validation"), ("test", "test"))
     ]
-    words = [
-        "model=bert_tiny",
-        "task=csv",
-        *files,
-        "logger=csv",
-        "hardware.precision=32-true",
-        "name=teacher",
-    ]
+    words = ["model=bert_tiny", "task=csv", *files, "logger=csv", "hardware.precision=32-true", "name=teacher"]
     words += ["hardware.threads=1", "epochs=5", "batch_size=8", "lr=1e-3", "probe_steps=0", "seed=3"]
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
         patch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path_factory.mktemp("teacher")))

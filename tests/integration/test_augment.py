@@ -51,12 +51,7 @@ def test_two_processes_train_on_what_the_first_made(composed, monkeypatch):
     settings = identity.plain(cfg)
     monkeypatch.setattr(maker, "load_masked_lm", lambda folder: pytest.fail("loaded again"))
     rows, _ = build(settings["augment"])(
-        build_task(settings).splits.train,
-        task="csv",
-        leads=True,
-        device="cpu",
-        bf16=False,
-        tell=lambda done, of: None,
+        build_task(settings).splits.train, task="csv", leads=True, device="cpu", bf16=False, tell=lambda done, of: None
     )
     assert data["rows"]["train"] == data["augmented"]["rows_after"] == len(rows)
 
@@ -70,9 +65,7 @@ def test_cells_without_augmentation_are_who_they_were(composed):
     former = {key: value for key, value in settings.items() if key != "augment"}
     assert identity.identify(settings) == identity.identify(former)
     others = [composed(*QUICK), composed(*QUICK, "augment.p=0.5"), composed(*QUICK, "seed=1")]
-    assert (
-        len({identity.identify(identity.plain(cfg)) for cfg in others} | {identity.identify(settings)}) == 4
-    )
+    assert len({identity.identify(identity.plain(cfg)) for cfg in others} | {identity.identify(settings)}) == 4
 
 
 def test_by_the_command_line(cli, csv_folder):

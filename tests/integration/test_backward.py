@@ -47,10 +47,7 @@ def test_beneath_another_method(composed, overrides, most):
 def test_stored_exactly_it_trains_as_the_method_does(composed):
     """With gates, all rows and nothing rounded: the same losses, until rounding has grown."""
     losses = []
-    for name, more in (
-        ("own", ()),
-        ("late", ("backward=late", "backward.keep_frac=1", "backward.store=exact")),
-    ):
+    for name, more in (("own", ()), ("late", ("backward=late", "backward.keep_frac=1", "backward.store=exact"))):
         cfg = composed(
             "method=l0", "keep_frac=0.4", "method.prefinetune=0", *GATES[1:], "model.dropout=0",
             "model.attention_dropout=0", "steps=10", "lr=1e-4", f"name={name}", *more,
@@ -64,12 +61,7 @@ def test_stored_exactly_it_trains_as_the_method_does(composed):
 @pytest.mark.parametrize("recipe", ["hidden", "logits"])
 def test_under_a_teacher(composed, teacher, recipe):
     cfg = composed(
-        "method=distill_prune",
-        "keep_frac=0.4",
-        f"distill={recipe}",
-        f"distill.teacher={teacher}",
-        *LATE,
-        "steps=12",
+        "method=distill_prune", "keep_frac=0.4", f"distill={recipe}", f"distill.teacher={teacher}", *LATE, "steps=12"
     )
     found = run(cfg)
     assert found["teacher"]["scores"]["val/accuracy"] > 0.8
@@ -102,9 +94,7 @@ def test_identities_of_finished_cells_stay(composed):
     assert identity.identify(settings) == identity.identify(older)
     assert identity.cell(settings).label == identity.cell(older).label
     assert identity.cell(composed("method=lora", "backward=late")).label.startswith("lora+late_")
-    assert identity.identify(identity.plain(composed("method=nosp", "backward=late"))) != identity.identify(
-        older
-    )
+    assert identity.identify(identity.plain(composed("method=nosp", "backward=late"))) != identity.identify(older)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +113,7 @@ def test_a_killed_run_continues_bitwise(composed, monkeypatch, overrides):
 
 def test_a_cut_and_masked_model_recovers(composed):
     """Uneven layers of an l0 cell, then single weights of it masked: sizes and zeros stay."""
-    first = composed(
-        "method=l0", "keep_frac=0.3", "method.prefinetune=0", *GATES[1:], "steps=8", "name=first"
-    )
+    first = composed("method=l0", "keep_frac=0.3", "method.prefinetune=0", *GATES[1:], "steps=8", "name=first")
     run(first)
     folder, weights = identity.cell(first).folder, delivered(first)
     named = [name for name in weights if "encoder.layer" in name and weights[name].ndim == 2]

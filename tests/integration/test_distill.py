@@ -125,12 +125,7 @@ def test_nothing_of_the_group_counts_without_a_teacher(composed, teacher, tmp_pa
 
 
 def test_a_student_can_start_from_its_teacher(composed, teacher):
-    common = (
-        f"distill.teacher={teacher}",
-        "distill.start=teacher",
-        "model.dropout=0",
-        "model.attention_dropout=0",
-    )
+    common = (f"distill.teacher={teacher}", "distill.start=teacher", "model.dropout=0", "model.attention_dropout=0")
     cfg = composed(*common, "probe_steps=0", "steps=10", "lr=1e-12")
     run(cfg)
     first = {name: values[0] for name, values in figures(identity.cell(cfg).folder).items()}
@@ -223,9 +218,7 @@ def other_words(net, tokenizer):
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_training(composed, changed, monkeypatch, change, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     folder = changed(change)
     with pytest.raises(UserError, match=said):
         run(composed(f"distill.teacher={folder}"))
@@ -242,9 +235,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_training(composed, change
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, teacher, tmp_path, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     words = [word.format(teacher=teacher, empty=tmp_path) for word in overrides]
     with pytest.raises(UserError, match=said):
         run(composed(*words))
@@ -261,6 +252,4 @@ def test_a_regression_learns_from_both(composed, tmp_path):
     cfg = composed(*common, f"distill.teacher={identity.cell(first).folder}")
     found = run(cfg)
     path = figures(identity.cell(cfg).folder)
-    assert (
-        "val/pearson" in found["teacher"]["scores"] and path["loss/cls"][0] > 0 and path["loss/task"][0] > 0
-    )
+    assert "val/pearson" in found["teacher"]["scores"] and path["loss/cls"][0] > 0 and path["loss/task"][0] > 0

@@ -35,35 +35,25 @@ def check_zeros(cfg, keep: float) -> None:
         assert int(mask.sum()) == num_kept(keep, mask.numel())
         assert torch.equal(weights[name] != 0, mask)
     assert all(
-        (weight != 0).float().mean() > 0.9
-        for name, weight in weights.items()
-        if name not in masks and weight.ndim > 1
+        (weight != 0).float().mean() > 0.9 for name, weight in weights.items() if name not in masks and weight.ndim > 1
     )
 
 
 @pytest.mark.parametrize("steps", [1, 5, 30])
 def test_exact_zeros_through_the_optimizer_in_bf16(composed, steps):
     cfg = composed(
-        "method=distill_prune",
-        "keep_frac=0.05",
-        "probe_steps=0",
-        f"steps={steps}",
-        "hardware.precision=bf16-mixed",
+        "method=distill_prune", "keep_frac=0.05", "probe_steps=0", f"steps={steps}", "hardware.precision=bf16-mixed"
     )
     found = run(cfg)
     check_zeros(cfg, 0.05)
     kept = found["kept"]
-    assert (
-        kept["unit"] == "weights of the encoder's linears" and kept["of"] == "12 matrices (element, uniform)"
-    )
+    assert kept["unit"] == "weights of the encoder's linears" and kept["of"] == "12 matrices (element, uniform)"
     assert kept["achieved"] == pytest.approx(0.05, abs=1e-4) and kept["compression_encoder"] == pytest.approx(
         20, rel=0.01
     )
     zeros = sum(int((~mask).sum()) for mask in masks_of(cfg).values())
     assert found["size"]["params"] - found["size"]["nonzeros"] >= zeros
-    assert kept["compression_model"] == pytest.approx(
-        found["size"]["params"] / (found["size"]["params"] - zeros)
-    )
+    assert kept["compression_model"] == pytest.approx(found["size"]["params"] / (found["size"]["params"] - zeros))
 
 
 def test_a_frozen_mask_does_not_move_while_weights_do(composed, teacher, monkeypatch):
@@ -79,9 +69,7 @@ def test_a_frozen_mask_does_not_move_while_weights_do(composed, teacher, monkeyp
         log.append((self.frozen, mask.clone(), weight.detach().clone(), still, not weight.grad[~mask].any()))
 
     monkeypatch.setattr(ElementPruner, "after_step", after_step)
-    cfg = composed(
-        "method=distill_prune", f"distill.teacher={teacher}", *QUIET, "steps=20", "method.cool_down=0.3"
-    )
+    cfg = composed("method=distill_prune", f"distill.teacher={teacher}", *QUIET, "steps=20", "method.cool_down=0.3")
     run(cfg)
     assert [frozen for frozen, *_ in log] == [False] * 13 + [True] * 7
     last = log[13]
@@ -109,33 +97,16 @@ def test_other_scores_and_structures(composed, overrides):
     keep = 0.5 if "keep_frac=0.5" in overrides else 0.2
     kept, size = sum(int(m.sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
     block = 32 * 32 if "method.structure=block" in overrides else 1
-    assert (
-        kept / size == pytest.approx(keep, abs=0.02)
-        if block > 1
-        else kept == pytest.approx(keep * size, abs=6)
-    )
+    assert kept / size == pytest.approx(keep, abs=0.02) if block > 1 else kept == pytest.approx(keep * size, abs=6)
     assert all(not weights[name][~mask].any() for name, mask in masks.items())
     assert found["kept"]["achieved"] == kept / size
 
 
-@pytest.mark.parametrize(
-    ("method", "step"), [("distill_prune", 4), ("distill_prune", 19), ("sparsebert", 17)]
-)
+@pytest.mark.parametrize(("method", "step"), [("distill_prune", 4), ("distill_prune", 19), ("sparsebert", 17)])
 def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, step):
     """Killed on the ramp, and when the mask is frozen; scores with a memory, a teacher whose dropout draws."""
-    more = (
-        ("method.score=fisher", "method.scope=global", "distill=tinybert")
-        if method == "distill_prune"
-        else ()
-    )
-    overrides = [
-        f"method={method}",
-        *QUIET,
-        *more,
-        f"distill.teacher={teacher}",
-        "checkpoint_every=3",
-        "eval_every=7",
-    ]
+    more = ("method.score=fisher", "method.scope=global", "distill=tinybert") if method == "distill_prune" else ()
+    overrides = [f"method={method}", *QUIET, *more, f"distill.teacher={teacher}", "checkpoint_every=3", "eval_every=7"]
     overrides += ["model.dropout=0.1"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
@@ -148,9 +119,7 @@ def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, st
     for of in (weights_of, masks_of):
         one, two = of(whole), of(broken)
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    one, two = (
-        json.loads((identity.cell(cfg).folder / "results.json").read_text()) for cfg in (whole, broken)
-    )
+    one, two = (json.loads((identity.cell(cfg).folder / "results.json").read_text()) for cfg in (whole, broken))
     assert one["scores"] == two["scores"] and one["kept"] == two["kept"]
 
 
@@ -173,9 +142,7 @@ def test_sparsebert_keeps_the_last_model_and_reloads_with_its_head(composed, tea
     found = run(cfg)
     weights, masks = weights_of(cfg), masks_of(cfg)
     assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())
-    assert found["kept"]["achieved"] == pytest.approx(
-        0.2, abs=1e-3
-    )  # its last change comes before its last step
+    assert found["kept"]["achieved"] == pytest.approx(0.2, abs=1e-3)  # its last change comes before its last step
     assert found["cost"]["best_step"] == 16
     assert found["config"]["distill"]["name"] == "sparsebert"
     folder = identity.cell(cfg).folder
@@ -209,9 +176,7 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
     assert not any((masks_of(second)[name] & ~mask).any() for name, mask in masks_of(first).items())
     export = identity.cell(second).folder / found["export"]["path"]
     state, weights = load_state(export), weights_of(second)
-    assert all(
-        torch.equal(state[name].view(torch.int32), weights[name].view(torch.int32)) for name in weights
-    )
+    assert all(torch.equal(state[name].view(torch.int32), weights[name].view(torch.int32)) for name in weights)
     assert found["export"]["bytes"] < found["size"]["bytes_on_disk"]
     net = load_packed(export)
     assert all(torch.equal(weight, net.state_dict()[name]) for name, weight in weights.items())
@@ -281,8 +246,6 @@ def check_ruler(folder, found, capsys) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))

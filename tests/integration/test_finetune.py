@@ -106,9 +106,7 @@ def test_dropout_is_on_while_training(composed, monkeypatch):
 def test_epochs_0_evaluates_what_a_run_left(composed):
     base = composed("method=nosp")
     first = run(base)
-    again = run(
-        composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again")
-    )
+    again = run(composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again"))
     assert again["scores"] == first["scores"]
 
 
@@ -118,13 +116,7 @@ def test_epochs_0_asks_for_the_head_of_the_run(composed, csv_folder, tmp_path):
     lines = (csv_folder / "train.csv").read_text().splitlines()
     (tmp_path / "three.csv").write_text("\n".join([*lines, "neither,neutral", "nor,neutral"]) + "\n")
     other = [f"task.{key}_file={tmp_path}/three.csv" for key in ("train", "validation", "test")]
-    chain = (
-        "model=from_run",
-        f"model.run={identity.cell(base).folder}",
-        *other,
-        "name=again",
-        "probe_steps=0",
-    )
+    chain = ("model=from_run", f"model.run={identity.cell(base).folder}", *other, "name=again", "probe_steps=0")
     with pytest.raises(UserError, match=r"of task=csv, has no head that fits this task \(classifier\.bias"):
         run(composed("epochs=0", *chain))
     assert run(composed("steps=1", *chain))["status"] == "done"
@@ -132,9 +124,7 @@ def test_epochs_0_asks_for_the_head_of_the_run(composed, csv_folder, tmp_path):
 
 def test_accumulated_batches_are_the_same_step(composed):
     one = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3"))
-    two = run(
-        composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3", "accumulate=2")
-    )
+    two = run(composed("method=nosp", "model.dropout=0", "model.attention_dropout=0", "steps=3", "accumulate=2"))
     assert one["cost"]["steps"] == two["cost"]["steps"] == 3
     assert abs(one["scores"]["val/loss"] - two["scores"]["val/loss"]) < 0.05
 
@@ -142,9 +132,7 @@ def test_accumulated_batches_are_the_same_step(composed):
 def test_a_nan_loss_stops_the_run_and_says_at_which_step(composed):
     cfg = composed("lr=1", "clip=null", "weight_decay=0")
     original = FineTune.losses
-    FineTune.losses = lambda self, batch, outputs: (
-        {"bad": torch.tensor(float("nan"))} if self.global_step == 2 else {}
-    )
+    FineTune.losses = lambda self, batch, outputs: {"bad": torch.tensor(float("nan"))} if self.global_step == 2 else {}
     try:
         with pytest.raises(UserError, match="step 2"):
             run(cfg)

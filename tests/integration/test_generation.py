@@ -99,9 +99,7 @@ def test_what_is_delivered_is_what_was_scored(e2e):
         0, prompt.shape[1] :
     ]
     text = tokenizer.decode(new, skip_special_tokens=True)
-    if len(set(new.tolist())) == len(
-        new
-    ):  # else the ban on repeated runs, which is the task's own, had a say
+    if len(set(new.tolist())) == len(new):  # else the ban on repeated runs, which is the task's own, had a say
         assert text == one["generated"]
     assert one["generated"]
 
@@ -157,16 +155,11 @@ PRUNERS = ("magnitude", "random_prune", "layer_drop", "taylor", "l0")
 @pytest.mark.parametrize("model", SMALL)
 @pytest.mark.parametrize("method", PRUNERS)
 def test_pruned_decoders_are_cut_delivered_and_generate(e2e, model, method):
-    fast = (
-        ("method.gate_lr=2.0", "method.multiplier_lr=2.0") if method == "l0" else ("method.settled_at=0.5",)
-    )
+    fast = ("method.gate_lr=2.0", "method.multiplier_lr=2.0") if method == "l0" else ("method.settled_at=0.5",)
     cfg = e2e(f"method={method}", "keep_frac=0.5", *fast, "task.beams=1", model=model)
     found = run(cfg)
     assert 0.3 < found["kept"]["achieved"] <= 0.5
-    assert (
-        found["kept"]["unit"] == "weights of the decoder's linears"
-        and found["kept"]["of"] == "the dense decoder"
-    )
+    assert found["kept"]["unit"] == "weights of the decoder's linears" and found["kept"]["of"] == "the dense decoder"
     assert found["size"]["params"] < found["size"]["params_dense"]
     net = AutoModelForCausalLM.from_pretrained(folder_of(cfg) / "model")
     assert net.config.model_type == f"pruned_{model.removesuffix('_tiny')}"
@@ -178,13 +171,7 @@ def test_what_is_said_is_scored_alike_at_any_batch_size(e2e, model, monkeypatch)
     found = []
     original = TaylorPrune.scores
     monkeypatch.setattr(TaylorPrune, "scores", lambda self: found.append(original(self)) or found[-1])
-    pruning = (
-        "method=taylor",
-        "keep_frac=0.5",
-        "method.begin=0",
-        "method.settled_at=0",
-        "method.iterations=1",
-    )
+    pruning = ("method=taylor", "keep_frac=0.5", "method.begin=0", "method.settled_at=0", "method.iterations=1")
     for size in (2, 12):
         once = ("epochs=0", "steps=null", "task.beams=1", "task.eval_examples=1", f"batch_size={size}")
         run(e2e(*pruning, *once, "method.score_rows=24", model=model))
@@ -208,16 +195,12 @@ def test_a_decoder_loses_the_tokens_that_no_training_text_has(e2e, model):
     old = torch.tensor(tokenizers[0].convert_tokens_to_ids(words))
     rows = list(csv.DictReader((E2E / "trainset.csv").read_text().splitlines()))
     for row in rows[::8]:
-        before, after = (
-            torch.tensor([one(f"{row['mr']}\nText: {row['ref']}")["input_ids"]]) for one in tokenizers
-        )
+        before, after = (torch.tensor([one(f"{row['mr']}\nText: {row['ref']}")["input_ids"]]) for one in tokenizers)
         assert torch.equal(old[after], before)
         with torch.no_grad():
             torch.testing.assert_close(nets[1](after).logits, nets[0](before).logits[..., old])
     assert len(examples_of(cut)["test"]) == 1
-    ends = [
-        one.convert_ids_to_tokens(net.config.eos_token_id) for one, net in zip(tokenizers, nets, strict=True)
-    ]
+    ends = [one.convert_ids_to_tokens(net.config.eos_token_id) for one, net in zip(tokenizers, nets, strict=True)]
     assert ends[0] == ends[1]
 
 
@@ -244,9 +227,7 @@ def test_sparse_backward_runs_on_a_llama(e2e):
     ],
 )
 def test_what_is_not_for_decoders_is_said(e2e, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=said):
         run(e2e(*overrides))
 

@@ -19,9 +19,7 @@ FEW = ("probe_steps=0", "model.dropout=0.1")
 
 
 @pytest.mark.parametrize(
-    "method",
-    [("late", "method.budget=0.3"), ("wta", "method.gradient_norms=true"), ("recompute_gelu",)],
-    ids=str,
+    "method", [("late", "method.budget=0.3"), ("wta", "method.gradient_norms=true"), ("recompute_gelu",)], ids=str
 )
 def test_a_killed_run_continues_bitwise(composed, monkeypatch, method):
     """In the second epoch, where wta goes by the gradients of the first."""
@@ -35,11 +33,7 @@ def test_gradient_norms_change_what_is_kept_from_the_second_epoch_on(composed):
     for steps, equal in ((12, True), (20, False)):
         two = [
             composed(
-                *first,
-                f"method.gradient_norms={value}",
-                f"steps={steps}",
-                f"eval_every={steps}",
-                f"name=n{steps}",
+                *first, f"method.gradient_norms={value}", f"steps={steps}", f"eval_every={steps}", f"name=n{steps}"
             )
             for value in ("true", "false")
         ]
@@ -58,18 +52,14 @@ def test_zeros_of_a_pruned_model_stay(composed):
     Masks(masks).save(folder / "model")
     again = composed("method=late", "keep_frac=0.5", "model=from_run", f"model.run={folder}", "steps=6", *FEW)
     found, after = run(again), delivered(again)
-    assert all(
-        (after[name][~mask] == 0).all() and (after[name][mask] != 0).any() for name, mask in masks.items()
-    )
+    assert all((after[name][~mask] == 0).all() and (after[name][mask] != 0).any() for name, mask in masks.items())
     assert found["size"]["nonzeros"] < found["size"]["params"]
 
 
 def test_a_cut_model_is_trained_further(composed):
     cut = composed("method=magnitude", "keep_frac=0.4", "steps=4", "name=first", *FEW)
     run(cut)
-    cfg = composed(
-        "method=late", "keep_frac=0.3", "model=from_run", f"model.run={identity.cell(cut).folder}", *FEW
-    )
+    cfg = composed("method=late", "keep_frac=0.3", "model=from_run", f"model.run={identity.cell(cut).folder}", *FEW)
     found = run(cfg)
     assert {name: w.shape for name, w in delivered(cfg).items()} == {
         name: w.shape for name, w in delivered(cut).items()
@@ -100,16 +90,7 @@ def test_bad_settings_are_found_before_anything_is_loaded(composed, setting, sai
 
 def test_the_bench_runs_and_its_record_has_what_is_promised(root, tmp_path):
     out = tmp_path / "rows.json"
-    command = [
-        "-m",
-        "tests.bench.bench_backward",
-        "--quick",
-        "--threads",
-        "1",
-        "--no-fidelity",
-        "--dtypes",
-        "fp32",
-    ]
+    command = ["-m", "tests.bench.bench_backward", "--quick", "--threads", "1", "--no-fidelity", "--dtypes", "fp32"]
     command += ["--batches", "full", "padded", "--groups", "baselines", "late", "--out", str(out)]
     subprocess.run([sys.executable, *command], cwd=root, check=True, capture_output=True, timeout=250)
     rows = json.loads(out.read_text())

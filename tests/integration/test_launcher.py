@@ -34,9 +34,7 @@ class Standin:
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         command = [sys.executable, "-m", "src.main", *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
-        return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, stdin=subprocess.DEVNULL, **options
-        )
+        return subprocess.Popen(command, cwd=self.root, env=self.environment, stdin=subprocess.DEVNULL, **options)
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)

@@ -22,9 +22,7 @@ SPARSE = (*SMALL, "method=lora_sparse", "method.sparse=16", "keep_frac=0.5", "pr
 
 def outcome(cfg) -> tuple[dict, dict]:
     folder = identity.cell(cfg).folder
-    return load_file(folder / "model" / "model.safetensors"), json.loads(
-        (folder / "results.json").read_text()
-    )
+    return load_file(folder / "model" / "model.safetensors"), json.loads((folder / "results.json").read_text())
 
 
 def test_lora_delivers_a_plain_model_of_the_scores_it_had(composed):
@@ -35,9 +33,7 @@ def test_lora_delivers_a_plain_model_of_the_scores_it_had(composed):
     # 2 layers, query and value of 128 x 128, rank 4; a classifier of 2 x 128 + 2
     assert kept["trained_params"] == 2 * 2 * 2 * 4 * 128 + 258
     assert kept["gradient_bytes"] == 4 * kept["trained_params"]
-    assert kept["optimizer_bytes"] == pytest.approx(
-        8 * kept["trained_params"], rel=0.01
-    )  # and a step counter each
+    assert kept["optimizer_bytes"] == pytest.approx(8 * kept["trained_params"], rel=0.01)  # and a step counter each
     net, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not info["unexpected_keys"] and not adapted(net)
 
@@ -127,18 +123,10 @@ def test_updates_go_out_to_peft_and_come_in_again(composed):
     folder = identity.cell(first).folder
     assert found["export"]["path"] == "export/peft"
     again = composed(
-        "method=lora",
-        *SMALL,
-        "model=from_run",
-        f"model.run={folder}",
-        "epochs=0",
-        "name=again",
-        "method.merge=keep",
+        "method=lora", *SMALL, "model=from_run", f"model.run={folder}", "epochs=0", "name=again", "method.merge=keep"
     )
     assert run(again)["scores"] == found["scores"]
-    started = composed(
-        "method=lora", *SMALL, f"method.adapter={folder}/export/peft", "steps=1", "name=started"
-    )
+    started = composed("method=lora", *SMALL, f"method.adapter={folder}/export/peft", "steps=1", "name=started")
     assert run(started)["status"] == "done"
     weights = load_file(folder / "model" / "model.safetensors")
     assert any(name.endswith(".updates.query.u") and tensor.any() for name, tensor in weights.items())
@@ -151,9 +139,7 @@ def test_every_selector_from_the_command_line(composed):
     for selector in ("gradient", "svd_residual", "magnitude"):
         cfg = composed(*SPARSE, "keep_frac=1", f"method.selector={selector}", "method.merge=keep", "steps=1")
         run(cfg)
-        chosen[selector] = outcome(cfg)[0][
-            "bert.encoder.layer.0.attention.self.query.updates.query.positions"
-        ]
+        chosen[selector] = outcome(cfg)[0]["bert.encoder.layer.0.attention.self.query.updates.query.positions"]
     assert all(len(positions) == 16 for positions in chosen.values())
     assert not torch.equal(chosen["gradient"], chosen["magnitude"])
 
@@ -162,10 +148,7 @@ def test_every_selector_from_the_command_line(composed):
 def test_a_decoder_with_fused_linears(composed, method):
     sparse = SPARSE if method == "lora_sparse" else DSEE
     cfg = composed(
-        *sparse,
-        "model=gpt2_tiny",
-        "steps=5",
-        "method.coefficient_lr=0.1" if method != "lora_sparse" else "lr=1e-3",
+        *sparse, "model=gpt2_tiny", "steps=5", "method.coefficient_lr=0.1" if method != "lora_sparse" else "lr=1e-3"
     )
     found = run(cfg)
     assert found["kept"]["achieved"] == pytest.approx(0.5, abs=1e-5)
@@ -201,12 +184,7 @@ def test_heads_and_neurons_are_cut_in_exact_numbers(composed, overrides):
 RESUMED = {
     "lora": ("method=lora", *SMALL),
     "one_shot": (*SPARSE, "method.settled_at=0.6"),
-    "cubic": (
-        *SPARSE,
-        "method.schedule=cubic",
-        "method.merge=sparse_by_construction",
-        "method.settled_at=0.8",
-    ),
+    "cubic": (*SPARSE, "method.schedule=cubic", "method.merge=sparse_by_construction", "method.settled_at=0.8"),
     "structured": (*DSEE, "method.settled_at=0.5", "method.coefficient_lr=0.1"),
 }
 
@@ -238,9 +216,7 @@ TWO = {
 }
 
 
-@pytest.mark.parametrize(
-    "arm", ["cubic", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("lora", "w_delta"))]
-)
+@pytest.mark.parametrize("arm", ["cubic", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("lora", "w_delta"))])
 def test_two_processes_equal_one(composed, arm):
     common = ["model.dropout=0", "model.attention_dropout=0", "steps=8", "eval_every=4", "accumulate=2"]
     one = composed(*TWO[arm], *common, "name=one", "probe_steps=0")
@@ -252,9 +228,7 @@ def test_two_processes_equal_one(composed, arm):
         other = weights_of_two[name]
         same = (weight == 0) == (other == 0)  # of weights that matter equally, rounding chooses
         assert same.float().mean() > 0.999, name
-        torch.testing.assert_close(
-            other[same], weight[same], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(other[same], weight[same], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     scores, scores_of_two = (found["scores"]["test/accuracy"] for found in (results, results_of_two))
     assert scores_of_two == pytest.approx(scores, abs=1 / 32)
     assert results_of_two["kept"]["unmerged_test_accuracy"] == pytest.approx(
@@ -289,8 +263,6 @@ def test_coefficients_on_two_processes(composed):
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))

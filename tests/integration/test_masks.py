@@ -26,9 +26,7 @@ def masked(composed):
 def test_zeros_stay(composed, masked, method):
     folder, masks = masked
     more = ("method.gate_lr=2", "method.prefinetune=0.1") if method == "l0" else ()
-    cfg = composed(
-        f"method={method}", *more, "keep_frac=0.5", "model=from_run", f"model.run={folder}", "probe_steps=0"
-    )
+    cfg = composed(f"method={method}", *more, "keep_frac=0.5", "model=from_run", f"model.run={folder}", "probe_steps=0")
     found = run(cfg)
     delivered = identity.cell(cfg).folder / "model"
     weights, after = load_file(delivered / "model.safetensors"), load_file(delivered / FILE)

@@ -64,13 +64,7 @@ def test_a_model_that_saw_a_tasks_rows_is_not_judged_on_it(composed, glue_data):
     folder = identity.cell(composed("epochs=1")).folder
     tuned["provenance"]["trained_on"] = ["rotten_tomatoes"]
     results.write(folder, tuned)
-    overrides = [
-        "task=sst2",
-        f"task.data_dir={glue_data}",
-        "task.rows=64",
-        "model=from_run",
-        f"model.run={folder}",
-    ]
+    overrides = ["task=sst2", f"task.data_dir={glue_data}", "task.rows=64", "model=from_run", f"model.run={folder}"]
     cfg = composed_task(overrides)
     with pytest.raises(UserError, match="shares rows with rotten_tomatoes"):
         run(cfg)

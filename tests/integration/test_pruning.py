@@ -39,12 +39,8 @@ def test_what_is_asked_is_what_the_delivered_model_has(composed, method):
     net = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     assert net.config.model_type == "pruned_bert"
     lines = dict(line.split(": ") for line in (folder / "info.txt").read_text().splitlines())
-    assert float(lines["encoder_linear_weights_keep_frac"]) == pytest.approx(
-        found["kept"]["achieved"], abs=1e-6
-    )
-    assert (
-        int(lines["model_params_kept"]) == sum(p.numel() for p in net.parameters()) == found["size"]["params"]
-    )
+    assert float(lines["encoder_linear_weights_keep_frac"]) == pytest.approx(found["kept"]["achieved"], abs=1e-6)
+    assert int(lines["model_params_kept"]) == sum(p.numel() for p in net.parameters()) == found["size"]["params"]
     assert int(lines["model_params_dense"]) == found["size"]["params_dense"]
 
 
@@ -53,9 +49,7 @@ def test_keep_frac_1_is_dense_fine_tuning(composed, method):
     dense, pruned = composed("method=nosp", "steps=5"), composed(*settings(method), "keep_frac=1", "steps=5")
     run(dense)
     found = run(pruned)
-    weights, own = (
-        load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (dense, pruned)
-    )
+    weights, own = (load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (dense, pruned))
     assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in weights)
     assert found["kept"]["achieved"] == 1.0
 
@@ -71,9 +65,7 @@ def test_the_constraint_is_reached_and_its_path_is_logged(composed):
     assert path["kept/expected"][0] > 0.9 and path["kept/expected"][-1] == pytest.approx(0.4, abs=0.06)
     assert max(path["loss/lambda1"]) > 0 and path["loss/lambda2"][-1] > 0
     assert path["loss/lr_gates"][1:-2] == pytest.approx([0.3] * len(path["loss/lr_gates"][1:-2]))
-    assert (
-        path["loss/lr_gates"][0] == path["loss/lr_multipliers"][-1] == 0
-    )  # before prefinetune ends, when settled
+    assert path["loss/lr_gates"][0] == path["loss/lr_multipliers"][-1] == 0  # before prefinetune ends, when settled
     assert path["kept/achieved"][-1] <= 0.4
 
 
@@ -93,13 +85,7 @@ def test_the_target_of_a_model_that_was_cut_begins_at_what_it_has(composed):
 @pytest.mark.parametrize("method", ["l0", "l0_factorized", "magnitude"])
 def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
     """Killed before the gates are on, while they are trained, and after the structure is chosen."""
-    overrides = [
-        *settings(method),
-        "keep_frac=0.5",
-        "checkpoint_every=3",
-        "model.dropout=0.1",
-        "eval_every=7",
-    ]
+    overrides = [*settings(method), "keep_frac=0.5", "checkpoint_every=3", "model.dropout=0.1", "eval_every=7"]
     overrides += ["method.prefinetune=0.25"] if method != "magnitude" else ["method.settled_at=0.6"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
@@ -138,9 +124,7 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=said):
         run(composed(*overrides))
 
@@ -193,13 +177,7 @@ def test_latency_is_held_against_the_dense_original(composed, monkeypatch):
 
     monkeypatch.setattr("keepfrac.measurement.costs.forward_seconds", forward_seconds)
     again = run(
-        composed(
-            "method=nosp",
-            "model=from_run",
-            f"model.run={identity.cell(cfg).folder}",
-            "steps=2",
-            "probe_steps=1",
-        )
+        composed("method=nosp", "model=from_run", f"model.run={identity.cell(cfg).folder}", "steps=2", "probe_steps=1")
     )
     size = again["size"]
     assert timed == {"latency_seconds": size["params"], "latency_seconds_dense": size["params_dense"]}
@@ -277,16 +255,10 @@ def test_factors_can_be_left_where_one_linear_would_be_smaller(composed):
     assert len(AutoModelForSequenceClassification.from_pretrained(whole / "model").config.low_rank or {}) < 12
 
 
-@pytest.mark.parametrize(
-    ("cost", "unit"), [("macs", "MACs of the encoder at 16 tokens"), ("latency", "ms of the")]
-)
+@pytest.mark.parametrize(("cost", "unit"), [("macs", "MACs of the encoder at 16 tokens"), ("latency", "ms of the")])
 def test_other_costs(composed, cost, unit):
     cfg = composed(
-        *settings("l0"),
-        f"method.cost={cost}",
-        "method.length=16",
-        "method.latency.repeats=1",
-        "keep_frac=0.5",
+        *settings("l0"), f"method.cost={cost}", "method.length=16", "method.latency.repeats=1", "keep_frac=0.5"
     )
     found = run(cfg)
     assert found["kept"]["achieved"] <= 0.5 and found["kept"]["unit"].startswith(unit)
@@ -320,18 +292,14 @@ def test_a_form_that_cannot_hold_the_model_is_refused_and_the_model_is_there(com
         assert found is not None and found["status"] == "done" and found["scores"]["test/accuracy"] >= 0
         assert re.search(hint, found["export"]["error"]) and "path" not in found["export"]
     assert "WARNING export=stock_uniform was not written" in (folder / "run.log").read_text()
-    again = composed(
-        "epochs=0", "model=from_run", f"model.run={folder}", "export=stock_padded", "probe_steps=0"
-    )
+    again = composed("epochs=0", "model=from_run", f"model.run={folder}", "export=stock_padded", "probe_steps=0")
     path = identity.cell(again).folder / run(again)["export"]["path"]
     net = AutoModelForSequenceClassification.from_pretrained(path)
     assert len(AutoTokenizer.from_pretrained(path)) == net.config.vocab_size
 
 
 def test_whole_layers_go_where_they_alone_have_gates(composed):
-    cfg = composed(
-        *settings("l0"), "method.families=[layers]", "method.drop_empty=true", "keep_frac=0.5", "steps=12"
-    )
+    cfg = composed(*settings("l0"), "method.families=[layers]", "method.drop_empty=true", "keep_frac=0.5", "steps=12")
     found = run(cfg)
     net = AutoModelForSequenceClassification.from_pretrained(identity.cell(cfg).folder / "model")
     assert found["kept"]["achieved"] == 0.5 and net.config.num_hidden_layers == 1
@@ -339,13 +307,7 @@ def test_whole_layers_go_where_they_alone_have_gates(composed):
 
 def test_multipliers_may_begin_anew(composed, monkeypatch):
     """A killed run ends as the uninterrupted one, the multipliers' path among it."""
-    overrides = (
-        *settings("l0"),
-        "keep_frac=0.5",
-        "method.anti_windup=true",
-        "checkpoint_every=3",
-        "steps=30",
-    )
+    overrides = (*settings("l0"), "keep_frac=0.5", "method.anti_windup=true", "checkpoint_every=3", "steps=30")
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     with monkeypatch.context() as patch:

@@ -70,15 +70,12 @@ def by_hand(settings: dict) -> dict[str, torch.Tensor]:
         optimizer.step()
         optimizer.zero_grad()
         decay = min(settings["ema"] or 0.0, (2 + step) / (11 + step))
-        average = {
-            name: decay * average[name] + (1 - decay) * p.detach() for name, p in net.named_parameters()
-        }
+        average = {name: decay * average[name] + (1 - decay) * p.detach() for name, p in net.named_parameters()}
     return average
 
 
 @pytest.mark.parametrize(
-    "options",
-    [("fgm=0.5", "accumulate=2"), ("ema=0.9",), ("fgm=0.5", "ema=0.9", "layer_decay=0.7")],
+    "options", [("fgm=0.5", "accumulate=2"), ("ema=0.9",), ("fgm=0.5", "ema=0.9", "layer_decay=0.7")]
 )
 def test_it_is_what_one_would_write_in_torch(composed, options):
     cfg = composed("method=nosp", *STILL, *options, "steps=3", "eval_every=3")
@@ -106,9 +103,7 @@ def test_r_drop_adds_the_divergence_and_means_the_losses(composed, monkeypatch):
 
 def test_off_they_change_no_identity(composed):
     settings = identity.plain(composed("method=nosp"))
-    former = {
-        key: value for key, value in settings.items() if key not in ("fgm", "ema", "r_drop", "layer_decay")
-    }
+    former = {key: value for key, value in settings.items() if key not in ("fgm", "ema", "r_drop", "layer_decay")}
     assert identity.identify(settings) == identity.identify(former)
     on = {identity.cell(composed("method=nosp", option)).identity for option in EACH}
     assert len(on) == 4 and identity.identify(settings) not in on
@@ -137,14 +132,7 @@ def test_r_drop_without_dropout_ends_before_training(composed):
 
 
 def test_killed_run_continues_bitwise(composed, monkeypatch):
-    overrides = [
-        "method=norm",
-        *EACH,
-        "checkpoint_every=3",
-        "model.dropout=0.1",
-        "eval_every=7",
-        "probe_steps=0",
-    ]
+    overrides = ["method=norm", *EACH, "checkpoint_every=3", "model.dropout=0.1", "eval_every=7", "probe_steps=0"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     with monkeypatch.context() as patch:
@@ -155,9 +143,7 @@ def test_killed_run_continues_bitwise(composed, monkeypatch):
     run(broken)
     weights, again = weights_of(whole), weights_of(broken)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    scores = [
-        json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)
-    ]
+    scores = [json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)]
     assert scores[0] == scores[1]
 
 
@@ -167,9 +153,7 @@ def test_what_is_scored_while_training_is_what_is_delivered(composed):
     found = run(cfg)
     lines = (identity.cell(cfg).folder / "metrics.csv").read_text().splitlines()
     scored = [float(line.split(",")[2]) for line in lines if ",val/loss," in line]
-    assert any(
-        score == pytest.approx(found["scores"]["val/loss"], abs=1e-6) for score in scores_in_fit(scored)
-    )
+    assert any(score == pytest.approx(found["scores"]["val/loss"], abs=1e-6) for score in scores_in_fit(scored))
 
 
 def scores_in_fit(scored: list[float]) -> list[float]:
@@ -188,16 +172,7 @@ def test_the_average_is_delivered_also_without_a_validation(composed):
 
 def test_two_processes_equal_one(composed):
     """All but r_drop, which needs dropout: that is each process's own."""
-    common = [
-        "method=nosp",
-        *STILL,
-        "fgm=0.5",
-        "ema=0.9",
-        "layer_decay=0.7",
-        "steps=4",
-        "eval_every=2",
-        "accumulate=2",
-    ]
+    common = ["method=nosp", *STILL, "fgm=0.5", "ema=0.9", "layer_decay=0.7", "steps=4", "eval_every=2", "accumulate=2"]
     one, two = composed(*common, "name=one"), composed(*common, "hardware=cpus", "name=two")
     run(one)
     run(two)
@@ -208,9 +183,7 @@ def test_two_processes_equal_one(composed):
 
 @pytest.mark.parametrize("method", ["norm", "late", "l0"])
 def test_every_method_takes_them_all(composed, method):
-    found = run(
-        composed(f"method={method}", *EACH, "steps=6", "hardware.precision=bf16-mixed", "keep_frac=0.5")
-    )
+    found = run(composed(f"method={method}", *EACH, "steps=6", "hardware.precision=bf16-mixed", "keep_frac=0.5"))
     assert found["status"] == "done" and found["cost"]["steps"] == 6
 
 

@@ -49,9 +49,7 @@ def check_killed_run_continues(whole, broken, monkeypatch) -> None:
 
 def outcome(cfg) -> tuple[dict, dict]:
     folder = identity.cell(cfg).folder
-    return load_file(folder / "model" / "model.safetensors"), json.loads(
-        (folder / "results.json").read_text()
-    )
+    return load_file(folder / "model" / "model.safetensors"), json.loads((folder / "results.json").read_text())
 
 
 @pytest.mark.parametrize("step", [5, 17])
@@ -75,7 +73,6 @@ def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
     assert results["scores"] == results_again["scores"]
     steps = [line.split(",")[:2] for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == [
-        line.split(",")[:2]
-        for line in (identity.cell(whole).folder / "metrics.csv").read_text().splitlines()[1:]
+        line.split(",")[:2] for line in (identity.cell(whole).folder / "metrics.csv").read_text().splitlines()[1:]
     ]
     assert not (folder / CHECKPOINT).exists()

@@ -103,9 +103,7 @@ def test_fine_tuning_goes_on_with_the_same_words(pretrained, fine_tuned):
     before, after = (AutoTokenizer.from_pretrained(path / "model") for path in (pretrained[1], folder))
     assert before.get_vocab() == after.get_vocab()
     scores = results["scores"]
-    assert scores["val/legacy_one_minus_2mlogloss"] == pytest.approx(
-        2 * scores["val/one_minus_mlogloss"] - 1, abs=1e-6
-    )
+    assert scores["val/legacy_one_minus_2mlogloss"] == pytest.approx(2 * scores["val/one_minus_mlogloss"] - 1, abs=1e-6)
     assert scores["test/temperature"] == scores["val/temperature"]
     assert scores["val/scaled_one_minus_mlogloss"] >= scores["val/one_minus_mlogloss"] - 1e-6
     assert scores["val/one_minus_mlogloss"] == pytest.approx(1 - scores["val/loss"], abs=1e-5)
@@ -159,13 +157,7 @@ def test_rows_of_masked_tokens_are_scored_alike_at_any_batch_size(stage, pretrai
     found = []
     original = TaylorPrune.scores
     monkeypatch.setattr(TaylorPrune, "scores", lambda self: found.append(original(self)) or found[-1])
-    pruning = [
-        "method=taylor",
-        "keep_frac=0.5",
-        "method.begin=0",
-        "method.settled_at=0",
-        "method.iterations=1",
-    ]
+    pruning = ["method=taylor", "keep_frac=0.5", "method.begin=0", "method.settled_at=0", "method.iterations=1"]
     going_on = ["model=from_run", f"model.run={pretrained[1]}", "epochs=0", "steps=null"]
     for size in (2, 20):
         sizes = [f"batch_size={size}", "method.score_rows=40", "task.mask_frac=0.5"]
@@ -204,9 +196,7 @@ def test_a_fold_goes_the_whole_road_alone(stage):
 
 
 def test_r_drop_says_before_training_that_it_is_not_for_masked_tokens(stage, monkeypatch):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match="r_drop on a task of masked_lm"):
         stage(*MLM, "r_drop=1.0")
 

@@ -103,9 +103,7 @@ def test_fine_tune_prune_and_recover_as_runs(composed):
     )  # fmt: skip
     found = run(cut)
     assert 0.48 < found["kept"]["achieved"] <= 0.5
-    more = composed(
-        "method=nosp", "name=more", "model=from_run", f"model.run={identity.cell(cut).folder}", "epochs=1"
-    )
+    more = composed("method=nosp", "name=more", "model=from_run", f"model.run={identity.cell(cut).folder}", "epochs=1")
     assert run(more)["size"]["params"] == found["size"]["params"] < found["size"]["params_dense"]
 
 
@@ -165,8 +163,6 @@ def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
     ],
 )
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr(
-        "keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained")
-    )
+    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
     with pytest.raises(UserError, match=said):
         run(composed("method=taylor", *overrides))

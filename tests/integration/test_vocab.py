@@ -53,13 +53,10 @@ def test_on_training_texts_the_logits_are_those_of_the_whole_model(composed, csv
 
 
 def test_it_trains_measures_and_goes_on_by_other_methods(composed):
-    first = composed(
-        "method=vocab", "name=first", "epochs=1", "method.min_count=3", "method.characters=false"
-    )
+    first = composed("method=vocab", "name=first", "epochs=1", "method.min_count=3", "method.characters=false")
     found = run(first)
     assert (
-        found["cost"]["saved_bytes"] > 0
-        and "kept/tokens" in (identity.cell(first).folder / "metrics.csv").read_text()
+        found["cost"]["saved_bytes"] > 0 and "kept/tokens" in (identity.cell(first).folder / "metrics.csv").read_text()
     )
     then = composed(
         "method=magnitude", "keep_frac=0.5", "name=then", "epochs=1", "model=from_run",
@@ -67,18 +64,13 @@ def test_it_trains_measures_and_goes_on_by_other_methods(composed):
     )  # fmt: skip
     cut = run(then)
     assert (
-        cut["size"]["params_dense"]
-        == found["size"]["params_dense"]
-        > found["size"]["params"]
-        > cut["size"]["params"]
+        cut["size"]["params_dense"] == found["size"]["params_dense"] > found["size"]["params"] > cut["size"]["params"]
     )
     again = composed(
         "method=vocab", "epochs=0", "name=again", "model=from_run", f"model.run={identity.cell(then).folder}"
     )
     last = run(again)
-    assert (
-        last["kept"]["of"] == "30522 tokens" and last["size"]["params_dense"] == found["size"]["params_dense"]
-    )
+    assert last["kept"]["of"] == "30522 tokens" and last["size"]["params_dense"] == found["size"]["params_dense"]
     assert (
         AutoTokenizer.from_pretrained(model_of(again)).get_vocab()
         == AutoTokenizer.from_pretrained(model_of(then)).get_vocab()
@@ -86,14 +78,7 @@ def test_it_trains_measures_and_goes_on_by_other_methods(composed):
 
 
 def test_killed_run_continues_bitwise(composed, monkeypatch):
-    overrides = [
-        "method=vocab",
-        "checkpoint_every=3",
-        "model.dropout=0.1",
-        "steps=10",
-        "eval_every=7",
-        "ema=0.9",
-    ]
+    overrides = ["method=vocab", "checkpoint_every=3", "model.dropout=0.1", "steps=10", "eval_every=7", "ema=0.9"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     with monkeypatch.context() as patch:
@@ -104,9 +89,7 @@ def test_killed_run_continues_bitwise(composed, monkeypatch):
     run(broken)
     weights, again = (load_file(model_of(cfg) / "model.safetensors") for cfg in (whole, broken))
     assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    scores = [
-        json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)
-    ]
+    scores = [json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)]
     assert scores[0] == scores[1]
 
 

@@ -38,9 +38,7 @@ def rows(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def sent(history: list[dict]) -> dict[int, dict[str, float]]:
-    return {
-        row["_step"]: {key: value for key, value in row.items() if not key.startswith("_")} for row in history
-    }
+    return {row["_step"]: {key: value for key, value in row.items() if not key.startswith("_")} for row in history}
 
 
 def overrides(csv_folder: Path) -> list[str]:

@@ -90,9 +90,7 @@ def test_a_run_without_a_server_is_kept_and_uploads_later(server, reach, tmp_pat
     with caplog.at_level(logging.INFO, logger="keepfrac.tracking.wandb_run"):
         loggers = begin(cell(tmp_path))
     assert time.monotonic() - begun < 20  # seconds, on a busy machine
-    (told,) = (
-        record.getMessage() for record in caplog.records if record.name == "keepfrac.tracking.wandb_run"
-    )
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "keepfrac.tracking.wandb_run")
     assert told.startswith("W&B: offline (")
     assert reason in told
     assert f"make sync SWEEP={cell(tmp_path).parent}" in told

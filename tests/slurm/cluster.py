@@ -14,9 +14,7 @@ START_SECONDS = 30.0
 
 def missing() -> str | None:
     """Returns why there can be no cluster here."""
-    absent = [
-        name for name in PROGRAMS if shutil.which(name) is None and not Path(f"/usr/sbin/{name}").exists()
-    ]
+    absent = [name for name in PROGRAMS if shutil.which(name) is None and not Path(f"/usr/sbin/{name}").exists()]
     if absent:
         return f"no {absent[0]}: apt-get install --no-install-recommends slurm-wlm munge"
     return None
@@ -66,9 +64,7 @@ class Cluster:
         )
         self._call("slurmctld", "-c")
         self._call("slurmd", "-c")
-        self._wait_for(
-            lambda: self("sinfo", "--noheader", "--format=%T", check=False) == "idle", "is not idle"
-        )
+        self._wait_for(lambda: self("sinfo", "--noheader", "--format=%T", check=False) == "idle", "is not idle")
 
     def stop(self) -> None:
         self("scancel", f"--user={getpass.getuser()}", check=False)
@@ -79,9 +75,7 @@ class Cluster:
                 self._end(self.folder / "run" / f"{name}.pid")
 
     def __call__(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=30, check=False
-        )
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30, check=False)
         assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
 
@@ -146,6 +140,4 @@ class Cluster:
         }
         lines = [f"{key}={value}" for key, value in settings.items()]
         node = f"NodeName={self.host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=1 State=UNKNOWN"
-        return "\n".join(
-            [*lines, node, "PartitionName=only Nodes=ALL Default=YES MaxTime=INFINITE State=UP", ""]
-        )
+        return "\n".join([*lines, node, "PartitionName=only Nodes=ALL Default=YES MaxTime=INFINITE State=UP", ""])

@@ -38,12 +38,7 @@ def cluster():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.csv"
-    rows = [
-        f"the film was {word} number {n},{label}"
-        for label in WORDS
-        for word in WORDS[label]
-        for n in range(12)
-    ]
+    rows = [f"the film was {word} number {n},{label}" for label in WORDS for word in WORDS[label] for n in range(12)]
     path.write_text("\n".join(["text,label", *rows]) + "\n")
     return path
 
@@ -60,16 +55,7 @@ class Sweeps:
 
     def start(self, *arguments: str, hardware: str = "slurm_cpu") -> subprocess.Popen:
         queue = ["hydra.launcher.cpus=1", "hydra.launcher.time=5"] if hardware == "slurm_cpu" else []
-        command = [
-            sys.executable,
-            "-m",
-            "src.main",
-            "-m",
-            f"hardware={hardware}",
-            *queue,
-            *self.common,
-            *arguments,
-        ]
+        command = [sys.executable, "-m", "src.main", "-m", f"hardware={hardware}", *queue, *self.common, *arguments]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -139,16 +125,13 @@ def test_a_job_that_raises_and_one_that_is_killed_end_alone(sweeps):
     assert "3 of 4 cells failed; the same command runs them again" in output, output
     assert "Traceback" not in output.split("last lines of its log")[0]
     results = {
-        (each["config"]["model"]["hidden_act"], each["config"]["steps"]): each
-        for each in sweeps.results("mishaps")
+        (each["config"]["model"]["hidden_act"], each["config"]["steps"]): each for each in sweeps.results("mishaps")
     }
     assert results["gelu", 4]["status"] == "done"
     for cell in (("nonsense", 4), ("nonsense", 100000)):
         assert results[cell]["status"] == "failed" and "nonsense" in results[cell]["error"]
     killed = results["gelu", 100000]
-    assert killed["status"] == "failed" and killed["error"].startswith(
-        "ended before its results were written"
-    )
+    assert killed["status"] == "failed" and killed["error"].startswith("ended before its results were written")
     assert "Slurm: FAILED" in killed["error"]
 
 
@@ -169,9 +152,7 @@ def test_two_tasks_of_srun_are_one_run(sweeps):
     common = ("steps=6", "model.dropout=0", "model.attention_dropout=0")
     code, output = sweeps(*common, "name=two", "hardware.devices=2")
     assert code == 0, output
-    code, output = sweeps(
-        *common, "name=one", "hardware.precision=32-true", "hardware.threads=1", hardware="cpu"
-    )
+    code, output = sweeps(*common, "name=one", "hardware.precision=32-true", "hardware.threads=1", hardware="cpu")
     assert code == 0, output
     ((one,), (two,)) = sweeps.results("one"), sweeps.results("two")
     assert one["identity"] != two["identity"]

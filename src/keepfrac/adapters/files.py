@@ -20,11 +20,7 @@ from keepfrac.tensors.surgery import replace
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-REFUSED = {
-    "use_dora": False,
-    "bias": "none",
-    "layer_replication": None,
-}  # what must stand there, if it is there
+REFUSED = {"use_dora": False, "bias": "none", "layer_replication": None}  # what must stand there, if it is there
 
 
 # a model saved with its updates --------------------------------------------------------------------------------------

@@ -42,19 +42,11 @@ class Update(nn.Module):
     positions: Tensor | None
 
     def __init__(
-        self,
-        outputs: int,
-        inputs: int,
-        rank: int,
-        scale: float,
-        positions: Tensor | None = None,
-        start: int = 0,
+        self, outputs: int, inputs: int, rank: int, scale: float, positions: Tensor | None = None, start: int = 0
     ) -> None:
         super().__init__()
         if not 1 <= rank <= min(outputs, inputs):
-            raise UserError(
-                f"rank {rank} for a {outputs} x {inputs} weight: it must be 1 to {min(outputs, inputs)}"
-            )
+            raise UserError(f"rank {rank} for a {outputs} x {inputs} weight: it must be 1 to {min(outputs, inputs)}")
         self.u = nn.Parameter(torch.zeros(outputs, rank))
         self.v = nn.Parameter(torch.zeros(rank, inputs))
         sparse = positions is not None and len(positions) > 0

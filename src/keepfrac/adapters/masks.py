@@ -55,12 +55,7 @@ def blocks_of(module: nn.Module) -> list[Block]:
 
 @torch.no_grad()
 def choose_s1(
-    net: nn.Module,
-    paths: Sequence[str],
-    keep_frac: float,
-    score: str,
-    scope: str,
-    present: Mapping[str, Tensor],
+    net: nn.Module, paths: Sequence[str], keep_frac: float, score: str, scope: str, present: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Masks of exactly the wanted share of the frozen weights.
 

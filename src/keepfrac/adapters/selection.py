@@ -25,12 +25,7 @@ def check_selector(selector: str) -> None:
 
 @torch.no_grad()
 def select_positions(
-    weight: Tensor,
-    count: int,
-    selector: str,
-    rank: int,
-    generator: torch.Generator,
-    squares: Tensor | None = None,
+    weight: Tensor, count: int, selector: str, rank: int, generator: torch.Generator, squares: Tensor | None = None
 ) -> Tensor:
     """Chooses S2's positions in a weight.
 
@@ -57,9 +52,7 @@ def select_positions(
             f" (at most {LARGEST} can be numbered)"
         )
     if selector == "random":
-        return (
-            torch.randperm(weight.numel(), generator=generator)[:count].sort().values.int().to(weight.device)
-        )
+        return torch.randperm(weight.numel(), generator=generator)[:count].sort().values.int().to(weight.device)
     w = weight.float()
     if selector == "grebsmo":
         score = residual(w, rank, generator)

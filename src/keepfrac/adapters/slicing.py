@@ -10,9 +10,7 @@ from keepfrac.adapters.layer import Update
 
 
 @torch.no_grad()
-def slice_update(
-    update: Update, rows: Tensor | None, columns: Tensor | None, gate: Tensor | None = None
-) -> Update:
+def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, gate: Tensor | None = None) -> Update:
     """The update of a linear that was cut: of its kept outputs and inputs, the inputs scaled first.
 
     Args:

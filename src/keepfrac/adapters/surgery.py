@@ -52,9 +52,7 @@ def check_target(net: nn.Module, path: str) -> nn.Module:
         raise UserError(f"{path} is quantised ({weight.dtype}): an update needs a weight in floating point")
     names = [name for name, other in net.named_parameters(remove_duplicate=False) if other is weight]
     if len(names) > 1:
-        raise UserError(
-            f"{path} shares its weight with {names[1 - names.index(f'{path}.weight')]}: it is tied"
-        )
+        raise UserError(f"{path} shares its weight with {names[1 - names.index(f'{path}.weight')]}: it is tied")
     return module
 
 

@@ -19,9 +19,7 @@ Updates = dict[str, dict[str, Update]]
 
 
 @torch.no_grad()
-def unit_scores(
-    net: nn.Module, layers: Sequence[LayerParts], with_weight: bool
-) -> tuple[list[Tensor], list[Tensor]]:
+def unit_scores(net: nn.Module, layers: Sequence[LayerParts], with_weight: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Scores of heads and of neurons: the sum of |delta|, or of |W + delta|, over the entries that a unit owns.
 
     Args:
@@ -125,13 +123,9 @@ def _widened(units: Sequence[int], width: int) -> Tensor:
     return (torch.tensor(units, dtype=torch.long)[:, None] * width + torch.arange(width)).flatten()
 
 
-def _cut(
-    updates: Updates, paths: set[str], rows: Tensor | None, columns: Tensor | None, gate: Tensor | None
-) -> None:
+def _cut(updates: Updates, paths: set[str], rows: Tensor | None, columns: Tensor | None, gate: Tensor | None) -> None:
     for path in paths & updates.keys():
-        updates[path] = {
-            role: slice_update(update, rows, columns, gate) for role, update in updates[path].items()
-        }
+        updates[path] = {role: slice_update(update, rows, columns, gate) for role, update in updates[path].items()}
 
 
 def has_update(modules: Mapping[str, object], layers: Sequence[LayerParts], family: str) -> bool:

@@ -83,10 +83,7 @@ class Maker:
         words = [(sentence, word) for sentence in sentences for word in sentence.words]
         predicted = iter(self._predicted([(one, word.first) for one, word in words if self._is_asked(word)]))
         return [
-            [
-                self._choice(sentence, word, next(predicted) if self._is_asked(word) else None)
-                for word in sentence.words
-            ]
+            [self._choice(sentence, word, next(predicted) if self._is_asked(word) else None) for word in sentence.words]
             for sentence in sentences
         ]
 
@@ -123,9 +120,7 @@ class Maker:
                 " language model>, or augment.words=neighbours"
             )
         if not has_head and recipe.words == "auto":
-            log.warning(
-                "augment.model=%s has no masked-LM head: all words get nearest neighbours", recipe.model
-            )
+            log.warning("augment.model=%s has no masked-LM head: all words get nearest neighbours", recipe.model)
         if recipe.glove:
             table = from_glove(recipe.glove, recipe.glove_words)
         else:

@@ -101,9 +101,7 @@ class TinyBertAugmentation:
             "glove": glove_digest(glove, settings["glove_words"]) if glove else None,
         }
 
-    def __call__(
-        self, rows: Rows, *, task: str, leads: bool, device: str, bf16: bool, tell: Tell
-    ) -> tuple[Rows, dict]:
+    def __call__(self, rows: Rows, *, task: str, leads: bool, device: str, bf16: bool, tell: Tell) -> tuple[Rows, dict]:
         """Returns the rows, each followed by its variants, and an account of how they were made.
 
         Args:
@@ -130,9 +128,7 @@ class TinyBertAugmentation:
         account = {"name": self.name, "times": times, "rows_before": len(rows), "words": words}
         return more, {**account, "model": self.model, "table": table}
 
-    def _choices(
-        self, rows: Rows, leads: bool, device: str, dtype: torch.dtype, tell: Tell
-    ) -> dict[str, list[Choice]]:
+    def _choices(self, rows: Rows, leads: bool, device: str, dtype: torch.dtype, tell: Tell) -> dict[str, list[Choice]]:
         """Returns the choices of each sentence, from the cache where they are there: p, N and the seed come later."""
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
         folder = folder_of(self.model, self.package)

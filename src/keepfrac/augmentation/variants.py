@@ -9,9 +9,7 @@ from keepfrac.augmentation.candidates import Choice
 from keepfrac.tasks.rows import TEXTS, Rows
 
 
-def variants(
-    text: str, choices: Sequence[Choice], times: int, p: float, random: np.random.Generator
-) -> list[str]:
+def variants(text: str, choices: Sequence[Choice], times: int, p: float, random: np.random.Generator) -> list[str]:
     """Returns up to `times` other sentences: draws that equal the text or an earlier draw are left out.
 
     Args:
@@ -48,9 +46,7 @@ def _with(text: str, replacements: Sequence[tuple[Choice, str]]) -> str:
     return "".join([*parts, text[end:]])
 
 
-def more_rows(
-    rows: Rows, choices_of: Callable[[str], Sequence[Choice]], times: int, p: float, seed: int
-) -> Rows:
+def more_rows(rows: Rows, choices_of: Callable[[str], Sequence[Choice]], times: int, p: float, seed: int) -> Rows:
     """Returns the rows, each followed by its variants: of the first sentence, then of the second, the other as it is.
 
     What is drawn depends on the seed and on a row's own texts, not on its place or on the rows around it.

@@ -57,9 +57,7 @@ def lines(cells: Iterable[Cell]) -> list[str]:
         raise UserError(
             f"cells of {', '.join(sorted(f'{task} by {metric}' for task, metric in found))}: one is allowed"
         )
-    further = {
-        name: (_score(key.format(metric=first.best_metric)), form) for name, (key, form) in FURTHER.items()
-    }
+    further = {name: (_score(key.format(metric=first.best_metric)), form) for name, (key, form) in FURTHER.items()}
     columns = {**NUMBERS, **further, "ms at batch 1": LATENCY}
     rows = {
         key: {name: summarise(map(value, group)).mean for name, (value, _) in columns.items()}
@@ -99,12 +97,8 @@ def _names(arms: Iterable[tuple]) -> dict[tuple, str]:
         for arm in some:
             own = {key: text for key, text in arm[3] if (key, text) not in common}
             if RECIPE + "name" in own:  # a teacher: its recipe by name stands for the recipe's settings
-                own = {"distill": own[RECIPE + "name"]} | {
-                    k: v for k, v in own.items() if not k.startswith(RECIPE)
-                }
-            names[arm] = (
-                f"{size[0]} ({', '.join(f'{key}={text}' for key, text in own.items())})" if own else size[0]
-            )
+                own = {"distill": own[RECIPE + "name"]} | {k: v for k, v in own.items() if not k.startswith(RECIPE)}
+            names[arm] = f"{size[0]} ({', '.join(f'{key}={text}' for key, text in own.items())})" if own else size[0]
     return names
 
 
@@ -119,9 +113,7 @@ def _line(parts: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
-    parser = argparse.ArgumentParser(
-        prog="python -m keepfrac.baselines.table", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m keepfrac.baselines.table", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>")
     try:
         cells, _ = read_sweep(parser.parse_args(argv).folder)

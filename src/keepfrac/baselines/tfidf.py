@@ -118,9 +118,7 @@ class Judge:
 
     def __init__(self, task: Task):
         self.task, self.testing = task, False
-        self.metrics = scores.collection(
-            task.metric_names, task.problem, task.num_labels, lambda: self.testing
-        )
+        self.metrics = scores.collection(task.metric_names, task.problem, task.num_labels, lambda: self.testing)
 
     def __call__(self, model: Linear, split: str) -> dict[str, float]:
         """Returns the scores of "val" or "test" by their full names."""
@@ -207,12 +205,8 @@ def _record(folder: Path, run: dict, task: Task, settings: Settings, identity: s
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
-    parser = argparse.ArgumentParser(
-        prog="python -m keepfrac.baselines.tfidf", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "folder", type=Path, metavar="RUN", help="a finished run's folder, whose task is taken"
-    )
+    parser = argparse.ArgumentParser(prog="python -m keepfrac.baselines.tfidf", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a finished run's folder, whose task is taken")
     parser.add_argument("--words", type=int, default=3, choices=range(1, 6), help="most words of a run")
     parser.add_argument("--refit", action="store_true", help="fit the chosen C again on train and validation")
     options = parser.parse_args(argv)

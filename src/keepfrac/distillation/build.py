@@ -25,13 +25,9 @@ def distiller_of(settings: dict, task, tokenizer, net) -> Distiller | None:
     if recipe is None:
         return None
     if settings["fidelity_every"]:
-        raise UserError(
-            "fidelity_every compares gradients of the task's loss alone: set it to null with a teacher"
-        )
+        raise UserError("fidelity_every compares gradients of the task's loss alone: set it to null with a teacher")
     if task.head != "sequence_classification":
-        raise UserError(
-            f"distill.teacher: distillation is of classes or a number for a text; task={task.name} is none"
-        )
+        raise UserError(f"distill.teacher: distillation is of classes or a number for a text; task={task.name} is none")
     assert recipe.teacher is not None
     labels = (task.labels, task.num_labels)
     teacher = load_teacher(recipe.teacher, task.head, *labels, tokenizer, getattr(task, "max_length", None))

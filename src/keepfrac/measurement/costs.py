@@ -19,8 +19,8 @@ from keepfrac.prune import masks
 _ATEN = torch.ops.aten
 # The counter does not know the CPU's fused attention and would count none of its work.
 FLOPS_OF_CPU_ATTENTION = {
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: (
-        sdpa_flop_count(q, k, v)
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(
+        q, k, v
     ),
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, out_shape=None, **kwargs: (
         sdpa_backward_flop_count(grad, q, k, v)
@@ -88,9 +88,7 @@ def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def step_seconds(
-    steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]
-) -> dict[str, float]:
+def step_seconds(steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]) -> dict[str, float]:
     """Returns the median seconds of forward and backward of each step, interleaved, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(times + 1):
@@ -110,12 +108,7 @@ def autocast(device: torch.device, precision: str):
 
 
 def cost(
-    net: nn.Module,
-    dense: nn.Module,
-    step: Callable[[], Tensor],
-    dense_step: Callable[[], Tensor],
-    *,
-    times: int,
+    net: nn.Module, dense: nn.Module, step: Callable[[], Tensor], dense_step: Callable[[], Tensor], *, times: int
 ) -> dict:
     """Measures one training step of a method against the same step of the dense model, both in train mode.
 
@@ -172,9 +165,7 @@ def fidelity(
         with torch.random.fork_rng():
             torch.manual_seed(0)
             grads[name], below[name] = _gradients(model, bottom, one_step)
-    pairs = {
-        key: (grads["method"][key], dense) for key, dense in grads["dense"].items() if key in grads["method"]
-    }
+    pairs = {key: (grads["method"][key], dense) for key, dense in grads["dense"].items() if key in grads["method"]}
     by_weight = {key: _compare(*pair) for key, pair in pairs.items()}
     together = _compare(*(torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1)))
     figures = {f"{key}_dw": value for key, value in together.items()}
@@ -196,11 +187,7 @@ def _gradients(net: nn.Module, bottom: str, step: Callable[[], Tensor]) -> tuple
     finally:
         handle.remove()
     named = {name: parameter.grad for name, parameter in net.named_parameters()}
-    matrices = {
-        n: g.flatten().double()
-        for n, g in named.items()
-        if g is not None and g.ndim == 2 and _LAYER.search(n)
-    }
+    matrices = {n: g.flatten().double() for n, g in named.items() if g is not None and g.ndim == 2 and _LAYER.search(n)}
     net.zero_grad(set_to_none=True)
     return matrices, caught[0].flatten().double()
 

@@ -83,10 +83,7 @@ def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]
     figures: dict[str, Any] = {**vars(where)}
     for side in SIDES:
         p50 = percentile(seconds[side], 0.50)
-        figures[f"{side}_p50_ms"], figures[f"{side}_p95_ms"] = (
-            1e3 * p50,
-            1e3 * percentile(seconds[side], 0.95),
-        )
+        figures[f"{side}_p50_ms"], figures[f"{side}_p95_ms"] = (1e3 * p50, 1e3 * percentile(seconds[side], 0.95))
         figures[f"{side}_per_second"] = where.batch / p50
     return {**figures, "ratio": figures["own_p50_ms"] / figures["dense_p50_ms"]}
 

@@ -71,9 +71,7 @@ def sparsity(net: nn.Module, macs: int) -> dict:
     found = matrices(net)
     counts = {name: (int(torch.count_nonzero(w)), w.numel()) for name, w in found.items()}
     parameters = list(net.parameters())
-    total, nonzeros = (
-        sum(map(of, parameters)) for of in (torch.Tensor.numel, lambda p: int(torch.count_nonzero(p)))
-    )
+    total, nonzeros = (sum(map(of, parameters)) for of in (torch.Tensor.numel, lambda p: int(torch.count_nonzero(p))))
     zeros = sum(elements - kept for kept, elements in counts.values())
     return {
         **account(counts, total, nonzeros),
@@ -102,16 +100,12 @@ def show(found: Mapping, console: Console) -> None:
         console.print(_table(rows))
     for name, value in found.items():
         if name != "rows":
-            console.print(
-                f"{name:22s} {value:>16,}" if isinstance(value, int) else f"{name:22s} {value:>16.4f}"
-            )
+            console.print(f"{name:22s} {value:>16,}" if isinstance(value, int) else f"{name:22s} {value:>16.4f}")
 
 
 def _table(rows: Iterable[Mapping]) -> Table:
     table = Table(Column("matrix", overflow="fold"), "shape", "nonzeros", "of", "kept")
     for row in rows:
         shape = " x ".join(map(str, row["shape"]))
-        table.add_row(
-            row["matrix"], shape, f"{row['nonzeros']:,}", f"{row['elements']:,}", f"{row['keep_frac']:.4f}"
-        )
+        table.add_row(row["matrix"], shape, f"{row['nonzeros']:,}", f"{row['elements']:,}", f"{row['keep_frac']:.4f}")
     return table

@@ -67,9 +67,7 @@ class DistillPrune(ElementPruner):
     @staticmethod
     def check(settings: dict) -> None:
         """Checks what needs no model."""
-        Pattern(*(settings[key] for key in ("scope", "floor", "structure", "block"))).check(
-            settings["keep_frac"]
-        )
+        Pattern(*(settings[key] for key in ("scope", "floor", "structure", "block"))).check(settings["keep_frac"])
         Pace(settings["warm_up"], 1 - settings["cool_down"], settings["updates"])
 
     def target(self, done: int) -> float | None:

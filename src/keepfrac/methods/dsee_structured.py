@@ -120,9 +120,7 @@ class DseeStructured(Pruner):
             if settings[key] not in known:
                 raise UserError(f"method.{key}={settings[key]}: must be one of {', '.join(known)}")
         if settings["merge"] == "sparse_by_construction":
-            raise UserError(
-                "method.merge=sparse_by_construction: units are cut here, use masked, dense or keep"
-            )
+            raise UserError("method.merge=sparse_by_construction: units are cut here, use masked, dense or keep")
         low = 0 if settings["score"] != "l1" else 1e-9
         if not low <= settings["settled_at"] < 1:
             raise UserError(
@@ -131,9 +129,7 @@ class DseeStructured(Pruner):
             )
         own = settings["neurons_keep_frac"]
         if own is not None and (not 0 < own <= 1 or settings["keep_frac"] == 1):
-            raise UserError(
-                f"method.neurons_keep_frac={own}: must be in (0, 1], or null, beside a keep_frac below 1"
-            )
+            raise UserError(f"method.neurons_keep_frac={own}: must be in (0, 1], or null, beside a keep_frac below 1")
 
     # hooks -----------------------------------------------------------------------------------------------------------
 
@@ -160,10 +156,7 @@ class DseeStructured(Pruner):
             return {}
         # 0 from settled_at on, with a gradient of 0: several processes wait for one of every parameter
         still = float(self.structure is None)
-        return {
-            f"l1_{family}": still * weight * self.coefficients.l1(family)
-            for family, weight in self.l1.items()
-        }
+        return {f"l1_{family}": still * weight * self.coefficients.l1(family) for family, weight in self.l1.items()}
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)
@@ -225,10 +218,7 @@ class DseeStructured(Pruner):
         dense = getattr(shape, f"num_{family}")
         if self.even:
             count = max(1, num_kept(share, dense))
-            return [
-                select_counts([one], min(count, len(one)), min(1, len(one)), 1, even=False)[0]
-                for one in scores
-            ]
+            return [select_counts([one], min(count, len(one)), min(1, len(one)), 1, even=False)[0] for one in scores]
         count = max(len(scores), num_kept(share, dense * shape.num_layers))
         return select_counts(scores, count, 1, 1, even=False)
 
@@ -251,9 +241,7 @@ class DseeStructured(Pruner):
         updates = detach(self.net)
         self.mask(structure)
         super()._cut(some)
-        reattach(
-            self.net, cut_updates(updates, layers, self.counts, structure, gates), self.adaptation.dropout
-        )
+        reattach(self.net, cut_updates(updates, layers, self.counts, structure, gates), self.adaptation.dropout)
         self.net.eval()
         largest_difference(_second, self._logits_again, masked, TOLERANCE)
         self.net.train(training)

@@ -113,18 +113,11 @@ class L0Prune(Pruner):
         self.families, self.rank, self.whiten = tuple(families), rank, whiten
         self.merges = not keep_factors
         self.prefinetune, self.target_warmup = prefinetune, target_warmup
-        self.gate_settings = {
-            "open_probability": open_probability,
-            "beta": beta,
-            "limit": limit,
-            "seed": gate_seed,
-        }
+        self.gate_settings = {"open_probability": open_probability, "beta": beta, "limit": limit, "seed": gate_seed}
         self.gate_lr, self.multiplier_lr = gate_lr, multiplier_lr
         self.gate_schedule, self.gate_warmup = gate_schedule, gate_warmup
         self.l2, self.train_weights = l2, train_weights
-        self.constraint = (
-            ProportionalIntegral(**controller) if controller else AugmentedLagrangian(anti_windup)
-        )
+        self.constraint = ProportionalIntegral(**controller) if controller else AugmentedLagrangian(anti_windup)
         self.gates: Gates | None = None
         self.gated = False
         self.began = 1.0
@@ -252,10 +245,7 @@ class L0Prune(Pruner):
         """The term that holds the expected cost at its target, while gates are trained."""
         if not self.gated or self.structure is not None:
             # 0, with a gradient of 0: several processes wait for one of every parameter
-            return (
-                torch.stack([p.sum() for p in [*gates.parameters(), *self.constraint.parameters()]]).sum()
-                * 0.0
-            )
+            return torch.stack([p.sum() for p in [*gates.parameters(), *self.constraint.parameters()]]).sum() * 0.0
         assert self.cost is not None
         self.violation = torch.as_tensor(fraction(self.cost, gates.expected())) - self.target
         return self.constraint.loss(self.violation)

@@ -45,20 +45,7 @@ class LateRows(FineTune):
     own_layers = True
 
     def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        rows,
-        store,
-        context,
-        skip_zero_rows,
-        budget,
-        kernels,
-        selection_seed,
+        self, *, net, task, loop, name, keep_frac, rows, store, context, skip_zero_rows, budget, kernels, selection_seed
     ):
         super().__init__(net, task, loop, name, keep_frac)
         self.saving: LateSaving = LateSaving(

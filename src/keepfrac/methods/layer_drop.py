@@ -21,20 +21,7 @@ class LayerDrop(Pruner):
         name: see Pruner, as for all others.
     """
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        cost,
-        length,
-        latency,
-        settled_at,
-        order,
-    ):
+    def __init__(self, *, net, task, loop, name, keep_frac, cost, length, latency, settled_at, order):
         budget = Budget(cost, length, latency, "global", {}, {}, allow_empty=True, drop_empty=False)
         super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
         self.order = order

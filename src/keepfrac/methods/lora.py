@@ -18,22 +18,7 @@ class Lora(Adapting):
         name: see Adapting, as for all others.
     """
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        targets,
-        rank,
-        alpha,
-        dropout,
-        train_head,
-        adapter,
-        merge,
-    ):
+    def __init__(self, *, net, task, loop, name, keep_frac, targets, rank, alpha, dropout, train_head, adapter, merge):
         adaptation = Adaptation(targets, rank, alpha, dropout, train_head, adapter, merge)
         super().__init__(net, task, loop, name, keep_frac, adaptation)
 

@@ -123,9 +123,7 @@ class LoraSparse(Adapting):
     def after_step(self) -> None:
         if self.s1 is None or self.settled:
             return
-        done = (self.global_step + 1) / max(
-            1, self.loop.total_steps
-        )  # Lightning counts the step after this hook
+        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
         if done >= self.settled_at:
             self._settle()
         elif self.pace == "cubic":

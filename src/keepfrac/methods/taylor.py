@@ -126,9 +126,7 @@ class TaylorPrune(Pruner):
             )
         even = settings["even"]
         if even is not None and (even not in ("heads", "neurons") or settings[even] is None):
-            raise UserError(
-                f"method.even={even}: must be heads or neurons, whichever of the two has a count, or null"
-            )
+            raise UserError(f"method.even={even}: must be heads or neurons, whichever of the two has a count, or null")
         if (settings["heads"] or settings["neurons"]) and settings["keep_frac"] != 1:
             raise UserError(
                 f"keep_frac={settings['keep_frac']}: must be 1 with method.heads or method.neurons in its place"
@@ -145,9 +143,7 @@ class TaylorPrune(Pruner):
         super().prepare(batches)
 
     def after_step(self) -> None:
-        done = (self.global_step + 1) / max(
-            1, self.loop.total_steps
-        )  # Lightning counts the step after this hook
+        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
         while self.keep_frac < 1 and self.rounds < self.iterations and done >= self._due(self.rounds + 1):
             self._round()
 
@@ -196,9 +192,7 @@ class TaylorPrune(Pruner):
         self.rounds += 1
         done, last = self.rounds / self.iterations, self.rounds == self.iterations
         chosen = self._left()
-        ahead = float(fraction(self.cost, chosen.counts())) <= self._target(
-            done
-        )  # heads are coarse: a round may skip
+        ahead = float(fraction(self.cost, chosen.counts())) <= self._target(done)  # heads are coarse: a round may skip
         if any(self.wanted.values()) or not ahead:
             chosen = within(chosen, self._select(self.scores(), done))
         self.structure = chosen.without_empty_layers() if last and self.budget.drop_empty else chosen
@@ -248,8 +242,7 @@ class TaylorPrune(Pruner):
             if wanted is not None and wanted * len(had) > most:
                 raise UserError(f"method.{family}={wanted} in {len(had)} layers: the model has {most} in all")
         counts = [
-            LayerCounts(self.wanted["heads"] or c.heads, self.wanted["neurons"] or c.neurons, c.ranks)
-            for c in had
+            LayerCounts(self.wanted["heads"] or c.heads, self.wanted["neurons"] or c.neurons, c.ranks) for c in had
         ]
         return float(fraction(self._cost(), counts))
 
@@ -264,11 +257,7 @@ class TaylorPrune(Pruner):
         if self.importance_from == "logits" and self.drawn is None:
             self.drawn = self._draw()
         for rows, batch in self._rows():
-            yield (
-                batch
-                if self.drawn is None
-                else {**batch, "labels": self.drawn[rows].to(batch["labels"].device)}
-            )
+            yield (batch if self.drawn is None else {**batch, "labels": self.drawn[rows].to(batch["labels"].device)})
 
     def _rows(self) -> Iterator[tuple[np.ndarray, Batch]]:
         """Yields (places among the scored rows, batch); rows of similar length stand together."""

@@ -22,14 +22,7 @@ import torch
 from torch import Tensor
 
 from keepfrac.errors import UserError
-from keepfrac.models.vocabulary.pruning import (
-    keep_rows,
-    rebuilt,
-    renumbered,
-    special_numbers,
-    state_of,
-    tokens_to_keep,
-)
+from keepfrac.models.vocabulary.pruning import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
 from keepfrac.prune.masks import Masks
 from keepfrac.tasks.tokens import Tokens
 from keepfrac.training.finetune import Batch, FineTune
@@ -65,9 +58,7 @@ class VocabPrune(FineTune):
         if not isinstance(settings["characters"], bool):
             raise UserError(f"method.characters={settings['characters']}: must be true or false")
         if settings["keep_frac"] != 1:
-            raise UserError(
-                f"method.keep_frac={settings['keep_frac']}: must be 1; method.min_count says what stays"
-            )
+            raise UserError(f"method.keep_frac={settings['keep_frac']}: must be 1; method.min_count says what stays")
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.account is None:
@@ -86,9 +77,7 @@ class VocabPrune(FineTune):
             )
         tokenizer, data = getattr(self.task, "tokenizer", None), self.task.encoded("train")
         if tokenizer is None or not hasattr(data, "tokens"):
-            raise UserError(
-                f"method={self.name} counts the tokens of texts, and task={self.task.name} has none"
-            )
+            raise UserError(f"method={self.name} counts the tokens of texts, and task={self.task.name} has none")
         before, logits = data.tokens, self._logits(data.tokens) if self.min_count == 1 else []
         seen = np.flatnonzero(np.bincount(before.ids) >= self.min_count)
         state = state_of(tokenizer)
@@ -113,9 +102,7 @@ class VocabPrune(FineTune):
     def _slice_masks(self, old: list[int]) -> None:
         if self.masks is None:
             return
-        sizes = {
-            name: len(parameter) for name, parameter in self.net.named_parameters(remove_duplicate=False)
-        }
+        sizes = {name: len(parameter) for name, parameter in self.net.named_parameters(remove_duplicate=False)}
         rows = torch.tensor(old)
         self.masks = Masks(
             {name: m if len(m) == sizes[name] else m[rows.to(m.device)] for name, m in self.masks.items()}

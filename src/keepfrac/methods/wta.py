@@ -39,9 +39,7 @@ class WinnerTakeAll(FineTune):
 
     def __init__(self, *, net, task, loop, name, keep_frac, gradient_norms, selection_seed):
         super().__init__(net, task, loop, name, keep_frac)
-        self.selector = Selector(
-            keep_frac=keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse"
-        )
+        self.selector = Selector(keep_frac=keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
         self.gradient_norms, self.selection_seed = gradient_norms, selection_seed
         self.sparsified: Sparsified | None = None
         self.norms: GradientNorms | None = None

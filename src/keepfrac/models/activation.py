@@ -10,11 +10,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.tensors.surgery import replace
 
-ACTIVATIONS = {
-    "gelu": (nn.GELU, {}),
-    "relu": (nn.ReLU, {}),
-    "relu_inplace": (nn.ReLU, {"inplace": True}),
-}
+ACTIVATIONS = {"gelu": (nn.GELU, {}), "relu": (nn.ReLU, {}), "relu_inplace": (nn.ReLU, {"inplace": True})}
 
 
 def use_activation(net: nn.Module, name: str) -> None:

@@ -181,9 +181,7 @@ _LLAMA = _Names(
 _FAMILIES = {"bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT, "gpt2": _GPT2, "llama": _LLAMA}
 _FAMILIES["relu_head_bert"] = _BERT
 _FAMILIES |= {f"pruned_{family}": names for family, names in _FAMILIES.items()}  # as `models.cut` leaves them
-_FAMILIES["roberta-prelayernorm"] = replace(
-    _BERT, layer_norms=("attention.LayerNorm", "intermediate.LayerNorm")
-)
+_FAMILIES["roberta-prelayernorm"] = replace(_BERT, layer_norms=("attention.LayerNorm", "intermediate.LayerNorm"))
 _ATTENTION = ("attention", "query", "key", "value", "attention_output")
 _FEED_FORWARD = ("ffn_in", "ffn_out", "activation", "ffn_gate")
 

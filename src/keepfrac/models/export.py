@@ -73,9 +73,7 @@ def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, 
     }
     check_ready(kind)
     if kind != "peft" and adapted(net):
-        raise UserError(
-            f"export={kind}: this model holds its updates apart; merge them first, or use export=peft"
-        )
+        raise UserError(f"export={kind}: this model holds its updates apart; merge them first, or use export=peft")
     target = Path(folder) / kind
     writers[kind](target)
     return target

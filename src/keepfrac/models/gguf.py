@@ -69,9 +69,7 @@ def _unpack(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**place, model_max_length=config.max_position_embeddings)
         tokenizer.save_pretrained(scratch)
         loaded = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
-        plain = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32
-        )  # transformers calls `loaded` quantised
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # transformers calls `loaded` quantised
         plain.load_state_dict(loaded.state_dict())
         plain.generation_config = loaded.generation_config
         plain.save_pretrained(scratch)

@@ -35,16 +35,7 @@ HEADS = {
     "causal_lm": transformers.AutoModelForCausalLM,
 }
 # A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
-NEW_PARTS = (
-    "classifier",
-    "pre_classifier",
-    "score",
-    "pooler",
-    "cls",
-    "lm_head",
-    "vocab_projector",
-    "vocab_transform",
-)
+NEW_PARTS = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head", "vocab_projector", "vocab_transform")
 PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
     "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop"),
@@ -59,9 +50,7 @@ def model_source(settings: dict) -> str:
     return unpacked(locate(settings["name"], settings["package"]))
 
 
-def load_tokenizer(
-    settings: dict, texts: Callable[[], Sequence[str]] | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = None) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of the `model` settings: its own, or the one that `tokenizer` names or describes.
 
     Args:
@@ -90,12 +79,7 @@ def load_tokenizer(
 
 
 def load_net(
-    settings: dict,
-    head: str,
-    labels: tuple[str, ...] | None,
-    num_labels: int,
-    vocab_size: int,
-    learns: bool = True,
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool = True
 ) -> nn.Module:
     """Returns the model with the head of a task, in fp32.
 
@@ -119,12 +103,7 @@ def load_net(
 
 
 def _net(
-    settings: dict,
-    head: str,
-    labels: tuple[str, ...] | None,
-    num_labels: int,
-    vocab_size: int,
-    learns: bool,
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
 ) -> nn.Module:
     if settings["config"]:
         config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
@@ -230,9 +209,7 @@ def save_model(
             masks.save(temporary)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"cannot write {folder}: {error}; free space and type the same command again"
-        ) from error
+        raise UserError(f"cannot write {folder}: {error}; free space and type the same command again") from error
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

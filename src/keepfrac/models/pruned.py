@@ -185,9 +185,7 @@ def reshape(model: Any, config) -> None:
     for name in ("layer_heads", "layer_ffn"):
         sizes = getattr(config, name)
         if sizes is not None and (len(sizes) != len(layers) or min(sizes) < 0):
-            raise ValueError(
-                f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers"
-            )
+            raise ValueError(f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers")
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
@@ -197,9 +195,7 @@ def reshape(model: Any, config) -> None:
     for name, rank in (config.low_rank or {}).items():
         linear = base.get_submodule(name)
         if not isinstance(linear, nn.Linear) or rank < 1:
-            raise ValueError(
-                f"low_rank has {name}: {rank}, which must be a linear of the encoder and at least 1"
-            )
+            raise ValueError(f"low_rank has {name}: {rank}, which must be a linear of the encoder and at least 1")
         twin = LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
         _replace(base, name, twin)
 

@@ -106,9 +106,7 @@ def reshape(model: Any, config) -> None:
     for name in ("layer_heads", "layer_ffn"):
         sizes = getattr(config, name)
         if sizes is not None and (len(sizes) != len(layers) or min(sizes) < 0):
-            raise ValueError(
-                f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers"
-            )
+            raise ValueError(f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers")
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
@@ -204,10 +202,7 @@ class PrunedLlamaForSequenceClassification(_Pruned, LlamaForSequenceClassificati
 AUTO_CLASSES: dict[Any, tuple[Any, ...]] = {
     AutoModel: (PrunedGPT2Model, PrunedLlamaModel),
     AutoModelForCausalLM: (PrunedGPT2LMHeadModel, PrunedLlamaForCausalLM),
-    AutoModelForSequenceClassification: (
-        PrunedGPT2ForSequenceClassification,
-        PrunedLlamaForSequenceClassification,
-    ),
+    AutoModelForSequenceClassification: (PrunedGPT2ForSequenceClassification, PrunedLlamaForSequenceClassification),
 }
 CONFIGS: tuple[Any, ...] = (PrunedGPT2Config, PrunedLlamaConfig)
 PRUNED_OF = {cls.__mro__[2]: cls for classes in AUTO_CLASSES.values() for cls in classes}

@@ -87,9 +87,7 @@ def with_relu_head(net: BertForSequenceClassification) -> ReluHeadBertForSequenc
     if isinstance(net, ReluHeadBertForSequenceClassification):
         return net
     if type(net) is not BertForSequenceClassification:
-        raise ValueError(
-            f"a {type(net).__name__} cannot have this head: it is BertForSequenceClassification's"
-        )
+        raise ValueError(f"a {type(net).__name__} cannot have this head: it is BertForSequenceClassification's")
     settings = {key: value for key, value in net.config.to_dict().items() if key != "model_type"}
     config = ReluHeadBertConfig(**settings)
     config._attn_implementation = net.config._attn_implementation

@@ -102,9 +102,7 @@ def _slice_units(
             tensors[name] = _times(tensors[name], sub_gate)
 
 
-def _slice_ranks(
-    tensors: dict[str, Tensor], path: str | None, units: Sequence[int], gate: Tensor | None
-) -> None:
+def _slice_ranks(tensors: dict[str, Tensor], path: str | None, units: Sequence[int], gate: Tensor | None) -> None:
     p, q = f"{path}.p.weight", f"{path}.q.weight"
     if p in tensors:
         tensors[p] = tensors[p][_index(units, tensors[p])]

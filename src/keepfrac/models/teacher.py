@@ -85,10 +85,7 @@ def _check_tokens(name: str, source: str, config, tokenizer, max_length: int | N
         raise UserError(
             f"distill.teacher={name} has no tokenizer, and must read the student's tokens: save it beside the weights"
         ) from error
-    same = (
-        own.get_vocab() == tokenizer.get_vocab()
-        and own(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"]
-    )
+    same = own.get_vocab() == tokenizer.get_vocab() and own(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"]
     if not same or config.vocab_size < len(tokenizer):
         raise UserError(
             f"distill.teacher={name} has another tokenizer than the student ({len(own)} and {len(tokenizer)} tokens):"

@@ -71,9 +71,7 @@ class Account:
         return "\n".join([*self.original_lines(), *self.honest_lines()]) + "\n"
 
 
-def account(
-    shape: ModelShape, counts: Sequence[LayerCounts], dense_params: int, params: int, pooler: int
-) -> Account:
+def account(shape: ModelShape, counts: Sequence[LayerCounts], dense_params: int, params: int, pooler: int) -> Account:
     """Counts a pruned model.
 
     Args:

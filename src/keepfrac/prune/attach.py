@@ -64,9 +64,7 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
             output = net.get_submodule(layer.ffn_out)
             handles.append(output.register_forward_pre_hook(UnitGate(gates, i, "neurons", 1)))
             handles.append(output.register_forward_hook(SubLayerGate(gates, i, "ffn")))
-        handles += [
-            net.get_submodule(path).register_forward_hook(Bypass(gates, i)) for path in layer.layer_norms
-        ]
+        handles += [net.get_submodule(path).register_forward_hook(Bypass(gates, i)) for path in layer.layer_norms]
         handles += _attach_ranks(net, layer, gates, i)
     return handles
 
@@ -78,9 +76,7 @@ def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCount
         heads = _inputs(net, layer.attention_output) // layer.unit_width
         neurons = _inputs(net, layer.ffn_out)
         paths = {role: getattr(layer, role) for role in ROLES if getattr(layer, role) is not None}
-        ranks = {
-            role: r for role, path in paths.items() if (r := rank_of(net.get_submodule(path))) is not None
-        }
+        ranks = {role: r for role, path in paths.items() if (r := rank_of(net.get_submodule(path))) is not None}
         found.append(LayerCounts(heads, neurons, ranks))
     return found
 
@@ -133,9 +129,7 @@ class UnitGate:
         """Returns the factors of the input's columns (inputs,); None: no gate there."""
         z = self.gates.units(self.layer, self.family)
         if z is not None and len(z) * self.width != inputs:
-            raise UserError(
-                f"layer {self.layer}: {len(z)} gates of {self.family} for an input of width {inputs}"
-            )
+            raise UserError(f"layer {self.layer}: {len(z)} gates of {self.family} for an input of width {inputs}")
         return None if z is None else z.repeat_interleave(self.width)
 
     def __call__(self, module: nn.Module, args: tuple) -> tuple | None:
@@ -231,9 +225,7 @@ class FixedGates:
         return layer in self.drop
 
 
-def gates_of(
-    structure: Structure, counts: Sequence[LayerCounts], device: torch.device | None = None
-) -> FixedGates:
+def gates_of(structure: Structure, counts: Sequence[LayerCounts], device: torch.device | None = None) -> FixedGates:
     """The 0/1 gates of a `Structure` on a model with these counts: what cutting by it must equal."""
 
     def indicator(units: tuple[int, ...], size: Number) -> Tensor:

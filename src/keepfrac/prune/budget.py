@@ -42,9 +42,7 @@ class UnitScores:
         found: dict[Place, Tensor] = {}
         for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
             found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
-        found |= {
-            (i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()
-        }
+        found |= {(i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()}
         if not found:
             raise UserError("no family of units is scored: there is nothing to prune")
         return {place: s.detach().double().cpu() for place, s in found.items()}
@@ -70,9 +68,7 @@ class Spending:
             (i, part): self._sub_cost(i, part, None) for i in range(len(scores.counts)) for part in PARTS
         }
         self.spent = sum(self.sub_layers.values())
-        self.full = {
-            (i, "attention"): float(cost.attention(c.heads, c.ranks)) for i, c in enumerate(scores.counts)
-        }
+        self.full = {(i, "attention"): float(cost.attention(c.heads, c.ranks)) for i, c in enumerate(scores.counts)}
         self.full |= {(i, "ffn"): float(cost.ffn(c.neurons, c.ranks)) for i, c in enumerate(scores.counts)}
 
     def _count(self, layer: int, family: str, role: str, extra: Group | None) -> int:

@@ -27,12 +27,8 @@ class Coefficients(nn.Module):
         super().__init__()
         self.counts = list(counts)
         self.structure: Structure | None = None
-        sizes = {
-            f"{family}/{i}": int(getattr(c, family)) for i, c in enumerate(counts) for family in FAMILIES
-        }
-        self.values = nn.ParameterDict(
-            {key: nn.Parameter(torch.ones(size)) for key, size in sizes.items() if size}
-        )
+        sizes = {f"{family}/{i}": int(getattr(c, family)) for i, c in enumerate(counts) for family in FAMILIES}
+        self.values = nn.ParameterDict({key: nn.Parameter(torch.ones(size)) for key, size in sizes.items() if size})
 
     def freeze(self, structure: Structure) -> None:
         """From now on: units outside the structure 0, the others their coefficient, without gradient."""

@@ -81,12 +81,7 @@ class ProportionalIntegral(nn.Module):
                 f"the controller's gains are {proportional}, {integral}, {quadratic} (each >= 0),"
                 f" its limit {limit} (> 0)"
             )
-        self.proportional, self.integral, self.quadratic, self.limit = (
-            proportional,
-            integral,
-            quadratic,
-            limit,
-        )
+        self.proportional, self.integral, self.quadratic, self.limit = (proportional, integral, quadratic, limit)
         self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
         self.register_buffer("last", torch.zeros((), dtype=torch.float64))
 

@@ -144,6 +144,4 @@ class LatencyCost:
     @staticmethod
     def _refuse(ranks: Mapping[str, Number]) -> None:
         if ranks:
-            raise UserError(
-                "cost=latency knows heads and neurons only: use params or macs with low-rank linears"
-            )
+            raise UserError("cost=latency knows heads and neurons only: use params or macs with low-rank linears")

@@ -53,9 +53,7 @@ class Pattern:
     def check(self, keep_frac: float) -> None:
         """Raises a UserError where this structure cannot keep this share."""
         if self.structure in GROUPS and keep_frac not in (0.5, 1):
-            raise UserError(
-                f"keep_frac={keep_frac}: structure={self.structure} keeps 0.5, no more and no less"
-            )
+            raise UserError(f"keep_frac={keep_frac}: structure={self.structure} keeps 0.5, no more and no less")
 
 
 def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: Pattern) -> dict[str, Tensor]:
@@ -76,9 +74,7 @@ def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: Patte
     if pattern.structure == "block":
         own = {name: _pooled(name, s, pattern.block) for name, s in own.items()}
     elif pattern.structure != "element":
-        own = {
-            n: s.masked_fill(n_of_m_mask(s, *GROUPS[pattern.structure]), torch.inf) for n, s in own.items()
-        }
+        own = {n: s.masked_fill(n_of_m_mask(s, *GROUPS[pattern.structure]), torch.inf) for n, s in own.items()}
     masks = top_masks(own, keep_frac, pattern.scope, pattern.floor * keep_frac)
     if pattern.structure == "block":
         edge = pattern.block
@@ -103,9 +99,7 @@ def _pooled(name: str, scores: Tensor, edge: int) -> Tensor:
     """The mean of each block."""
     rows, columns = scores.shape
     if edge < 1 or rows % edge or columns % edge:
-        raise UserError(
-            f"method.block={edge}: {name} of {rows} x {columns} cannot be divided into such blocks"
-        )
+        raise UserError(f"method.block={edge}: {name} of {rows} x {columns} cannot be divided into such blocks")
     return scores.view(rows // edge, edge, columns // edge, edge).mean((1, 3))
 
 

@@ -107,10 +107,7 @@ def merge(linear: LowRankLinear, gate: Tensor | None = None) -> nn.Linear:
 
 
 def factorize_(
-    net: nn.Module,
-    paths: Sequence[str],
-    rank: int | None,
-    moments: dict[str, Tensor] | None = None,
+    net: nn.Module, paths: Sequence[str], rank: int | None, moments: dict[str, Tensor] | None = None
 ) -> dict[str, int]:
     """Replaces linears of a model by their low-rank twins, in place.
 

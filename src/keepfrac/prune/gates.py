@@ -48,9 +48,7 @@ class Gates(nn.Module):
         super().__init__()
         unknown = set(families) - set(FAMILIES)
         if unknown or not families:
-            raise UserError(
-                f"gates on {sorted(unknown) or 'nothing'}: name at least one of {', '.join(FAMILIES)}"
-            )
+            raise UserError(f"gates on {sorted(unknown) or 'nothing'}: name at least one of {', '.join(FAMILIES)}")
         if "ranks" in families and not any(c.ranks for c in counts):
             raise UserError("gates on ranks, but the model has no low-rank linear: factorise it first")
         if beta <= 0 or limit <= 0:
@@ -117,9 +115,7 @@ class Gates(nn.Module):
     def scores(self) -> UnitScores:
         """The probability that each unit is open, through its sub-layer and layer: comparable in all families."""
         with torch.no_grad():
-            by_family = {
-                f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))
-            }
+            by_family = {f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))}
             ranks = None
             if "ranks" in self.families:
                 ranks = [
@@ -188,9 +184,7 @@ class Gates(nn.Module):
     def _uniform(self, key: str) -> Tensor:
         if self._noise[0] != self.step:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.step)
-            drawn = {
-                k: torch.rand(a.shape, generator=generator).to(a.device) for k, a in self.log_alpha.items()
-            }
+            drawn = {k: torch.rand(a.shape, generator=generator).to(a.device) for k, a in self.log_alpha.items()}
             self._noise = (self.step, drawn)
         return self._noise[1][key]
 

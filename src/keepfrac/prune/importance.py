@@ -68,9 +68,7 @@ def _catch(net: nn.Module, layers: Sequence[LayerParts], caught: dict[Key, Tenso
 
     def catching(key: Key) -> Callable:
         def hook(module: nn.Module, args: tuple) -> tuple:
-            x = (
-                args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
-            )  # below it all is frozen
+            x = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()  # below it all is frozen
             caught[key] = x
             return (x, *args[1:])
 
@@ -79,9 +77,7 @@ def _catch(net: nn.Module, layers: Sequence[LayerParts], caught: dict[Key, Tenso
     places = [((i, "heads"), layer.attention_output) for i, layer in enumerate(layers)]
     places += [((i, "neurons"), layer.ffn_out) for i, layer in enumerate(layers)]
     return [
-        net.get_submodule(path).register_forward_pre_hook(catching(key))
-        for key, path in places
-        if path is not None
+        net.get_submodule(path).register_forward_pre_hook(catching(key)) for key, path in places if path is not None
     ]
 
 

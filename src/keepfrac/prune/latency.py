@@ -40,9 +40,7 @@ class LatencyTable:
         for name in ("heads", "neurons"):
             points = sorted((int(count), float(ms)) for count, ms in getattr(self, name))
             if len(points) < 2 or points[0][0] != 0 or points[0][1] < 0:
-                raise UserError(
-                    f"the latency table's {name} need at least two points, the first at 0, no time below 0"
-                )
+                raise UserError(f"the latency table's {name} need at least two points, the first at 0, no time below 0")
             rising: list[tuple[int, float]] = []
             for count, ms in points:
                 rising.append((count, max(ms, rising[-1][1] if rising else ms)))
@@ -70,9 +68,7 @@ class LatencyTable:
             heads, neurons = (tuple((int(c), float(ms)) for c, ms in found[n]) for n in ("heads", "neurons"))
             return cls(heads, neurons, str(found["conditions"]))
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{path} is not a latency table ({error!r}); delete it to measure again"
-            ) from error
+            raise UserError(f"{path} is not a latency table ({error!r}); delete it to measure again") from error
 
 
 def interpolate(points: Points, count: Number) -> Number:
@@ -126,21 +122,14 @@ def measure_table(
             variants["neurons", width] = _FeedForward(shape, width).to(device, dtype)
     times = _interleaved(variants, x, repeats)
     points = {
-        kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind)
-        for kind in ("heads", "neurons")
+        kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind) for kind in ("heads", "neurons")
     }
     where = f"batch {batch}, {length} tokens, {device.type}, {str(dtype).removeprefix('torch.')}"
     return LatencyTable(points["heads"], points["neurons"], f"{where}, {torch.get_num_threads()} threads")
 
 
 def cached_table(
-    folder: Path,
-    shape: ModelShape,
-    batch: int,
-    length: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    repeats: int,
+    folder: Path, shape: ModelShape, batch: int, length: int, device: torch.device, dtype: torch.dtype, repeats: int
 ) -> LatencyTable:
     """The table of `measure_table`, measured once for each shape, setting, device and number of threads.
 
@@ -156,16 +145,7 @@ def cached_table(
     if shape.causal:
         raise UserError("method.cost=latency is measured on layers of encoders: use params or macs")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device_name("cpu")
-    key = (
-        astuple(shape),
-        batch,
-        length,
-        name,
-        str(dtype),
-        repeats,
-        torch.get_num_threads(),
-        torch.__version__,
-    )
+    key = (astuple(shape), batch, length, name, str(dtype), repeats, torch.get_num_threads(), torch.__version__)
     path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
     if path.exists():
         return LatencyTable.load(path)

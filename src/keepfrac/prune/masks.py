@@ -37,9 +37,7 @@ def top_mask(scores: Tensor, kept: int) -> Tensor:
     return mask.view(scores.shape)
 
 
-def top_masks(
-    scores: Mapping[str, Tensor], keep_frac: float, scope: str, floor: float = 0.0
-) -> dict[str, Tensor]:
+def top_masks(scores: Mapping[str, Tensor], keep_frac: float, scope: str, floor: float = 0.0) -> dict[str, Tensor]:
     """Masks for several matrices.
 
     Args:
@@ -64,9 +62,7 @@ def top_masks(
 def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
     """Boolean mask of the n highest of every m neighbours along the last dimension, exactly."""
     if not 0 < n <= m or scores.shape[-1] % m:
-        raise UserError(
-            f"{n}:{m} on rows of {scores.shape[-1]}: it must hold 0 < n <= m, m a divisor of the row"
-        )
+        raise UserError(f"{n}:{m} on rows of {scores.shape[-1]}: it must hold 0 < n <= m, m a divisor of the row")
     groups = scores.detach().unflatten(-1, (-1, m))
     order = groups.argsort(dim=-1, descending=True, stable=True)[..., :n]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, order, True).flatten(-2)
@@ -156,9 +152,7 @@ class Masks(nn.Module):
         except AttributeError as error:
             raise UserError(f"the masks have {name}, the model has not") from error
         if parameter.shape != self.get_buffer(_key(name)).shape:
-            raise UserError(
-                f"{name} is {tuple(parameter.shape)}, its mask {tuple(self.get_buffer(_key(name)).shape)}"
-            )
+            raise UserError(f"{name} is {tuple(parameter.shape)}, its mask {tuple(self.get_buffer(_key(name)).shape)}")
         return parameter
 
 

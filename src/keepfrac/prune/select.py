@@ -118,9 +118,7 @@ def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, 
         for _, i in sorted(chunks, key=lambda c: -c[0])[: (count - sum(kept)) // align]:
             kept[i] += align
     if sum(kept) != count or any(k > n for k, n in zip(kept, sizes, strict=True)):
-        raise UserError(
-            f"{count} units cannot be kept exactly with layers of {sizes} in multiples of {align}"
-        )
+        raise UserError(f"{count} units cannot be kept exactly with layers of {sizes} in multiples of {align}")
     return [tuple(sorted(order[:k].tolist())) for (_, order), k in zip(ordered, kept, strict=True)]
 
 

@@ -37,9 +37,7 @@ def check_budget(settings: Mapping[str, Any]) -> None:
         _among(measured, "dtype", tuple(DTYPES), "latency.")
     for key in {"align", "floor"} & set(settings):
         if not isinstance(settings[key], Mapping):
-            raise UserError(
-                f"method.{key}={settings[key]}: must be a mapping, such as {{heads: 1, neurons: 8}}"
-            )
+            raise UserError(f"method.{key}={settings[key]}: must be a mapping, such as {{heads: 1, neurons: 8}}")
     Limits(settings.get("align", {}), settings.get("floor", {}))
 
 
@@ -67,9 +65,7 @@ def check_gates(settings: Mapping[str, Any]) -> None:
             check_number(settings["controller"], key, 0, prefix="controller.")
         ProportionalIntegral(**settings["controller"])
         if settings["anti_windup"]:
-            raise UserError(
-                "method.anti_windup=true is for the multipliers: set method.controller=null beside it"
-            )
+            raise UserError("method.anti_windup=true is for the multipliers: set method.controller=null beside it")
 
 
 def _check_families(settings: Mapping[str, Any]) -> None:
@@ -86,9 +82,7 @@ def _check_families(settings: Mapping[str, Any]) -> None:
     if settings["rank"] is not None:
         _whole(settings, "rank", 1)
     if "ranks" not in families and (settings["rank"] or settings["whiten"] or settings["keep_factors"]):
-        raise UserError(
-            "method.rank, method.whiten and method.keep_factors are for method.families with ranks"
-        )
+        raise UserError("method.rank, method.whiten and method.keep_factors are for method.families with ranks")
     if "ranks" in families and settings["cost"] == "latency":
         raise UserError(
             "method.cost=latency knows heads and neurons only: use params or macs with method.families with ranks"
@@ -101,13 +95,9 @@ def _check_times(settings: Mapping[str, Any]) -> None:
         check_number(settings, key, 0, 1)
     begin, warm, settled = times.values()
     if not begin < warm <= settled:
-        raise UserError(
-            f"method.prefinetune={begin}, target_warmup={warm}, settled_at={settled}: must rise, in [0, 1]"
-        )
+        raise UserError(f"method.prefinetune={begin}, target_warmup={warm}, settled_at={settled}: must rise, in [0, 1]")
     if not settings["train_weights"] and settled < 1:
-        raise UserError(
-            "method.train_weights=false leaves nothing to train after settled_at: set settled_at=1"
-        )
+        raise UserError("method.train_weights=false leaves nothing to train after settled_at: set settled_at=1")
     _among(settings, "gate_schedule", tuple(RATES))
     check_number(settings, "gate_warmup", 0, 1, "[)")
     if settings["gate_schedule"] == "inverse_root" and settings["gate_warmup"] == 0:
@@ -133,12 +123,7 @@ def _whole(settings: Mapping[str, Any], key: str, low: int, prefix: str = "") ->
 
 
 def check_number(
-    settings: Mapping[str, Any],
-    key: str,
-    low: float,
-    high: float = math.inf,
-    ends: str = "[]",
-    prefix: str = "",
+    settings: Mapping[str, Any], key: str, low: float, high: float = math.inf, ends: str = "[]", prefix: str = ""
 ) -> None:
     """Holds a value against an interval; its ends are written as in mathematics."""
     value = settings[key]

@@ -198,9 +198,7 @@ class Structure:
             units += [(f"ranks of {r}", kept, have.ranks.get(r, 0)) for r, kept in layer.ranks.items()]
             for name, kept, available in units:
                 if kept and kept[-1] >= available:
-                    raise UserError(
-                        f"layer {i} has {available} {name}; the structure keeps number {kept[-1]}"
-                    )
+                    raise UserError(f"layer {i} has {available} {name}; the structure keeps number {kept[-1]}")
 
     def to_json(self) -> str:
         """One JSON object: `{"layers": [{"heads": [...], "neurons": [...], "ranks": {...}, "dropped": false}]}`."""

@@ -104,9 +104,7 @@ def summarise_cells(cells: Sequence[Cell]) -> list[Arm]:
     setups = _names(cells, attrgetter("task", "model"), _common)
     variants = _names(cells, attrgetter("task", "model", "method"), _own)
     arms = [
-        arm
-        for members in by_base.values()
-        for arm in _arms_of_base(members, setups[members[0].identity], variants)
+        arm for members in by_base.values() for arm in _arms_of_base(members, setups[members[0].identity], variants)
     ]
     return sorted(arms, key=_order)
 
@@ -130,9 +128,7 @@ def choose_lr(by_lr: dict[float | None, list[Cell]], direction: str) -> float | 
     Returns:
         None where no validation score is known.
     """
-    scores = {
-        lr: summarise(cell.val_score for cell in cells) for lr, cells in by_lr.items() if lr is not None
-    }
+    scores = {lr: summarise(cell.val_score for cell in cells) for lr, cells in by_lr.items() if lr is not None}
     most = max((sample.n for sample in scores.values()), default=0)
     means = {lr: sample.mean for lr, sample in scores.items() if sample.n == most and sample.mean is not None}
     sign = 1 if direction == "min" else -1
@@ -217,9 +213,7 @@ def _arm(
 
 
 def _test_by_seed(cells: Iterable[Cell]) -> dict[int, float]:
-    return {
-        cell.seed: cell.test_score for cell in cells if cell.seed is not None and cell.test_score is not None
-    }
+    return {cell.seed: cell.test_score for cell in cells if cell.seed is not None and cell.test_score is not None}
 
 
 def _ratio(ours: float | None, dense: float | None) -> float | None:
@@ -254,9 +248,7 @@ def _names(cells: Iterable[Cell], within: Callable, settings: Callable) -> dict[
         flat = [settings(cell) for cell in members]
         keys = sorted({key for one in flat for key in one})
         varying = [
-            key
-            for key in keys
-            if len({json.dumps(one.get(key)) for one in flat}) > 1 and not _told_by_name(key, flat)
+            key for key in keys if len({json.dumps(one.get(key)) for one in flat}) > 1 and not _told_by_name(key, flat)
         ]
         for cell, one in zip(members, flat, strict=True):
             names[cell.identity] = " ".join(

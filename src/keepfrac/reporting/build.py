@@ -35,15 +35,10 @@ class Report:
 
     def markdown(self, picture: str | None) -> str:
         """The whole page: tables, picture, and the cells without a result."""
-        parts = [
-            f"# {tables.escape(self.name)}",
-            self.table().strip() if self.arms else "No cell has finished yet.",
-        ]
+        parts = [f"# {tables.escape(self.name)}", self.table().strip() if self.arms else "No cell has finished yet."]
         if picture and self.arms:
             parts.append(f"![score against keep and saved bytes, step time]({picture})")
-            parts.append(
-                "Bars are one sd over seeds; on the axis of keep the methods are set slightly apart."
-            )
+            parts.append("Bars are one sd over seeds; on the axis of keep the methods are set slightly apart.")
         if self.problems:
             rows = tables.problem_lines(self.problems)
             parts.append(f"## Cells without a result: {len(self.problems)}\n\n{tables.markdown_table(rows)}")
@@ -85,9 +80,7 @@ def build(name: str, cells: Sequence[Cell], problems: Sequence[Problem] = ()) ->
     """Summarises cells."""
     arms = summarise_cells(cells)
     repeated = len(cells) - len(latest(cells))
-    return Report(
-        name, tuple(cells), tuple(problems), tuple(arms), tuple(tables.notes(arms, cells, repeated))
-    )
+    return Report(name, tuple(cells), tuple(problems), tuple(arms), tuple(tables.notes(arms, cells, repeated)))
 
 
 def of_sweep(folder: Path) -> Report:

@@ -114,9 +114,7 @@ def read_sweep(folder: Path) -> tuple[list[Cell], list[Problem]]:
         found = read_cell(path)
         (cells if isinstance(found, Cell) else problems).append(found)  # type: ignore[arg-type]
     if not cells and not problems:
-        raise UserError(
-            f"{folder} holds no results.json: run a sweep into it first (python -m src.main name=...)."
-        )
+        raise UserError(f"{folder} holds no results.json: run a sweep into it first (python -m src.main name=...).")
     return cells, problems
 
 
@@ -143,11 +141,7 @@ def _without_results(folder: Path) -> Problem:
 def cell_of(content: Mapping[str, Any]) -> Cell:
     """A `Cell` from the content of a results.json of status done."""
     config, kept, cost, size = (_dict(content, key) for key in ("config", "kept", "cost", "size"))
-    provenance, scores, metric = (
-        _dict(content, "provenance"),
-        _dict(content, "scores"),
-        content["best_metric"],
-    )
+    provenance, scores, metric = (_dict(content, "provenance"), _dict(content, "scores"), content["best_metric"])
     method, task, model = (_dict(config, key) for key in ("method", "task", "model"))
     rows, versions = _dict(_dict(provenance, "data"), "rows"), _dict(provenance, "versions")
     return Cell(
@@ -228,9 +222,7 @@ def without_left_out(settings: Mapping[str, Any], seed: int | None) -> dict[str,
 
 def _is_idle(value: object) -> bool:
     """Whether a group does nothing: its name is none, or it waits for a teacher."""
-    return isinstance(value, Mapping) and (
-        value["name"] == "none" or ("teacher" in value and not value["teacher"])
-    )
+    return isinstance(value, Mapping) and (value["name"] == "none" or ("teacher" in value and not value["teacher"]))
 
 
 def _is_off(key: str, value: object) -> bool:
@@ -252,9 +244,7 @@ def _cell_folders(folder: Path) -> list[Path]:
     if (folder / results.FILE).exists():
         return [folder]
     marks = (results.FILE, *_MARKS_OF_A_CELL)
-    return [
-        path for path in sorted(folder.iterdir()) if path.is_dir() and any((path / m).exists() for m in marks)
-    ]
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and any((path / m).exists() for m in marks)]
 
 
 def _dict(tree: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -177,9 +177,7 @@ def _dense_line(axis: Axes, arms: list[Arm]) -> None:
         if arm.is_dense and arm.test.mean is not None:
             axis.axhline(arm.test.mean, color=_DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
             sd = arm.test.sd or 0.0
-            axis.axhspan(
-                arm.test.mean - sd, arm.test.mean + sd, color=_DENSE, alpha=0.10, linewidth=0, zorder=0
-            )
+            axis.axhspan(arm.test.mean - sd, arm.test.mean + sd, color=_DENSE, alpha=0.10, linewidth=0, zorder=0)
 
 
 def _step_time(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
@@ -194,14 +192,7 @@ def _step_time(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
     ratios = [arm.step_ratio.mean or 0.0 for arm in timed]
     errors = [arm.step_ratio.sd or 0.0 for arm in timed]
     places = range(len(timed))
-    axis.barh(
-        places,
-        ratios,
-        xerr=errors,
-        color=[styles[arm.label]["color"] for arm in timed],
-        height=0.7,
-        capsize=3,
-    )
+    axis.barh(places, ratios, xerr=errors, color=[styles[arm.label]["color"] for arm in timed], height=0.7, capsize=3)
     for place, ratio, error in zip(places, ratios, errors, strict=True):
         axis.text(ratio + error, place, f" {ratio:.2f}", va="center", fontsize=9)
     axis.axvline(1.0, color=_DENSE, linewidth=1.4)

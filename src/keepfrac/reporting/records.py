@@ -56,9 +56,7 @@ def read_records(path: Path) -> list[Cell]:
     found = _LATER.union(reader.fieldnames or ())
     missing = [field.name for field in fields(Cell) if field.name not in found]
     if missing:
-        raise UserError(
-            f"{path} is not a records file of this version: it has no column {', '.join(missing)}."
-        )
+        raise UserError(f"{path} is not a records file of this version: it has no column {', '.join(missing)}.")
     return [_cell(row, f"{path}, line {number}") for number, row in enumerate(reader, start=2)]
 
 

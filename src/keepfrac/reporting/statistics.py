@@ -44,9 +44,7 @@ def summarise(values: Iterable[float | None]) -> Sample:
     return Sample(len(numbers), statistics.fmean(numbers), sd, sd / math.sqrt(len(numbers)))
 
 
-def paired(
-    ours: Mapping[int, float], dense: Mapping[int, float], confidence: float = 0.95
-) -> Difference | None:
+def paired(ours: Mapping[int, float], dense: Mapping[int, float], confidence: float = 0.95) -> Difference | None:
     """Mean of ours - dense over the seeds that both have, with a t interval.
 
     Args:

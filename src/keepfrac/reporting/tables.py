@@ -146,18 +146,13 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
     units = sorted({arm.unit or "not stated" for arm in arms if not arm.is_dense})
     if len(units) < 2:
         return []
-    return [
-        f"keep counts unlike things here ({'; '.join(units)}): they are not comparable and never share an axis."
-    ]
+    return [f"keep counts unlike things here ({'; '.join(units)}): they are not comparable and never share an axis."]
 
 
 def _measured(cells: Sequence[Cell]) -> list[str]:
     probes = sorted({cell.probe for cell in cells if cell.probe})
     places = sorted(
-        {
-            ", ".join(filter(None, (cell.device, cell.precision, cell.torch and f"torch {cell.torch}")))
-            for cell in cells
-        }
+        {", ".join(filter(None, (cell.device, cell.precision, cell.torch and f"torch {cell.torch}"))) for cell in cells}
     )
     cost = [f"Saved for backward and step time: on a probe of {'; '.join(probes)}."] if probes else []
     return cost + [f"Run on: {'; '.join(filter(None, places))}."] * any(places)
@@ -202,9 +197,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
 
 def markdown(arms: Sequence[Arm], remarks: Sequence[str]) -> str:
     """One table per group under its heading, then the notes."""
-    parts = [
-        f"**{escape(heading(group))}**\n\n{markdown_table(lines(group))}" for group in grouped(arms).values()
-    ]
+    parts = [f"**{escape(heading(group))}**\n\n{markdown_table(lines(group))}" for group in grouped(arms).values()]
     return "\n\n".join([*parts, "\n".join(f"- {escape(remark)}" for remark in remarks)]) + "\n"
 
 
@@ -213,9 +206,7 @@ def problem_lines(problems: Sequence[Problem]) -> list[dict[str, str]]:
     return [{"cell": p.cell, "status": p.status, "error": p.error[:_LONGEST_ERROR] or "-"} for p in problems]
 
 
-def on_terminal(
-    console: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]
-) -> None:
+def on_terminal(console: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]) -> None:
     """Prints the tables. What keep counts is a letter, explained below its table: the words are long."""
     for members in grouped(arms).values():
         rows = lines(members)

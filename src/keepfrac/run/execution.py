@@ -20,15 +20,7 @@ from keepfrac.errors import UserError
 from keepfrac.measurement import costs
 from keepfrac.models.dense_reference import dense_original
 from keepfrac.models.export import check_ready
-from keepfrac.models.load import (
-    load_masks,
-    load_net,
-    load_tokenizer,
-    quieten,
-    reload,
-    save_model,
-    weights_note,
-)
+from keepfrac.models.load import load_masks, load_net, load_tokenizer, quieten, reload, save_model, weights_note
 from keepfrac.run import delivery, lineage
 from keepfrac.run.identity import Cell
 from keepfrac.run.probe import Fidelity, Probe
@@ -91,9 +83,7 @@ class Execution:
         threads = settings["hardware"]["threads"] or place.threads(torch.get_num_threads())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-        log.info(
-            "%s: %s, precision %s, %d threads", cell.label, settings["hardware"]["name"], precision, threads
-        )
+        log.info("%s: %s, precision %s, %d threads", cell.label, settings["hardware"]["name"], precision, threads)
         pl.seed_everything(settings["seed"], workers=True, verbose=False)
         self._build()
 
@@ -146,12 +136,7 @@ class Execution:
         chosen = self.settings["logger"]
         if chosen["name"] == "wandb":
             one = wandb_run.wandb_logger(
-                self.cell.folder,
-                chosen,
-                self.settings,
-                self.cell.identity,
-                self.cell.label,
-                self.resumed_at,
+                self.cell.folder, chosen, self.settings, self.cell.identity, self.cell.label, self.resumed_at
             )
             loggers += [one] if one else []
         if chosen["name"] == "tensorboard":
@@ -199,23 +184,14 @@ class Execution:
         scores = self._score()
         if self.place.leads:
             delivery.write_examples(self.task.examples(), self.cell.folder)
-        seconds = {
-            "train_seconds": round(train_seconds, 1),
-            "eval_seconds": round(time.monotonic() - begin, 1),
-        }
+        seconds = {"train_seconds": round(train_seconds, 1), "eval_seconds": round(time.monotonic() - begin, 1)}
         outcome = {
             "best_metric": self.task.best_metric,
             "direction": self.task.direction,
             "scores": scores,
             "kept": {**self.module.kept(), **beside},
             "size": delivery.sizes(self.module.net, self.dense, self.cell.folder),
-            "cost": {
-                **costs,
-                **seconds,
-                **self._latency(),
-                "steps": self.steps,
-                "best_step": self.keeper.best_step,
-            },
+            "cost": {**costs, **seconds, **self._latency(), "steps": self.steps, "best_step": self.keeper.best_step},
         }
         outcome |= taught
         wandb_run.summarise(self.loggers, outcome)
@@ -281,9 +257,7 @@ class Execution:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         folder = self.cell.folder / "model"
         if self.place.leads:
-            tokenizer = (
-                getattr(self.task, "tokenizer", None) or self.tokenizer
-            )  # a method may have changed it
+            tokenizer = getattr(self.task, "tokenizer", None) or self.tokenizer  # a method may have changed it
             save_model(self.module.net, tokenizer, folder, self.module.masks)
             delivery.write_account(self.module.net, self.cell.folder)
         wait_for_all()

@@ -21,7 +21,7 @@ from omegaconf.errors import MissingMandatoryValue
 from keepfrac.distillation.recipe import recipe_of
 from keepfrac.errors import UserError
 from keepfrac.models.locate import ROUNDED, locate, locate_teacher
-from keepfrac.storage.build import build, build_target
+from keepfrac.storage.build import build, build_target, check_settings
 from keepfrac.storage.fingerprint import fingerprint_of_folder
 
 Check = tuple[Callable[[object], bool], str]
@@ -94,15 +94,7 @@ CHECKS: dict[str, Check] = {
     "hardware.threads": _or_null(_whole(1)),
 }
 # They change where a run goes and how it is told, never its result.
-NOT_PART_OF_IT = (
-    "hydra",
-    "name",
-    "logger",
-    "checkpoint_every",
-    "keep_frac",
-    "eval_batch_size",
-    "fidelity_every",
-)
+NOT_PART_OF_IT = ("hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size", "fidelity_every")
 
 
 @dataclass(frozen=True)
@@ -167,16 +159,14 @@ def check(cfg: DictConfig | dict) -> None:
             raise UserError(f"{key}={settings[key]}: must be null where a strategy shards the weights (fsdp)")
     if select(settings, "export.name") == "peft":
         _check_peft(settings)
-    target = build_target(settings["method"]["_target_"])
-    if hasattr(target, "check"):
-        target.check(settings["method"])
+    check_settings(settings["method"])
     if "_target_" in (backward := settings.get("backward") or {}):
-        if getattr(target, "own_layers", False):
+        if getattr(build_target(settings["method"]["_target_"]), "own_layers", False):
             raise UserError(
                 f"backward={backward['name']} beside method={settings['method']['name']}, which brings layers with a"
                 " backward pass of their own: leave one of the two out"
             )
-        build_target(backward["_target_"]).check(backward)
+        check_settings(backward)
 
 
 def _check_peft(settings: dict) -> None:
@@ -247,11 +237,7 @@ def _settled(value):
     """
     if isinstance(value, dict):
         on = {key: _settled(one) for key, one in value.items() if key != "_target_"}
-        return {
-            key: one
-            for key, one in on.items()
-            if one is not None and one is not False and one != {"name": "none"}
-        }
+        return {key: one for key, one in on.items() if one is not None and one is not False and one != {"name": "none"}}
     if isinstance(value, list):
         return [_settled(one) for one in value]
     if isinstance(value, float) and math.isfinite(value):
@@ -275,9 +261,7 @@ def _is_place(key: str) -> bool:
 def _model_identity(model: dict) -> dict:
     folder = Path(model["run"]) / "model" if model["run"] else Path(model["name"])
     if model["run"] and not folder.is_dir():
-        raise UserError(
-            f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)"
-        )
+        raise UserError(f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)")
     if not folder.is_dir():
         for name in (model["name"] if not model["config"] else None, model["tokenizer"]):
             if isinstance(name, str):

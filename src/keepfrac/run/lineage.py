@@ -16,9 +16,7 @@ def trained_on(settings: dict, task) -> list[str]:
             worthless.
     """
     model = settings["model"]
-    run = (
-        Path(model["run"]) if model["run"] else Path(model["name"]).parent
-    )  # model.name may be a run's model/
+    run = Path(model["run"]) if model["run"] else Path(model["name"]).parent  # model.name may be a run's model/
     teacher = _teacher(settings)
     for who, folder in ((f"the model of {run}", run), (f"the teacher {teacher}", teacher)):
         if shared := sorted(set(_tasks_of(folder)) & set(getattr(task, "overlaps", ()))):
@@ -73,9 +71,5 @@ def stages(settings: dict) -> list[dict]:
     if former is None or "config" not in former:
         return []
     one = {key: former["config"]["method"][key] for key in ("name", "keep_frac")}
-    one |= {
-        "task": former["config"]["task"]["name"],
-        "identity": former["identity"],
-        "kept": former.get("kept"),
-    }
+    one |= {"task": former["config"]["task"]["name"], "identity": former["identity"], "kept": former.get("kept")}
     return [*((former.get("provenance") or {}).get("stages") or []), one]

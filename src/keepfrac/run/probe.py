@@ -74,9 +74,7 @@ class Probe:
         Raises:
             UserError: the method has changed the model's shapes.
         """
-        shapes = (
-            {name: p.shape for name, p in net.named_parameters()} for net in (self.module.net, self.dense)
-        )
+        shapes = ({name: p.shape for name, p in net.named_parameters()} for net in (self.module.net, self.dense))
         if next(shapes) != next(shapes):
             raise UserError(
                 f"method {self.module.name} changes the model's shapes: its gradients have no dense ones beside them"

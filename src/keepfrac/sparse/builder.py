@@ -122,13 +122,9 @@ class Builder:
                 continue
             if not isinstance(activation, nn.ReLU):
                 name = type(activation).__name__
-                raise UserError(
-                    f"site activation packs ReLU, {layer.activation} is {name}: set model.hidden_act=relu"
-                )
+                raise UserError(f"site activation packs ReLU, {layer.activation} is {name}: set model.hidden_act=relu")
             if self._trained(layer.ffn_out):
-                raise UserError(
-                    "site activation frees nothing while the linear behind it saves all: add site linear"
-                )
+                raise UserError("site activation frees nothing while the linear behind it saves all: add site linear")
             self._pack(layer.activation, activation, None)
 
     def dropout(self) -> None:
@@ -138,11 +134,7 @@ class Builder:
         for path, module in list(self.net.named_modules()):
             within = any(path.startswith(f"{part}.") for part in inside) and path not in weights
             if within and isinstance(module, nn.Dropout) and module.p > 0:
-                replace(
-                    self.net,
-                    path,
-                    PackedDropout(module.p, self._site(path, "dropout")).train(module.training),
-                )
+                replace(self.net, path, PackedDropout(module.p, self._site(path, "dropout")).train(module.training))
         if not any(site.kind == "dropout" for site in self.sites):
             raise UserError("site dropout: this model has no dropout in its layers (model.dropout=0)")
 

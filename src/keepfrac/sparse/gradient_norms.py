@@ -92,9 +92,7 @@ class GradientNorms:
         keys = [torch.frombuffer(bytearray(key), dtype=torch.uint8) for key in self.table]
         return {
             "keys": torch.stack(keys) if keys else torch.zeros(0, dtype=torch.uint8),
-            "norms": torch.cat(list(self.table.values()), 1)
-            if keys
-            else torch.zeros(0, dtype=torch.bfloat16),
+            "norms": torch.cat(list(self.table.values()), 1) if keys else torch.zeros(0, dtype=torch.bfloat16),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -74,9 +74,7 @@ def recompute_activations(net: nn.Module) -> Recomputing:
     """
     layers = anatomy(net).layers
     if any(layer.ffn_gate for layer in layers):
-        raise UserError(
-            f"recompute_gelu: in a {type(net).__name__} a gate stands behind the activation function"
-        )
+        raise UserError(f"recompute_gelu: in a {type(net).__name__} a gate stands behind the activation function")
     pairs = [(layer.activation, layer.ffn_out) for layer in layers]
     there = [(function, path) for function, path in pairs if function is not None and path is not None]
     if not there:

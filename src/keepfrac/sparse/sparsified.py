@@ -60,9 +60,7 @@ class Sparsified:
             "asked": self.selector.keep_frac,
             "achieved": 1.0 if self.selector.keep_frac == 1 or not active else achieved,
             "unit": "saved activations",
-            "of": f"{self.selector.unit}s of {' and '.join(places + others)}"
-            if active
-            else "all activations",
+            "of": f"{self.selector.unit}s of {' and '.join(places + others)}" if active else "all activations",
             "fallbacks": len(self.fallbacks()),
             "pinned": sum(site.members for site in self.sites if site.pinned and site.kind == "linear"),
         }
@@ -91,6 +89,4 @@ def refuse_fallbacks(sites: list[Site]) -> None:
     """Raise a UserError that names `sites` and why each saves all of its input, if there are any."""
     if sites:
         names = ", ".join(f"{site.name} ({site.fallback})" for site in sites)
-        raise UserError(
-            f"these linears would save their whole input: {names}; change the setting or allow_fallback"
-        )
+        raise UserError(f"these linears would save their whole input: {names}; change the setting or allow_fallback")

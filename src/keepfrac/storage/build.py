@@ -1,4 +1,4 @@
-"""From plain settings to objects: `_target_` is a full import path, the other keys are the constructor's arguments."""
+"""From plain settings to objects: `_target_` is a full import path, the other keys are its settings."""
 
 import importlib
 from typing import Any
@@ -21,10 +21,25 @@ def build_target(path: str) -> Any:
 
 
 def build(settings: dict, **more) -> Any:
-    """Returns the object that `_target_` names, built from the other keys and `more`.
+    """Returns the object that `_target_` names, built from `more` and its `Settings`, made from the other keys.
 
     Raises:
-        UserError: there is nothing under this path.
+        UserError: there is nothing under this path, or a key is not one of its settings.
     """
     target = build_target(settings["_target_"])
+    if hasattr(target, "Settings"):
+        return target(**more, settings=target.Settings.of(settings))
     return target(**{key: value for key, value in settings.items() if key != "_target_"}, **more)
+
+
+def check_settings(settings: dict) -> None:
+    """Holds the keys of a config group against what `_target_` takes.
+
+    Raises:
+        UserError: names the key, its value and what is allowed.
+    """
+    target = build_target(settings["_target_"])
+    if hasattr(target, "Settings"):
+        target.Settings.of(settings)
+    elif hasattr(target, "check"):
+        target.check(settings)

@@ -83,10 +83,7 @@ def _probe(seconds: float) -> bool:
             with urllib.request.urlopen(request, timeout=seconds):
                 answered.set()
         except urllib.error.HTTPError as error:
-            if error.code in {
-                404,
-                405,
-            }:  # a mirror without a front page; a proxy that refuses says 403 or 407
+            if error.code in {404, 405}:  # a mirror without a front page; a proxy that refuses says 403 or 407
                 answered.set()
         except Exception:  # noqa: BLE001 - whatever it is, the hub did not answer
             pass

@@ -35,10 +35,7 @@ def _git() -> dict:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     with contextlib.suppress(OSError):
-        return {
-            "git_sha": ask("rev-parse", "HEAD") or None,
-            "git_dirty": bool(ask("status", "--porcelain", "-uno")),
-        }
+        return {"git_sha": ask("rev-parse", "HEAD") or None, "git_dirty": bool(ask("status", "--porcelain", "-uno"))}
     return {"git_sha": None, "git_dirty": None}
 
 

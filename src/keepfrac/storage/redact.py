@@ -29,8 +29,7 @@ _OPTION = re.compile(rf"(--[\w.-]*?{_SECRET})(\s+)(?!-){_VALUE}", re.IGNORECASE)
 _OPTION_NAME = re.compile(rf"--[\w.-]*?{_SECRET}", re.IGNORECASE)
 _KEY = re.compile(rf"{_SECRET}$", re.IGNORECASE)
 _HEADER = re.compile(
-    r"(authorization\\?[\"']?\s*[=:]\s*\\?[\"']?(?:(?:bearer|basic|token)\s+)?)[^\s,;}\]'\"\\]+",
-    re.IGNORECASE,
+    r"(authorization\\?[\"']?\s*[=:]\s*\\?[\"']?(?:(?:bearer|basic|token)\s+)?)[^\s,;}\]'\"\\]+", re.IGNORECASE
 )
 _BEARER = re.compile(r"(\bbearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 _IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)

@@ -145,10 +145,7 @@ def expected_seconds(kind: Kind, known: Mapping[Kind, Sequence[float]]) -> float
 
 
 def seconds_left(
-    waiting: Iterable[Kind],
-    running: Iterable[Running],
-    known: Mapping[Kind, Sequence[float]],
-    num_at_once: int,
+    waiting: Iterable[Kind], running: Iterable[Running], known: Mapping[Kind, Sequence[float]], num_at_once: int
 ) -> float | None:
     """Estimates how long the rest of a sweep takes; None where nothing tells.
 

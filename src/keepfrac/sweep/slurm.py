@@ -19,9 +19,7 @@ from keepfrac.errors import Held, UserError
 
 HELD_SECONDS = 30
 MOST_AT_ONCE = 1000  # jobs of an array; Slurm's own limit (MaxArraySize) is 1001 unless it is set
-GONE = frozenset(
-    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
-)
+GONE = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"})
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,7 @@ class Attempt:
 
 
 def _ignore_warnings() -> None:
-    signal.signal(
-        signal.SIGUSR2, signal.SIG_IGN
-    )  # Slurm sends it to every process of a job, submitit answers it
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to every process of a job, submitit answers it
 
 
 def submit(attempts: Sequence[Attempt], request: Request, name: str, folder: Path, at_once: int) -> list[str]:
@@ -198,9 +194,7 @@ def queued() -> dict[str, str] | None:
 def ended(job: str) -> str:
     """Says how a job ended, as far as Slurm remembers."""
     answer = _ask("scontrol", "--oneliner", "show", "job", job) or ""
-    found = {
-        key: match[1] for key in ("JobState", "ExitCode") if (match := re.search(rf"{key}=(\S+)", answer))
-    }
+    found = {key: match[1] for key in ("JobState", "ExitCode") if (match := re.search(rf"{key}=(\S+)", answer))}
     state = found.get("JobState")
     code, _, number = found.get("ExitCode", "0:0").partition(":")
     how = f", signal {number}" if number not in ("", "0") else f", exit code {code}" if code != "0" else ""

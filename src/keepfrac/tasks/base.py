@@ -170,9 +170,7 @@ class Task(pl.LightningDataModule):
         """
         splits = self.splits
         more, account = grow(splits.train)
-        elsewhere = {
-            texts for name, rows in splits.named().items() if name != "train" for texts in rows.texts()
-        }
+        elsewhere = {texts for name, rows in splits.named().items() if name != "train" for texts in rows.texts()}
         elsewhere -= set(splits.train.texts())  # what is there already is not new
         kept = [i for i, texts in enumerate(more.texts()) if texts not in elsewhere]
         account = {**account, "rows_after": len(kept), "left_out": len(more) - len(kept)}
@@ -188,9 +186,7 @@ class Task(pl.LightningDataModule):
         splits = self.read()
         for split, rows in splits.named().items():
             if not len(rows):
-                raise UserError(
-                    f"task {self.name}: the {split} split is empty ({splits.source}; {splits.how})"
-                )
+                raise UserError(f"task {self.name}: the {split} split is empty ({splits.source}; {splits.how})")
         return splits
 
     @property
@@ -335,11 +331,7 @@ class Task(pl.LightningDataModule):
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=num_workers,
-            multiprocessing_context="fork"
-            if num_workers
-            else None,  # jobs of a process pool cannot pickle theirs
+            multiprocessing_context="fork" if num_workers else None,  # jobs of a process pool cannot pickle theirs
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # else each iteration draws from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # else each iteration draws from the global one
         )

@@ -63,9 +63,7 @@ class DataToText(GenerationTask):
         if layout not in LAYOUTS:
             raise UserError(f"task.layout={layout}: allowed are {', '.join(LAYOUTS)}")
         if eval_examples is not None and not (isinstance(eval_examples, int) and eval_examples >= 1):
-            raise UserError(
-                f"task.eval_examples={eval_examples}: allowed are whole numbers from 1, and null for all"
-            )
+            raise UserError(f"task.eval_examples={eval_examples}: allowed are whole numbers from 1, and null for all")
         super().__init__(
             name=name,
             prompt=prompt,
@@ -156,8 +154,6 @@ class DataToText(GenerationTask):
             if not found:
                 raise UserError(f"{source} has no {split} split; there are {', '.join(dataset)}; {own}")
         return {
-            split: pairs_of(
-                dataset[found[0]], self.layout, f"{source}, {found[0]}", self._unsaid.setdefault(split, [])
-            )
+            split: pairs_of(dataset[found[0]], self.layout, f"{source}, {found[0]}", self._unsaid.setdefault(split, []))
             for split, found in names.items()
         }, source

@@ -61,9 +61,7 @@ class FileTask(TextTask):
     ):
         if problem not in PROBLEMS or (multi_label and problem != "classification"):
             kinds = "classification" if multi_label else " and ".join(PROBLEMS)
-            raise UserError(
-                f"task.problem={problem}: allowed are {kinds}" + " of several labels" * multi_label
-            )
+            raise UserError(f"task.problem={problem}: allowed are {kinds}" + " of several labels" * multi_label)
         if label_separator == "" or (label_separator and not multi_label):
             raise UserError(
                 f"task.label_separator={label_separator!r}: allowed are null, and with task.multi_label=true some text"
@@ -107,9 +105,7 @@ class FileTask(TextTask):
         if self.problem == "multi_label":
             sets = {split: label_sets(table, self.separator) for split, table in tables.items()}
             labels = labels or found_labels(train, sets["train"])
-            return labels, {
-                split: to_label_rows(table, labels, sets[split]) for split, table in tables.items()
-            }
+            return labels, {split: to_label_rows(table, labels, sets[split]) for split, table in tables.items()}
         if self.problem == "classification" and labels is None and train.lines:
             labels = found_labels(train)
         return labels, {split: to_rows(table, labels) for split, table in tables.items()}

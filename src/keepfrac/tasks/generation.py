@@ -83,9 +83,7 @@ class GenerationTask(Task):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UserError(f"task.{key}={value}: allowed are whole numbers from {least}")
         if max_new_tokens >= max_length:
-            raise UserError(
-                f"task.max_new_tokens={max_new_tokens}: must be less than task.max_length={max_length}"
-            )
+            raise UserError(f"task.max_new_tokens={max_new_tokens}: must be less than task.max_length={max_length}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
         super().__init__(
@@ -256,9 +254,7 @@ class GenerationTask(Task):
         return {
             split: [
                 {"meaning": meaning, "generated": self.said[number], "references": list(references)}
-                for meaning, number, references in zip(
-                    rows["text"], rows["number"], rows["references"], strict=True
-                )
+                for meaning, number, references in zip(rows["text"], rows["number"], rows["references"], strict=True)
                 if number in self.said
             ]
             for split, rows in self.splits.named().items()

@@ -138,9 +138,7 @@ class MlmTask(TextTask):
         half = cut(places([f"half {text}" for text in held_out]), 0.5)
         validation, test = (_rows(np.array(held_out, dtype=object)[mask].tolist()) for mask in (~half, half))
         how += ", halved by another hash, is validation and test"
-        return Splits(
-            subset(_rows(train), self.rows, "text"), validation, test, source, how, None, notes=notes
-        )
+        return Splits(subset(_rows(train), self.rows, "text"), validation, test, source, how, None, notes=notes)
 
     def _of_task(self) -> tuple[list[str], list[str], str, str, dict]:
         task: Task = build(dict(self.of or {}))

@@ -59,9 +59,7 @@ def end_token(tokenizer) -> int:
     for found in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)):
         if found is not None:
             return found
-    raise UserError(
-        "this model's tokenizer has no token that ends a text: a generation task needs one (eos_token)"
-    )
+    raise UserError("this model's tokenizer has no token that ends a text: a generation task needs one (eos_token)")
 
 
 def write(tokenizer, prompts: Sequence[str], texts: Sequence[str], prompt_length: int, text_length: int):
@@ -80,9 +78,7 @@ def write(tokenizer, prompts: Sequence[str], texts: Sequence[str], prompt_length
     end = end_token(tokenizer)
     first = list(dict.fromkeys(prompts))
     closing = {end, getattr(tokenizer, "sep_token_id", None)}
-    opened = {
-        text: _open(ids, closing) for text, ids in zip(first, _encoded(tokenizer, first, True), strict=True)
-    }
+    opened = {text: _open(ids, closing) for text, ids in zip(first, _encoded(tokenizer, first, True), strict=True)}
     before = [opened[text] for text in prompts]
     after = [[*ids, end] for ids in _encoded(tokenizer, [f" {text}" for text in texts], False)]
     pairs = zip(before, after, strict=True)
@@ -98,9 +94,9 @@ def _encoded(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
     return [
         ids
         for start in range(0, len(texts), CHUNK)
-        for ids in tokenizer(
-            texts[start : start + CHUNK], add_special_tokens=special, return_attention_mask=False
-        )["input_ids"]
+        for ids in tokenizer(texts[start : start + CHUNK], add_special_tokens=special, return_attention_mask=False)[
+            "input_ids"
+        ]
     ]
 
 

@@ -114,9 +114,7 @@ class TextTask(Task):
     def encode(self, rows: Rows) -> LabelledTokens:
         """Returns tokens and labels of `rows`."""
         assert self.tokenizer is not None, "use(tokenizer) comes first"
-        return LabelledTokens(
-            cached_tokens(self.tokenizer, self._digest, rows, self.max_length), rows["label"]
-        )
+        return LabelledTokens(cached_tokens(self.tokenizer, self._digest, rows, self.max_length), rows["label"])
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them."""
@@ -129,10 +127,7 @@ class TextTask(Task):
         """Returns all of a batch but the labels, padded to the longest row."""
         longest = max(len(ids) for ids, _ in items)
         shape = (len(items), longest)
-        batch = {
-            "input_ids": torch.full(shape, self._pad),
-            "attention_mask": torch.zeros(shape, dtype=torch.long),
-        }
+        batch = {"input_ids": torch.full(shape, self._pad), "attention_mask": torch.zeros(shape, dtype=torch.long)}
         if items[0][1] is not None:
             batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
         for i, (ids, types) in enumerate(items):

@@ -55,20 +55,14 @@ class Tokens:
 
 def tokenizer_digest(tokenizer) -> str:
     """Returns a sha256 of what decides a tokenizer's output: its state, but for truncation and padding."""
-    parts: list = [
-        type(tokenizer).__name__,
-        tokenizer.model_input_names,
-        getattr(tokenizer, "truncation_side", None),
-    ]
+    parts: list = [type(tokenizer).__name__, tokenizer.model_input_names, getattr(tokenizer, "truncation_side", None)]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         parts += [sorted(tokenizer.get_vocab().items()), repr(tokenizer)]
     else:
         state = json.loads(backend.to_str())
         parts.append({key: value for key, value in state.items() if key not in {"truncation", "padding"}})
-    return hashlib.sha256(
-        json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def tokenise(tokenizer, rows: Rows, max_length: int) -> Tokens:
@@ -89,9 +83,7 @@ def tokenise(tokenizer, rows: Rows, max_length: int) -> Tokens:
         lengths += [len(row) for row in coded["input_ids"]]
         ids.append(np.fromiter((token for row in coded["input_ids"] for token in row), dtype=np.int32))
         if with_types:
-            types.append(
-                np.fromiter((kind for row in coded["token_type_ids"] for kind in row), dtype=np.int8)
-            )
+            types.append(np.fromiter((kind for row in coded["token_type_ids"] for kind in row), dtype=np.int8))
         truncated += _count_truncated(coded, max_length)
     return Tokens(
         ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),

@@ -55,9 +55,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict, step: int | None = None) -> None:
-        lines = [
-            f"{step or 0},{name},{float(value)!r}\n" for name, value in metrics.items() if name != "epoch"
-        ]
+        lines = [f"{step or 0},{name},{float(value)!r}\n" for name, value in metrics.items() if name != "epoch"]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
 

@@ -133,9 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--spec", action="store_true", help="print it as JSON and ask no server")
     given = parser.parse_args(arguments)
     if given.spec:
-        sys.stdout.write(
-            specification(workspace(given.entity or "entity", given.project, given.sweep)) + "\n"
-        )
+        sys.stdout.write(specification(workspace(given.entity or "entity", given.project, given.sweep)) + "\n")
         return 0
     if problem := sync.trouble():
         sys.stderr.write(f"error: the workspace is not saved: {problem}\n")

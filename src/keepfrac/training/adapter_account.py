@@ -14,9 +14,7 @@ def trained(module: FineTune) -> dict[str, float]:
     count, whole = trainable(module.net), sum(p.numel() for p in module.net.parameters())
     found = {"trained_params": count, "trained_frac": count / whole}
     optimizers = module._trainer.optimizers if module._trainer is not None else []
-    states = [
-        v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)
-    ]
+    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
     if states:
         found["gradient_bytes"] = sum(p.nbytes for p in module.parameters() if p.requires_grad)
         found["optimizer_bytes"] = sum(value.nbytes for value in states)

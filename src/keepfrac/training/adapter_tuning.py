@@ -116,11 +116,7 @@ class Adaptation:
         if self.sparse is None or not self.sparse.count:
             return None
         chosen, found = self.sparse, {}
-        squares = (
-            gradient_squares(module, targets, batches, chosen.batches)
-            if chosen.selector == "gradient"
-            else {}
-        )
+        squares = gradient_squares(module, targets, batches, chosen.batches) if chosen.selector == "gradient" else {}
         for number, target in enumerate(targets):
             weight = part_of_weight(module.net.get_submodule(target.path), target)
             generator = torch.Generator().manual_seed(1_000_003 * chosen.seed + number)
@@ -200,9 +196,7 @@ class Adapting(FineTune):
         """Runs once, when the updates are there."""
         if self.adaptation.merge == "sparse_by_construction":
             if self.masks is None:
-                raise UserError(
-                    "method.merge=sparse_by_construction: this model has no masks, so no zeros to hold"
-                )
+                raise UserError("method.merge=sparse_by_construction: this model has no masks, so no zeros to hold")
             self.adaptation.constrain(self.net, dict(self.masks.items()))
 
     def finish(self, batches: Iterable[Batch]) -> None:

@@ -67,9 +67,7 @@ def replace_file(path: Path, save) -> None:
         # torch's zip writer turns a full disk into a RuntimeError
         if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
             raise
-        raise UserError(
-            f"cannot write {path}: {error}; free space and type the same command again"
-        ) from error
+        raise UserError(f"cannot write {path}: {error}; free space and type the same command again") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -164,9 +162,7 @@ class Progress(pl.Callback):
     def tell(self, phase: str, step: int) -> None:
         """Writes the file now."""
         self._written = time.monotonic()
-        text = (
-            f'{{"step": {step}, "steps": {self.steps}, "score": {_json(self.score)}, "phase": "{phase}"}}\n'
-        )
+        text = f'{{"step": {step}, "steps": {self.steps}, "score": {_json(self.score)}, "phase": "{phase}"}}\n'
         write_atomically(self.path, text)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:

@@ -79,9 +79,7 @@ def joined(place: Place, accelerator: str) -> Iterator[None]:
     backend = "nccl" if accelerator == "gpu" else "gloo"
     try:
         store = distributed.TCPStore("127.0.0.1", place.port, place.world, place.leads, MEETING)
-        distributed.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.world, timeout=COMPUTING
-        )
+        distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=COMPUTING)
         yield
         distributed.barrier()  # the first process holds the meeting point: none may leave before all are through
     finally:
@@ -102,9 +100,7 @@ def followers(place: Place, work: Callable[..., object], *arguments: object) -> 
     if place.by_srun or place.world == 1:
         yield
         return
-    spawn = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would inherit torch's threads in the middle of their work
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in the middle of their work
     started = []
     try:
         for rank in range(1, place.world):

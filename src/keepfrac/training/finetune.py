@@ -185,9 +185,7 @@ class FineTune(pl.LightningModule):
             groups = by_depth(groups, self.net, self.loop.layer_decay)
         schedules = [group.pop("schedule", self.schedule) for group in groups]
         optimizer = torch.optim.AdamW(groups, fused=True)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, [self._by_step(schedule) for schedule in schedules]
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [self._by_step(schedule) for schedule in schedules])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _by_step(self, schedule: Callable[[float], float]) -> Callable[[int], float]:
@@ -233,9 +231,7 @@ class FineTune(pl.LightningModule):
         if self.averages is not None:
             self.averages.update(self.net)
 
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         by_norm: dict[float, list] = {}
         for group in optimizer.param_groups:
             if group.get("clip_each"):
@@ -265,9 +261,7 @@ class FineTune(pl.LightningModule):
         if self.averages is not None and self.trainer.state.fn == "fit":
             self.averages.put_on(self.net, self.masks)
 
-    def on_validation_end(
-        self,
-    ) -> None:  # after the callbacks': the best weights that they keep are the average
+    def on_validation_end(self) -> None:  # after the callbacks': the best weights that they keep are the average
         if self.averages is not None and self.trainer.state.fn == "fit":
             self.averages.take_off(self.net)
 
@@ -329,8 +323,6 @@ class FineTune(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         self._batch = batch
-        if (
-            self._pending_random_state is not None
-        ):  # here: nothing draws between this point and the forward pass
+        if self._pending_random_state is not None:  # here: nothing draws between this point and the forward pass
             restore_random_state(self._pending_random_state)
             self._pending_random_state = None

@@ -37,10 +37,7 @@ OPTIONS = ("fgm", "ema", "r_drop", "layer_decay")
 
 def _softmax_divergence(one: Tensor, other: Tensor) -> Tensor:
     p, q = log_softmax(one, -1), log_softmax(other, -1)
-    both = (
-        kl_div(p, q, reduction="batchmean", log_target=True),
-        kl_div(q, p, reduction="batchmean", log_target=True),
-    )
+    both = (kl_div(p, q, reduction="batchmean", log_target=True), kl_div(q, p, reduction="batchmean", log_target=True))
     return (both[0] + both[1]) / 2
 
 
@@ -90,9 +87,7 @@ def refuse_without_dropout(net: Any) -> None:
     """
     rates = [value for key, value in net.config.to_dict().items() if "drop" in key]
     if not any(isinstance(rate, float | int) and rate > 0 for rate in rates):
-        raise UserError(
-            "r_drop compares two passes with different dropout, and this model has none: set r_drop=null"
-        )
+        raise UserError("r_drop compares two passes with different dropout, and this model has none: set r_drop=null")
 
 
 # learning rate by depth ----------------------------------------------------------------------------------------------
@@ -224,9 +219,7 @@ class Attack:
     @contextmanager
     def on(self, net: nn.Module) -> Iterator[None]:
         """Inside the block the model computes as if its word embeddings were W + eps g / ||g||."""
-        assert self._handle is not None and self.gradient is not None, (
-            "watch(net) and a backward pass come first"
-        )
+        assert self._handle is not None and self.gradient is not None, "watch(net) and a backward pass come first"
         self._handle.remove()
         words, shift = _words(net), direction(mean_over_processes(self.gradient), self.eps)
 

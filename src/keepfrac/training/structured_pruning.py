@@ -143,9 +143,7 @@ class Pruner(FineTune):
                 self._cut(batches)
 
     def after_step(self) -> None:
-        done = (self.global_step + 1) / max(
-            1, self.loop.total_steps
-        )  # Lightning counts the step after this hook
+        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
         if self.keep_frac < 1 and self.structure is None and done >= self.settled_at:
             self._settle()
 
@@ -195,9 +193,7 @@ class Pruner(FineTune):
         largest_difference(_logits(self.net), _logits(small), inputs, TOLERANCE)
         if self.masks is not None:
             sliced = slice_tensors(dict(self.masks.items()), self.layers, self.structure)
-            left = dict(
-                small.named_parameters()
-            )  # two masked factors that were merged have no zeros any more
+            left = dict(small.named_parameters())  # two masked factors that were merged have no zeros any more
             self.masks = Masks({name: mask for name, mask in sliced.items() if name in left})
         self.unmask()
         self.net, self.layers = small, ()
@@ -223,14 +219,7 @@ class Pruner(FineTune):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
         dtype = DTYPES[conditions["dtype"]]
         measure = functools.partial(
-            cached_table,
-            cache,
-            shape,
-            conditions["rows"],
-            self.budget.length,
-            device,
-            dtype,
-            conditions["repeats"],
+            cached_table, cache, shape, conditions["rows"], self.budget.length, device, dtype, conditions["repeats"]
         )
         if trainer is None:
             return LatencyCost(shape, measure())

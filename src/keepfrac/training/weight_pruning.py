@@ -86,16 +86,7 @@ class ElementPruner(FineTune):
     """Whether gradients and moments of pruned weights are zero."""
 
     def __init__(
-        self,
-        net,
-        task,
-        loop,
-        name: str,
-        keep_frac: float,
-        pattern: Pattern,
-        score: str,
-        decay: float,
-        regrow: float,
+        self, net, task, loop, name: str, keep_frac: float, pattern: Pattern, score: str, decay: float, regrow: float
     ):
         super().__init__(net, task, loop, name, keep_frac)
         if not 0 <= regrow < 1:
@@ -122,9 +113,7 @@ class ElementPruner(FineTune):
         weights = self._weights()
         self.scores = ElementScores(self.score, self.decay, weights)
         if self.scores.learns and not self.loop.total_steps:
-            raise UserError(
-                f"method.score={self.score} with epochs=0: it needs gradients; use score=magnitude"
-            )
+            raise UserError(f"method.score={self.score} with epochs=0: it needs gradients; use score=magnitude")
         everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         self.masks = Masks(everything | (dict(self.masks.items()) if self.masks is not None else {}))
         masks_of(weights, self._present(), self.keep_frac, self.pattern)  # an error comes before training

@@ -21,9 +21,7 @@ def tuned(net, roles=("query", "value"), rank=4, sparse=10):
     """A model whose updates are not zero."""
     targets = targets_of(net, roles)
     weights = {t: torch.empty(t.size or net.get_submodule(t.path).weight.shape[0], 32) for t in targets}
-    positions = {
-        t: select_positions(w, sparse, "random", rank, torch.Generator()) for t, w in weights.items()
-    }
+    positions = {t: select_positions(w, sparse, "random", rank, torch.Generator()) for t, w in weights.items()}
     attach(net, targets, rank, 2.0, positions=positions)
     for own in adapted(net).values():
         for part in own.parts():
@@ -65,11 +63,7 @@ def test_a_folder_that_peft_wrote_is_where_training_starts(tmp_path, rslora):
     ours, theirs = tiny(), tiny()
     theirs.load_state_dict(ours.state_dict())
     config = peft.LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["query", "value"],
-        modules_to_save=["classifier"],
-        use_rslora=rslora,
+        r=4, lora_alpha=8, target_modules=["query", "value"], modules_to_save=["classifier"], use_rslora=rslora
     )
     theirs = peft.get_peft_model(theirs, config).eval()
     for name, parameter in theirs.named_parameters():

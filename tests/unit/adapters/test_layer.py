@@ -11,16 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from keepfrac.adapters.layer import AdaptedLinear, Update, scale_of
 from keepfrac.adapters.selection import select_positions
-from keepfrac.adapters.surgery import (
-    Target,
-    adapted,
-    attach,
-    detach,
-    freeze_but,
-    merge,
-    part_of_weight,
-    trainable,
-)
+from keepfrac.adapters.surgery import Target, adapted, attach, detach, freeze_but, merge, part_of_weight, trainable
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_storages
 from keepfrac.models.anatomy import anatomy
@@ -140,10 +131,7 @@ def test_constrained_training_sees_what_is_merged(kind):
     y = own(x)
     y.sum().backward()
     gradient = own.updates["query"].values.grad
-    column, row = (
-        (own.updates["query"].positions % INPUTS).long(),
-        (own.updates["query"].positions // INPUTS).long(),
-    )
+    column, row = ((own.updates["query"].positions % INPUTS).long(), (own.updates["query"].positions // INPUTS).long())
     assert torch.equal(gradient == 0, ~own.oriented(mask)[row, column])
     net = nn.Sequential(own)
     masks = merge(net, {"0.weight": mask}, keep_zeros=True)
@@ -197,9 +185,7 @@ def test_bert_base_of_the_paper_trains_592898_parameters():
 def test_adapted_linears_equal_peft_given_the_same_factors():
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
-    config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=60
-    )
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=60)
     ours = BertForSequenceClassification(config).eval()
     theirs = copy.deepcopy(ours)
     targets = targets_of(ours, ["query", "value"])

@@ -18,9 +18,7 @@ def low_rank(rows=40, columns=24, rank=2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-@pytest.mark.parametrize(
-    "weight", [low_rank(), torch.zeros(40, 24), torch.ones(24, 40)], ids=["low", "zero", "ties"]
-)
+@pytest.mark.parametrize("weight", [low_rank(), torch.zeros(40, 24), torch.ones(24, 40)], ids=["low", "zero", "ties"])
 @pytest.mark.parametrize("count", [0, 1, 64, 960])
 def test_exactly_n_distinct_positions(selector, weight, count):
     """Also where the residual has fewer entries than N: there the original's mask becomes all ones."""

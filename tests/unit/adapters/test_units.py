@@ -92,9 +92,7 @@ def test_scores_are_sums_over_what_a_unit_owns(family):
     layers = encoder_layers(net)
     heads, neurons = unit_scores(net, layers, with_weight=False)
     with torch.no_grad():
-        deltas = {
-            path: own.oriented(own.delta()).abs() for path, own in adapted(net).items() if ".0." in path
-        }
+        deltas = {path: own.oriented(own.delta()).abs() for path, own in adapted(net).items() if ".0." in path}
     layer = layers[0]
     torch.testing.assert_close(neurons[0], deltas[layer.ffn_out].sum(0))
     wide, narrow = layer.unit_width, layer.head_dim
@@ -106,9 +104,7 @@ def test_scores_are_sums_over_what_a_unit_owns(family):
     assert not has_update({layer.query: 1}, layers, "neurons")
 
 
-@pytest.mark.parametrize(
-    ("heads", "neurons", "less"), [(0.75, 0.75, 0.250), (0.75, 0.6, 0.347), (0.75, 1, 0.088)]
-)
+@pytest.mark.parametrize(("heads", "neurons", "less"), [(0.75, 0.75, 0.250), (0.75, 0.6, 0.347), (0.75, 1, 0.088)])
 def test_the_papers_shares_of_bert_bases_macs(heads, neurons, less):
     shape = ModelShape(12, 768, 12, 64, 3072)
     counts = LayerCounts(num_kept(heads, 12), num_kept(neurons, 3072))

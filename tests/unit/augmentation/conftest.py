@@ -27,9 +27,7 @@ def tokenizer():
     backend.decoder = decoders.WordPiece()
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_max_length=64, model_input_names=inputs, **special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, model_input_names=inputs, **special)
 
 
 def _config(tokenizer):

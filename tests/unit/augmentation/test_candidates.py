@@ -12,9 +12,7 @@ SENTENCES = [f"sentence {i}" for i in range(10)]
 
 def made(texts):
     """Of each sentence two choices, one of which has nothing."""
-    return [
-        [Choice(0, 8, "masked_lm", (text[::-1], "word")), Choice(9, len(text), "none", ())] for text in texts
-    ]
+    return [[Choice(0, 8, "masked_lm", (text[::-1], "word")), Choice(9, len(text), "none", ())] for text in texts]
 
 
 @pytest.fixture
@@ -75,9 +73,7 @@ def test_jobs_that_start_together_share_the_work(store):
         asked.append(texts[0])
         return made(texts)
 
-    threads = [
-        threading.Thread(target=lambda: found.append(store(slow).choices(SENTENCES))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(store(slow).choices(SENTENCES))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

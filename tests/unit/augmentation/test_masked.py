@@ -10,9 +10,7 @@ TEXTS = ["a charming film", "the plot was long , the music dull and the old joke
 
 
 def asked_of(tokenizer, texts=TEXTS):
-    return [
-        (one, word.first) for one in find_words(tokenizer, texts) for word in one.words if word.pieces == 1
-    ]
+    return [(one, word.first) for one in find_words(tokenizer, texts) for word in one.words if word.pieces == 1]
 
 
 def predicted(folder, tokenizer, asked, count=5, dtype=torch.float32):
@@ -30,9 +28,7 @@ def one_by_one(folder, tokenizer, asked, count=5):
         second = [*names, "[SEP]"]
         ids = tokenizer.convert_tokens_to_ids(first + second)
         types = [0] * len(first) + [1] * len(second)
-        logits = net(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[
-            0, first.index("[MASK]")
-        ]
+        logits = net(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0, first.index("[MASK]")]
         ranked = tokenizer.convert_ids_to_tokens(logits.argsort(descending=True).tolist())
         yield tuple(word for word in ranked if word.isalpha() and word != own)[:count]
 

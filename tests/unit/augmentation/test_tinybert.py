@@ -26,9 +26,7 @@ def test_pieces_decide_where_a_words_candidates_come_from(augmentation):
     rows, account = grown(augmentation(times=3))
     assert account["words"] == {"none": 0, "masked_lm": 8, "neighbours": 1}
     assert account["times"] == 3 and account["rows_before"] == 12 and len(rows) > 12
-    assert set(zip(rows["text"], rows["label"], strict=True)) >= set(
-        zip(ROWS["text"], ROWS["label"], strict=True)
-    )
+    assert set(zip(rows["text"], rows["label"], strict=True)) >= set(zip(ROWS["text"], ROWS["label"], strict=True))
     assert all(text.startswith(("a ", "the ", "it was ")) or "," in text for text in rows["text"])
 
 

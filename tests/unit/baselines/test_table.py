@@ -13,12 +13,7 @@ EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
 def cell(method, seed=0, test=0.9, **changes) -> Cell:
     facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10}
     scores = {"map": test - 0.1, "scaled_one_minus_mlogloss": test + 0.01}
-    return Cell(
-        **EMPTY
-        | facts
-        | {"method": method, "seed": seed, "test_score": test, "test_scores": scores}
-        | changes
-    )
+    return Cell(**EMPTY | facts | {"method": method, "seed": seed, "test_score": test, "test_scores": scores} | changes)
 
 
 def rows(cells):
@@ -40,11 +35,7 @@ def test_seeds_are_one_line_and_the_best_stands_first():
 
 
 def test_sizes_and_lengths_of_training_are_lines_of_their_own():
-    cells = [
-        cell("taylor", keep_asked=0.4),
-        cell("taylor", keep_asked=0.2),
-        cell("taylor", keep_asked=0.2, steps=5),
-    ]
+    cells = [cell("taylor", keep_asked=0.4), cell("taylor", keep_asked=0.2), cell("taylor", keep_asked=0.2, steps=5)]
     assert len(rows(cells)) == 3
 
 

@@ -16,20 +16,14 @@ def by_hand(student, teacher, places) -> torch.Tensor:
 
 def test_attention_is_the_mean_over_pairs_of_real_tokens():
     student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    places = [
-        [(b, h, i, j) for h in range(3) for i in range(n) for j in range(n)] for b, n in ((0, 3), (1, 2))
-    ]
-    torch.testing.assert_close(
-        attention_loss(student, teacher, MASK, "masked"), by_hand(student, teacher, places)
-    )
+    places = [[(b, h, i, j) for h in range(3) for i in range(n) for j in range(n)] for b, n in ((0, 3), (1, 2))]
+    torch.testing.assert_close(attention_loss(student, teacher, MASK, "masked"), by_hand(student, teacher, places))
 
 
 def test_hidden_is_the_mean_over_real_tokens():
     student, teacher = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
     places = [[(b, i, k) for i in range(n) for k in range(5)] for b, n in ((0, 3), (1, 2))]
-    torch.testing.assert_close(
-        hidden_loss(student, teacher, MASK, "masked"), by_hand(student, teacher, places)
-    )
+    torch.testing.assert_close(hidden_loss(student, teacher, MASK, "masked"), by_hand(student, teacher, places))
 
 
 @pytest.mark.parametrize("loss", ["attention", "hidden"])
@@ -45,11 +39,7 @@ def test_padding_contributes_nothing(loss):
     if loss == "attention":
         changed[0, ..., 3] = 1e6
         changed[1, ..., 2:] = 1e6
-        assert (
-            (grad[0, :, :, 3] == 0).all()
-            and (grad[0, :, 3] == 0).all()
-            and grad[0, :, :3, :3].abs().min() > 0
-        )
+        assert (grad[0, :, :, 3] == 0).all() and (grad[0, :, 3] == 0).all() and grad[0, :, :3, :3].abs().min() > 0
     else:
         assert (grad[0, 3] == 0).all() and (grad[1, 2:] == 0).all() and grad[0, :3].abs().min() > 0
     assert of(changed, teacher, MASK, "masked") == value

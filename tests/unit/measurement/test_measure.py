@@ -48,12 +48,7 @@ def test_steps_are_interleaved_after_a_warm_up():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_macs_of_a_bert_match_the_formula_with_attention(attention):
     config = BertConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        vocab_size=50,
-        num_labels=2,
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=50, num_labels=2
     )
     net = BertForSequenceClassification._from_config(config, attn_implementation=attention)
     length, d, f = 32, 64, 128
@@ -68,11 +63,6 @@ def test_counts():
 
 
 def test_masks_are_no_part_of_the_models_size(tmp_path):
-    for name, size in (
-        ("model.safetensors", 40),
-        ("masks.safetensors", 10),
-        ("old.bin", 2),
-        ("config.json", 1),
-    ):
+    for name, size in (("model.safetensors", 40), ("masks.safetensors", 10), ("old.bin", 2), ("config.json", 1)):
         (tmp_path / name).write_bytes(bytes(size))
     assert bytes_on_disk(tmp_path) == 42

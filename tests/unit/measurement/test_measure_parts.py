@@ -45,9 +45,7 @@ def test_each_part_counts_what_it_holds():
     assert found["attention"]["macs"] == 3 * (4 * length * 32 * 32 + 2 * length * length * 32)
     assert found["feed-forward"]["macs"] == 3 * 2 * length * 32 * 48
     small = by_part(cut(net, CUT))
-    assert (
-        small["attention"]["macs"] == 4 * length * 32 * 24 + 2 * length * length * 24
-    )  # 3 heads of 8 are left
+    assert small["attention"]["macs"] == 4 * length * 32 * 24 + 2 * length * length * 24  # 3 heads of 8 are left
     assert small["feed-forward"]["params"] == 2 * 32 * 3 + 3 + 2 * 32
 
 
@@ -65,9 +63,7 @@ def test_the_command_prints_them(tmp_path, capsys):
     net.save_pretrained(tmp_path)
     assert LENGTH == 128
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "keepfrac.measurement.costs.macs", lambda *_: 1
-        )  # of 128 tokens, more than this model knows
+        patch.setattr("keepfrac.measurement.costs.macs", lambda *_: 1)  # of 128 tokens, more than this model knows
         assert main([str(tmp_path)]) == 0
         shown = capsys.readouterr().out
         assert main([str(tmp_path), "--json"]) == 0

@@ -49,9 +49,7 @@ def test_zeros_are_counted():
     params = list(net.parameters())
     assert (found["matrices"], found["matrix_weights"], found["matrix_nonzeros"]) == (18, size, kept)
     assert found["compression_matrices"] == size / kept
-    assert found["compression_model"] == sum(p.numel() for p in params) / sum(
-        int((p != 0).sum()) for p in params
-    )
+    assert found["compression_model"] == sum(p.numel() for p in params) / sum(int((p != 0).sum()) for p in params)
     assert 10_000_000 - found["macs_nonzero"] == 128 * (size - kept)
     assert found["bytes_dense"] == 4 * sum(p.numel() for p in params)
     assert [row["matrix"] for row in found["rows"]] == list(matrices_of(net))

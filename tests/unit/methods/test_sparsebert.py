@@ -50,9 +50,7 @@ def test_the_rate_undoes_the_bias_correction():
         torch.testing.assert_close(parameter.detach(), by_hand[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("total", "changes", "last"), [(84_612, 100, 12), (1250, 104, 2), (1000, 99, 10), (20, 19, 1)]
-)
+@pytest.mark.parametrize(("total", "changes", "last"), [(84_612, 100, 12), (1250, 104, 2), (1000, 99, 10), (20, 19, 1)])
 def test_when_the_released_code_changes_its_masks(total, changes, last):
     own = method(total)
     targets = [own.target(done) for done in range(1, total + 1)]

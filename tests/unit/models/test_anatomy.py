@@ -17,11 +17,7 @@ def test_every_path_leads_to_what_it_names(family, head):
     hidden, inner = 32, net.get_submodule(parts.layers[0].ffn_in).out_features
     for layer in parts.layers:
         widths = {"query": (hidden, hidden), "key": (hidden, hidden), "value": (hidden, hidden)}
-        widths |= {
-            "attention_output": (hidden, hidden),
-            "ffn_in": (hidden, inner),
-            "ffn_out": (inner, hidden),
-        }
+        widths |= {"attention_output": (hidden, hidden), "ffn_in": (hidden, inner), "ffn_out": (inner, hidden)}
         for name, (inputs, outputs) in widths.items():
             linear = net.get_submodule(getattr(layer, name))
             assert isinstance(linear, nn.Linear)

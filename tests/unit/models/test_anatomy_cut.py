@@ -12,9 +12,7 @@ from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.selection.selectors import Selector
 from tests.unit.models.tiny import inputs, tiny
 
-UNEVEN = Structure(
-    (LayerStructure((1, 3), (0, 5, 9)), LayerStructure((), tuple(range(48))), LayerStructure((0,), ()))
-)
+UNEVEN = Structure((LayerStructure((1, 3), (0, 5, 9)), LayerStructure((), tuple(range(48))), LayerStructure((0,), ())))
 SELECTOR = {
     "unit": "column",
     "rule": "top",

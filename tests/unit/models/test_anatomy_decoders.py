@@ -9,9 +9,7 @@ from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny_decoders import tiny_decoder
 
 
-@pytest.mark.parametrize(
-    ("family", "base", "kind"), [("gpt2", "transformer", Conv1D), ("llama", "model", nn.Linear)]
-)
+@pytest.mark.parametrize(("family", "base", "kind"), [("gpt2", "transformer", Conv1D), ("llama", "model", nn.Linear)])
 @pytest.mark.parametrize("head", ["causal_lm", "classification"])
 def test_parts_of_a_decoder(family, base, kind, head):
     net = tiny_decoder(family, head)

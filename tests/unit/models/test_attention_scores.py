@@ -15,9 +15,7 @@ def from_linears(net, batch) -> list[torch.Tensor]:
     caught: dict[str, torch.Tensor] = {}
     layers = anatomy(net).layers
     handles = [
-        net.get_submodule(path).register_forward_hook(
-            lambda m, i, out, path=path: caught.__setitem__(path, out)
-        )
+        net.get_submodule(path).register_forward_hook(lambda m, i, out, path=path: caught.__setitem__(path, out))
         for layer in layers
         for path in (layer.query, layer.key)
     ]

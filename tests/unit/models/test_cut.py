@@ -71,9 +71,7 @@ def test_trained_gates_are_folded(family, dropped):
     with torch.no_grad():
         for a in gates.log_alpha.values():
             a.normal_(std=1.0)
-    structure = Structure(
-        (LayerStructure((0, 3), (1, 2, 30)), LayerStructure((), ()), LayerStructure((1,), (7,)))
-    )
+    structure = Structure((LayerStructure((0, 3), (1, 2, 30)), LayerStructure((), ()), LayerStructure((1,), (7,))))
     gates.freeze(structure.without_empty_layers() if dropped else structure)
     small = cut(net, gates.structure, gates.fixed())
     gates.eval()

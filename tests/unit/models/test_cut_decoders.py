@@ -79,9 +79,7 @@ def test_trained_gates_are_folded(family):
     with torch.no_grad():
         for a in gates.log_alpha.values():
             a.normal_(std=1.0)
-    structure = Structure(
-        (LayerStructure((0, 3), (1, 2, 30)), LayerStructure((), ()), LayerStructure((1,), (7,)))
-    )
+    structure = Structure((LayerStructure((0, 3), (1, 2, 30)), LayerStructure((), ()), LayerStructure((1,), (7,))))
     gates.freeze(structure.without_empty_layers())
     small = cut(net, gates.structure, gates.fixed())
     gates.eval()
@@ -153,16 +151,12 @@ def test_selection_to_cut_meets_the_budget_in_the_model(family):
     structure = select(magnitude(net, encoder_layers(net)), cost, 0.5, Limits(), "family")
     small = cut(net, structure)
     weights = sum(
-        small.get_parameter(f"{path}.weight").numel()
-        for layer in encoder_layers(small)
-        for path in layer.linears
+        small.get_parameter(f"{path}.weight").numel() for layer in encoder_layers(small) for path in layer.linears
     )
     assert weights == total(cost, counts_of(small)) and 0.45 < weights / cost.dense <= 0.5
     assert original_parameters(small) == sum(p.numel() for p in net.parameters())
     twin = blueprint(small)("cpu").state_dict()
-    assert {name: value.shape for name, value in twin.items()} == {
-        n: v.shape for n, v in net.state_dict().items()
-    }
+    assert {name: value.shape for name, value in twin.items()} == {n: v.shape for n, v in net.state_dict().items()}
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -171,9 +165,7 @@ def test_magnitude_scores_count_what_a_unit_owns(family):
     scores = magnitude(net, encoder_layers(net))
     assert isinstance(scores, UnitScores)
     layers = encoder_layers(net)
-    whole = sum(
-        role_weight(net, layer, role).square().sum() for layer in layers for role in shape_of(net).roles
-    )
+    whole = sum(role_weight(net, layer, role).square().sum() for layer in layers for role in shape_of(net).roles)
     found = sum(one.square().sum() for family in (scores.heads, scores.neurons) for one in family)
     assert found == pytest.approx(whole.item(), rel=1e-5)
     gone = [tuple(u for u in range(4) if u != s.argmin()) for s in scores.heads]
@@ -212,6 +204,4 @@ def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ValueError, match="layer_heads is"):
         pruned_decoders.PrunedGPT2Model(pruned_decoders.PrunedGPT2Config(**config))
     with pytest.raises(ValueError, match="no low-rank linears"):
-        pruned_decoders.PrunedGPT2Model(
-            pruned_decoders.PrunedGPT2Config(n_embd=32, n_head=4, low_rank={"h": 1})
-        )
+        pruned_decoders.PrunedGPT2Model(pruned_decoders.PrunedGPT2Config(n_embd=32, n_head=4, low_rank={"h": 1}))

@@ -44,9 +44,7 @@ def test_low_rank_is_multiplied_out_where_padded(tmp_path):
     net = tiny()
     factorize_(net, [encoder_layers(net)[1].ffn_in], rank=4)
     small = cut(net, Structure.full(counts_of(net)))
-    again = AutoModelForSequenceClassification.from_pretrained(
-        export(small, "stock_padded", tmp_path, inputs())
-    )
+    again = AutoModelForSequenceClassification.from_pretrained(export(small, "stock_padded", tmp_path, inputs()))
     assert (logits(again.eval(), inputs()) - logits(small, inputs())).abs().max() < 1e-5
     with pytest.raises(UserError, match="low-rank"):
         export(small, "stock_uniform", tmp_path, inputs())

@@ -37,9 +37,7 @@ UNREAD = ["zebra quiz: jazz ünd 你好", "woodchucks internationalised"]
 
 def ends() -> processors.TemplateProcessing:
     return processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
 
 
@@ -88,9 +86,7 @@ def fast(kind: str):
         return AutoTokenizer.from_pretrained(minilm_folder())
     backend = MADE[kind]()
     backend.post_processor = ends()
-    names = dict(
-        zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)
-    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **names)
     tokenizer.add_tokens(["<extra>"])
     return tokenizer
@@ -98,9 +94,7 @@ def fast(kind: str):
 
 def bert(tokenizer, head=BertForSequenceClassification):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return head(
-        BertConfig(vocab_size=len(tokenizer) + 3, pad_token_id=tokenizer.pad_token_id, **sizes)
-    ).eval()
+    return head(BertConfig(vocab_size=len(tokenizer) + 3, pad_token_id=tokenizer.pad_token_id, **sizes)).eval()
 
 
 def pruned(tokenizer, net, texts=READ, characters=True):
@@ -214,10 +208,7 @@ def test_a_masked_lm_reloads_from_its_folder(tmp_path):
 def test_numbers_in_the_configuration_follow():
     tokenizer = fast("words")
     net = bert(tokenizer)
-    net.config.eos_token_id, net.config.bos_token_id = (
-        tokenizer.sep_token_id,
-        tokenizer("quick")["input_ids"][1],
-    )
+    net.config.eos_token_id, net.config.bos_token_id = (tokenizer.sep_token_id, tokenizer("quick")["input_ids"][1])
     named = (net.config.eos_token_id, net.config.bos_token_id)
     _, old = pruned(tokenizer, net, texts=["lazy dog"])
     assert (old[net.config.eos_token_id], old[net.config.bos_token_id]) == named

@@ -8,14 +8,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from keepfrac.errors import UserError
-from keepfrac.models.vocabulary.pruning import (
-    keep_rows,
-    rebuilt,
-    renumbered,
-    special_numbers,
-    state_of,
-    tokens_to_keep,
-)
+from keepfrac.models.vocabulary.pruning import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
 from tests.unit.models.test_fewer_tokens import LEARNT, READ, UNREAD
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -65,9 +58,7 @@ TOKENIZERS = {
 
 
 def net_of(family: str, tokenizer, tied=True):
-    ends = {
-        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")
-    }
+    ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
     common = {"vocab_size": len(tokenizer), "tie_word_embeddings": tied, **ends}
     makers = {
         "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, **common)),

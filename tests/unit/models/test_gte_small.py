@@ -13,9 +13,7 @@ from keepfrac.models.load import load_net, load_tokenizer
 from keepfrac.prune.attach import attach, gates_of
 from keepfrac.prune.structure import LayerCounts, LayerStructure, Structure
 
-SETTINGS = yaml.safe_load(
-    (Path(__file__).resolve().parents[3] / "conf" / "model" / "gte_small.yaml").read_text()
-)
+SETTINGS = yaml.safe_load((Path(__file__).resolve().parents[3] / "conf" / "model" / "gte_small.yaml").read_text())
 
 
 @pytest.fixture(scope="module")

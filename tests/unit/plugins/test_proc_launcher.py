@@ -30,8 +30,7 @@ def test_program_is_the_module_of_the_task(plugin: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "end"),
-    [(SimpleNamespace(name="src.main"), ["-m", "src.main"]), (None, [str(Path("here.py").absolute())])],
+    ("spec", "end"), [(SimpleNamespace(name="src.main"), ["-m", "src.main"]), (None, [str(Path("here.py").absolute())])]
 )
 def test_program_of_a_main_module(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch, spec, end) -> None:
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
@@ -41,9 +40,7 @@ def test_program_of_a_main_module(plugin: ModuleType, monkeypatch: pytest.Monkey
 
 def test_config_flags_are_handed_on(plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [{"path": "/conf", "provider": "main"}, {"path": "/mine", "provider": "command-line"}]
-    config = OmegaConf.create(
-        {"hydra": {"job": {"config_name": "other"}, "runtime": {"config_sources": sources}}}
-    )
+    config = OmegaConf.create({"hydra": {"job": {"config_name": "other"}, "runtime": {"config_sources": sources}}})
     monkeypatch.setattr(sys, "argv", ["main", "--config-name=other", "-m"])
     assert plugin.config_flags(config) == ["--config-name", "other", "--config-dir", "/mine"]
     monkeypatch.setattr(sys, "argv", ["main", "-m"])

@@ -43,9 +43,7 @@ def test_yaml_keys_are_the_launchers_arguments_and_each_is_documented(name):
 def test_no_slurm_is_one_clear_sentence(cli, tmp_path):
     done = cli("src.main", "hardware=slurm_cpu", PATH=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("error: hardware=slurm_cpu needs Slurm, and there is no sbatch here"), (
-        done.stderr
-    )
+    assert done.stderr.startswith("error: hardware=slurm_cpu needs Slurm, and there is no sbatch here"), done.stderr
 
 
 def test_a_precision_that_differs_between_machines_is_refused(cli, sbatch):

@@ -112,9 +112,7 @@ def test_targets_start_dense_and_end_at_the_wanted_share():
 
 def test_a_model_that_was_cut_begins_with_what_it_has():
     path = [linear(p / 100, 0.2, 0.1, 0.6, 0.4) for p in range(101)]
-    assert (
-        path[:11] == [0.4] * 11 and path[35] == pytest.approx(0.3) and path[60:] == pytest.approx([0.2] * 41)
-    )
+    assert path[:11] == [0.4] * 11 and path[35] == pytest.approx(0.3) and path[60:] == pytest.approx([0.2] * 41)
 
 
 def test_the_published_cubic_ramp():

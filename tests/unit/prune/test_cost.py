@@ -32,15 +32,9 @@ def test_macs_are_what_the_flop_counter_counts():
 @pytest.mark.parametrize("cost", [ParamsCost(SMALL), MacsCost(SMALL, 7)])
 def test_the_cost_of_expected_counts_is_the_expected_cost(cost):
     shape = cost.shape
-    p_heads, p_neurons, p_attention, p_layer = (
-        torch.rand(2, 4),
-        torch.rand(2, 24),
-        torch.rand(2),
-        torch.rand(2),
-    )
+    p_heads, p_neurons, p_attention, p_layer = (torch.rand(2, 4), torch.rand(2, 24), torch.rand(2), torch.rand(2))
     expected = [
-        LayerCounts(p_heads[i].sum() * p_attention[i] * p_layer[i], p_neurons[i].sum() * p_layer[i])
-        for i in range(2)
+        LayerCounts(p_heads[i].sum() * p_attention[i] * p_layer[i], p_neurons[i].sum() * p_layer[i]) for i in range(2)
     ]
     draws = 4000
     layer = torch.rand(draws, 2) < p_layer
@@ -113,9 +107,7 @@ def test_a_table_is_measured_for_its_model():
 
 
 def test_dropped_layers_cost_nothing():
-    assert (
-        total(ParamsCost(SMALL), Structure.full(SMALL.counts()).counts()[:1]) == ParamsCost(SMALL).dense / 2
-    )
+    assert total(ParamsCost(SMALL), Structure.full(SMALL.counts()).counts()[:1]) == ParamsCost(SMALL).dense / 2
 
 
 def test_a_table_is_measured_once(tmp_path):

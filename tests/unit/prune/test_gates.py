@@ -160,9 +160,7 @@ def test_a_closed_sub_layer_takes_its_bias_along():
 
 def test_frozen_gates_pass_no_gradient_and_close_what_is_not_kept():
     net, gates = gated(("heads", "neurons"))
-    structure = Structure(
-        (LayerStructure((0, 1), (3,)), LayerStructure((), (1, 2)), LayerStructure((2,), ()))
-    )
+    structure = Structure((LayerStructure((0, 1), (3,)), LayerStructure((), (1, 2)), LayerStructure((2,), ())))
     gates.freeze(structure)
     gates.train()
     net(**inputs()).logits.sum().backward()
@@ -186,11 +184,7 @@ def test_what_is_kept_is_never_folded_as_zero():
     kept = {"query": (0, 4)}
     gates.freeze(
         Structure(
-            (
-                LayerStructure((0, 1), (3,), kept),
-                LayerStructure((), (1, 2), kept),
-                LayerStructure((2,), (), kept),
-            )
+            (LayerStructure((0, 1), (3,), kept), LayerStructure((), (1, 2), kept), LayerStructure((2,), (), kept))
         )
     )
     fixed = gates.fixed()

@@ -33,10 +33,7 @@ def test_the_budget_is_met_and_never_exceeded(cost, scope, keep):
     # nothing that was left over would still fit: in all, or in each layer
     for part in [structure.counts()] if scope != "layer" else [[c] for c in structure.counts()]:
         steps = [(1, 0)] * any(c.heads < 4 for c in part) + [(0, 1)] * any(c.neurons < 64 for c in part)
-        prices = [
-            fraction(cost, [LayerCounts(1 + h, 1 + n)]) - fraction(cost, [LayerCounts(1, 1)])
-            for h, n in steps
-        ]
+        prices = [fraction(cost, [LayerCounts(1 + h, 1 + n)]) - fraction(cost, [LayerCounts(1, 1)]) for h, n in steps]
         assert fraction(cost, part) + min(prices) > keep * len(part) / 4
 
 
@@ -64,18 +61,14 @@ def test_floors_hold_and_empty_sub_layers_need_leave():
 
 def test_a_floor_with_leave_to_empty_is_all_or_nothing():
     for keep in (0.05, 0.15, 0.3):
-        for c in select(
-            scores(), PARAMS, keep, Limits(floor={"neurons": 20}, allow_empty=True), "global"
-        ).counts():
+        for c in select(scores(), PARAMS, keep, Limits(floor={"neurons": 20}, allow_empty=True), "global").counts():
             assert c.neurons == 0 or c.neurons >= 20
 
 
 def test_units_that_were_not_judged_one_by_one_stay_or_go_together():
     judged = replace(scores(), whole=frozenset({"heads", "neurons"}))
     for keep in (0.2, 0.45, 0.8):
-        counts = select(
-            judged, PARAMS, keep, Limits(align={"neurons": 8}, allow_empty=True), "global"
-        ).counts()
+        counts = select(judged, PARAMS, keep, Limits(align={"neurons": 8}, allow_empty=True), "global").counts()
         assert {c.heads for c in counts} <= {0, 4} and {c.neurons for c in counts} <= {0, 64}
         assert keep - 2 / 12 < fraction(PARAMS, counts) <= keep
 

@@ -87,10 +87,7 @@ class TestLeavings:
     def test_the_command_is_exact_but_for_secrets(self):
         command = f"python -m src.main task.data_dir=/data/glue lr=1e-3 model.run={ROOT}/multirun/a logger.api_key=abc"
         found = command_of({"provenance": {"command": command}})
-        assert (
-            found
-            == "python -m src.main task.data_dir=/data/glue lr=1e-3 model.run=multirun/a logger.api_key=***"
-        )
+        assert found == "python -m src.main task.data_dir=/data/glue lr=1e-3 model.run=multirun/a logger.api_key=***"
         assert command_of({}) == ""
 
 
@@ -156,8 +153,7 @@ class TestContent:
 def test_no_two_of_twenty_series_look_alike():
     program = (html.ASSETS / "looks.js").read_text(encoding="utf-8")
     colours, markers = (
-        re.findall(r'"([^"]+)"', re.search(rf"{name}:? (?:= )?\[(.*?)\]", program)[1])
-        for name in ("light", "MARKERS")
+        re.findall(r'"([^"]+)"', re.search(rf"{name}:? (?:= )?\[(.*?)\]", program)[1]) for name in ("light", "MARKERS")
     )
     assert "colour: place % COLOURS.light.length, marker: MARKERS[place++ % MARKERS.length]" in program
     assert len({(colours[n % len(colours)], markers[n % len(markers)]) for n in range(20)}) == 20
@@ -202,11 +198,7 @@ class TestFile:
         assert html.page(content, self.PLOTLY) == html.page(content, self.PLOTLY)
 
     def test_a_number_that_is_not_finite_is_never_written(self, tmp_path):
-        changes = {
-            "scores.test/accuracy": float("nan"),
-            "config.lr": float("inf"),
-            "cost.step_seconds": float("nan"),
-        }
+        changes = {"scores.test/accuracy": float("nan"), "config.lr": float("inf"), "cost.step_seconds": float("nan")}
         sweeps.leave(tmp_path / "cell", sweeps.run("sst2", "norm", 0.3, 0, **changes))
         html.page(content_of(of_sweep(tmp_path), tmp_path), self.PLOTLY)
         with pytest.raises(ValueError, match="not JSON compliant"):
@@ -242,8 +234,6 @@ class TestCommand:
     def test_the_page_imports_neither_plotly_nor_torch(self, tmp_path):
         folder = sweeps.failures(tmp_path / "demo")
         code = f"import sys, src.report as m; m.main([{str(folder)!r}]); print(*sys.modules)"
-        ran = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert not {"torch", "plotly", "pandas"} & set(ran.stdout.split())
         assert (folder / "report.html").exists()

@@ -134,15 +134,11 @@ class TestArms:
         assert norm.difference.mean == pytest.approx(0.10)
 
     def test_lr_of_few_seeds_cannot_win(self, tmp_path):
-        (arm,) = arms_of(
-            tmp_path, cell(seed=0, val=0.6), cell(seed=1, val=0.6), cell(seed=0, lr=5e-5, val=0.99)
-        )
+        (arm,) = arms_of(tmp_path, cell(seed=0, val=0.6), cell(seed=1, val=0.6), cell(seed=0, lr=5e-5, val=0.99))
         assert arm.lr == 2e-5
 
     def test_smaller_is_better_for_a_loss(self, tmp_path):
-        (arm,) = arms_of(
-            tmp_path, *(cell(lr=lr, val=v, direction="min") for lr, v in ((2e-5, 0.4), (5e-5, 0.3)))
-        )
+        (arm,) = arms_of(tmp_path, *(cell(lr=lr, val=v, direction="min") for lr, v in ((2e-5, 0.4), (5e-5, 0.3))))
         assert arm.lr == 5e-5
 
     def test_without_validation_every_lr_is_shown(self, tmp_path):
@@ -164,9 +160,7 @@ class TestArms:
         assert arms[3].difference is None
 
     def test_copies_of_the_seed_tell_no_two_arms_apart(self):
-        one, two = (
-            settings_of({"seed": seed, "method": {"name": "late", "selection_seed": seed}}) for seed in (1, 2)
-        )
+        one, two = (settings_of({"seed": seed, "method": {"name": "late", "selection_seed": seed}}) for seed in (1, 2))
         fixed = settings_of({"seed": 1, "method": {"name": "late", "selection_seed": 7}})
         assert one == two != fixed
 
@@ -176,9 +170,7 @@ class TestArms:
         assert (arm.test.n, arm.test.mean) == (1, 0.9)
 
     def test_of_one_day_the_one_begun_last_counts(self, tmp_path):
-        early, late = (
-            {"provenance.started": f"2025-03-01T{clock}"} for clock in ("09:00:00+02:00", "08:00:00+00:00")
-        )
+        early, late = ({"provenance.started": f"2025-03-01T{clock}"} for clock in ("09:00:00+02:00", "08:00:00+00:00"))
         (arm,) = arms_of(tmp_path, cell(test=0.9, **late), cell(test=0.1, **early))
         assert (arm.test.n, arm.test.mean) == (1, 0.9)
 
@@ -189,11 +181,7 @@ class TestArms:
 
     def test_an_option_that_is_off_splits_no_arm_from_cells_before_it(self, tmp_path):
         later = cell(seed=1)
-        later["config"] |= {
-            "ema": None,
-            "augment": {"name": "none"},
-            "distill": {"name": "x", "teacher": None},
-        }
+        later["config"] |= {"ema": None, "augment": {"name": "none"}, "distill": {"name": "x", "teacher": None}}
         later["config"]["method"]["floor"] = False
         (arm,) = arms_of(tmp_path, cell(), later)
         assert arm.test.n == 2
@@ -201,11 +189,7 @@ class TestArms:
         assert len(arms_of(tmp_path, cell(), later)) == 2
 
     def test_loop_options_and_teachers_are_arms_of_one_table(self, tmp_path):
-        options = (
-            {"ema": 0.99},
-            {"augment": {"name": "x", "times": 2}},
-            {"distill": {"name": "x", "teacher": "t"}},
-        )
+        options = ({"ema": 0.99}, {"augment": {"name": "x", "times": 2}}, {"distill": {"name": "x", "teacher": "t"}})
         contents = [cell() for _ in options]
         for content, option in zip(contents, options, strict=True):
             content["identity"] = str(option)
@@ -216,14 +200,10 @@ class TestArms:
 
     def test_seeds_that_go_on_from_runs_of_their_own_seed_are_one_arm(self, tmp_path):
         runs = [f"multirun/a/nosp_k1_lr0.0003_s{seed}_gaiic_m-{seed}0abcdef" for seed in (0, 1)]
-        own = [
-            cell(seed=seed, **{"config.model": {"name": "m", "run": run}}) for seed, run in enumerate(runs)
-        ]
+        own = [cell(seed=seed, **{"config.model": {"name": "m", "run": run}}) for seed, run in enumerate(runs)]
         (arm,) = arms_of(tmp_path, *own)
         assert arm.test.n == 2
-        other = cell(
-            seed=2, **{"config.model": {"name": "m", "run": "multirun/a/l0_k0.4_s2_gaiic_m-20abcdef"}}
-        )
+        other = cell(seed=2, **{"config.model": {"name": "m", "run": "multirun/a/l0_k0.4_s2_gaiic_m-20abcdef"}})
         assert len(arms_of(tmp_path, *own, other)) == 2
 
     def test_a_score_that_is_not_a_number_is_left_out(self, tmp_path):
@@ -249,15 +229,11 @@ class TestPage:
         assert "2e-05 (of 2)" in table
 
     def test_fallbacks_are_told(self, tmp_path):
-        assert (
-            "3 sites fell back to dense" in of_sweep(sweep(tmp_path, cell(**{"kept.fallbacks": 3}))).table()
-        )
+        assert "3 sites fell back to dense" in of_sweep(sweep(tmp_path, cell(**{"kept.fallbacks": 3}))).table()
 
     def test_pinned_linears_are_told(self, tmp_path):
         table = of_sweep(sweep(tmp_path, cell(**{"kept.pinned": 6}), cell("rand"))).table()
-        assert (
-            "norm at 0.3 (rotten_tomatoes, all-MiniLM-L6-v2): 6 linears stay dense: attention saves" in table
-        )
+        assert "norm at 0.3 (rotten_tomatoes, all-MiniLM-L6-v2): 6 linears stay dense: attention saves" in table
         assert table.count("stay dense") == 1
 
     def test_failed_and_unfinished_cells_are_listed_without_secrets(self, tmp_path, monkeypatch):
@@ -375,13 +351,7 @@ class TestCommand:
         assert "recorded 4 new cells and replaced 0" in capsys.readouterr().out
         readme = tmp_path / "README.md"
         readme.write_text("a\n<!-- table:demo -->\nold\n<!-- /table:demo -->\nb\n", encoding="utf-8")
-        command = [
-            "--records",
-            str(tmp_path / "records" / "demo.csv"),
-            "--readme",
-            str(readme),
-            "--no-picture",
-        ]
+        command = ["--records", str(tmp_path / "records" / "demo.csv"), "--readme", str(readme), "--no-picture"]
         assert main(command) == 0
         text = readme.read_text(encoding="utf-8")
         assert text.startswith("a\n<!-- table:demo -->\n**rotten_tomatoes, all-MiniLM-L6-v2**")
@@ -416,13 +386,7 @@ class TestCommand:
     def test_readme_without_markers(self, tmp_path, monkeypatch, capsys):
         record(read_sweep(small_sweep(tmp_path / "demo"))[0], tmp_path / "demo.csv")
         (tmp_path / "README.md").write_text("no place", encoding="utf-8")
-        options = [
-            "--records",
-            str(tmp_path / "demo.csv"),
-            "--readme",
-            str(tmp_path / "README.md"),
-            "--no-picture",
-        ]
+        options = ["--records", str(tmp_path / "demo.csv"), "--readme", str(tmp_path / "README.md"), "--no-picture"]
         assert main(options) == 1
         assert "<!-- table:demo -->" in capsys.readouterr().err
 
@@ -437,9 +401,7 @@ class TestCommand:
     def test_imports_neither_torch_nor_matplotlib(self):
         code = "import sys, src.report; print(*sys.modules)"
         root = Path(__file__).parents[3]
-        loaded = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-        )
+        loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
         assert not {"torch", "transformers", "matplotlib", "pandas"} & set(loaded.stdout.split())
 
 

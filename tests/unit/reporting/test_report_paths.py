@@ -23,9 +23,7 @@ def test_every_figure_of_the_path_is_drawn(tmp_path, monkeypatch):
 
     drawn = []
     plot = Axes.plot
-    monkeypatch.setattr(
-        Axes, "plot", lambda axis, *a, **k: (drawn.append(k["label"]), plot(axis, *a, **k))[1]
-    )
+    monkeypatch.setattr(Axes, "plot", lambda axis, *a, **k: (drawn.append(k["label"]), plot(axis, *a, **k))[1])
     named = [name for names in PANELS.values() for name in names]
     scores = ["val/accuracy", "val/precision", "val/recall", "val/f1"]
     write(tmp_path / "l0", [*named, *scores, "val/loss"])

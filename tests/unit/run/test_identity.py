@@ -47,9 +47,7 @@ def test_names_and_places_do_not(settings, key, value):
 
 def test_the_dense_baseline_is_one_cell_of_a_sweep_over_keep_frac(root):
     with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-        cells = {
-            identity.cell(compose("config", overrides=[f"keep_frac={k}"])).identity for k in (0.1, 0.3, 0.5)
-        }
+        cells = {identity.cell(compose("config", overrides=[f"keep_frac={k}"])).identity for k in (0.1, 0.3, 0.5)}
     assert len(cells) == 1
 
 
@@ -57,9 +55,7 @@ def test_a_folder_counts_by_its_content_not_by_its_name(settings, tmp_path):
     for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(content)
-    one, same, other = (
-        identity.identify(changed(settings, "model.name", str(tmp_path / name))) for name in "abc"
-    )
+    one, same, other = (identity.identify(changed(settings, "model.name", str(tmp_path / name))) for name in "abc")
     assert one == same != other
 
 
@@ -109,9 +105,7 @@ def test_what_delivers_no_updates_cannot_go_out_to_peft(root):
         def check(*overrides):
             identity.check(identity.plain(compose("config", overrides=["export=peft", *overrides])))
 
-        with pytest.raises(
-            UserError, match=r"export=peft: method=peft_lora delivers no updates.*method=lora"
-        ):
+        with pytest.raises(UserError, match=r"export=peft: method=peft_lora delivers no updates.*method=lora"):
             check("method=peft_lora", "model=bert_tiny")
         with pytest.raises(UserError, match=r"needs method\.merge=keep"):
             check("method=lora", "model=bert_tiny")

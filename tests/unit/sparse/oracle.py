@@ -38,9 +38,7 @@ def substituted(*pairs: tuple[Tensor, Tensor]) -> Iterator[None]:
     assert used == set(range(len(pairs))), f"only {used} of {len(pairs)} were saved"
 
 
-def kept_part(
-    x: Tensor, selector: Selector, padding: Padding | None = None, draw: Draw | None = None
-) -> Tensor:
+def kept_part(x: Tensor, selector: Selector, padding: Padding | None = None, draw: Draw | None = None) -> Tensor:
     """X with zeros where the selector keeps nothing."""
     kept = keep(x.detach(), selector, padding, draw or Draw(0, 0, 0))
     return unpack(kept.layout, kept.tensors)

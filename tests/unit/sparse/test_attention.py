@@ -39,9 +39,7 @@ def module_with(selector, attention_site, softmax_site):
 
 def operands(device, dtype=torch.float64):
     # as the linears give them: (batch, length, heads, width), then transposed
-    return [
-        torch.randn(BATCH, LENGTH, HEADS, WIDTH, device=device, dtype=dtype).transpose(1, 2) for _ in range(3)
-    ]
+    return [torch.randn(BATCH, LENGTH, HEADS, WIDTH, device=device, dtype=dtype).transpose(1, 2) for _ in range(3)]
 
 
 def run(module, qkv, dropout=0.0):
@@ -155,9 +153,7 @@ def test_models_train_and_score_as_before(family, sites):
         assert torch.equal(net.eval()(**batch).logits, dense.eval()(**batch).logits)
 
 
-@pytest.mark.parametrize(
-    "sites", [("attention",), ("softmax",), ("linear", "attention", "softmax", "layer_norm")]
-)
+@pytest.mark.parametrize("sites", [("attention",), ("softmax",), ("linear", "attention", "softmax", "layer_norm")])
 def test_keep_frac_1_equals_the_dense_model_bit_for_bit(sites):
     dense, net, batch = small_net(dropout=0.1), small_net(dropout=0.1), small_batch()
     sparsify(net, sites, Selector(1.0), seed=0)

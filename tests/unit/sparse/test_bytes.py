@@ -18,12 +18,7 @@ U = 32 * 128 * 768 * 4
 
 def base_layer(attention, act):
     """A BERT-base layer without dropout, as a model of one layer."""
-    sizes = {
-        "num_hidden_layers": 1,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "vocab_size": 50,
-    }
+    sizes = {"num_hidden_layers": 1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 50}
     return BertModel(BertConfig(**sizes, attn_implementation=attention, hidden_act=act)).train()
 
 

@@ -31,9 +31,7 @@ def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector,
 
     inputs = {}
     hooks = [
-        module.register_forward_pre_hook(
-            lambda m, args, name=name: inputs.__setitem__(name, args[0].detach())
-        )
+        module.register_forward_pre_hook(lambda m, args, name=name: inputs.__setitem__(name, args[0].detach()))
         for name, module in dense.named_modules()
         if isinstance(module, nn.Linear)
     ]
@@ -45,9 +43,7 @@ def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector,
     for site in handle.sites:
         if not site.pinned:
             x = inputs[site.name]
-            pairs.append(
-                (x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1))
-            )
+            pairs.append((x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1)))
     with substituted(*pairs):
         dense(**batch).loss.backward()
     expected, actual = gradients(dense), gradients(net)
@@ -97,11 +93,7 @@ def error_of_dx(sites, keep_frac):
         net = small_net()
         with torch.no_grad():  # attention that is far from uniform, as a trained model's is
             for layer in net.bert.encoder.layer:
-                for linear in (
-                    layer.attention.self.query,
-                    layer.attention.self.key,
-                    layer.attention.self.value,
-                ):
+                for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
                     linear.weight.mul_(25)
         if chosen:
             sparsify(net, chosen, Selector(keep_frac, unit="element", scope="sample"), seed=0)
@@ -161,8 +153,7 @@ def test_a_fallback_in_training_is_counted_and_check_names_it():
 
 
 @pytest.mark.parametrize(
-    ("sites", "named"),
-    [((), "choose among"), (("linears",), "choose among"), (("activation",), "hidden_act=relu")],
+    ("sites", "named"), [((), "choose among"), (("linears",), "choose among"), (("activation",), "hidden_act=relu")]
 )
 def test_sites_without_effect_are_errors(sites, named):
     with pytest.raises(UserError, match=named):
@@ -305,9 +296,7 @@ def test_a_copy_trains_alone():
     twin(**batch).loss.backward()
     assert handle.context.step == 0
     net(**batch).loss.backward()
-    assert all(
-        torch.equal(a, b) for a, b in zip(gradients(net).values(), gradients(twin).values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(gradients(net).values(), gradients(twin).values(), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -41,9 +41,7 @@ def test_norms_are_those_of_the_gradients():
     for row, table in enumerate(norms.table.values()):
         real = int(data["attention_mask"][row].sum())
         assert table.shape == (len(norms.places), real)
-        torch.testing.assert_close(
-            table[site].float(), seen[0][row, :real].norm(dim=-1), rtol=1e-2, atol=1e-7
-        )
+        torch.testing.assert_close(table[site].float(), seen[0][row, :real].norm(dim=-1), rtol=1e-2, atol=1e-7)
 
 
 def test_the_first_pass_goes_by_the_input_alone_and_the_second_by_both():

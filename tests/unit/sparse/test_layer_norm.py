@@ -19,9 +19,7 @@ def pair(selector, dtype=torch.float64, device="cpu"):
     nn.init.normal_(dense.weight)
     context = Context(0)
     context.hooked = True
-    return dense, SparseLayerNorm.from_dense(
-        copy.deepcopy(dense), Site("it", "layer_norm", selector, context, 0)
-    )
+    return dense, SparseLayerNorm.from_dense(copy.deepcopy(dense), Site("it", "layer_norm", selector, context, 0))
 
 
 def run(module, x, autocast=False):

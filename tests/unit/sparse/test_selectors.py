@@ -3,13 +3,7 @@ import torch
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Draw
-from keepfrac.sparse.selection.selectors import (
-    Selector,
-    choose,
-    column_scores,
-    row_scores,
-    shifted_relu_boundary,
-)
+from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
 
 
 def pick(scores, k, selector, step=0):
@@ -70,9 +64,7 @@ def test_padding_does_not_enter_column_scores(norm, device):
     x = torch.randn(600, 12, device=device)
     real = torch.rand(600, device=device) < 0.7
     x[~real] = 100.0
-    torch.testing.assert_close(
-        column_scores(x, norm, real), column_scores(x[real], norm), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(column_scores(x, norm, real), column_scores(x[real], norm), rtol=1e-4, atol=1e-4)
 
 
 def test_top_takes_the_largest(device):
@@ -150,9 +142,7 @@ def test_mixed_with_inverse_weights_draws_at_least_one():
 
 def test_the_variance_of_columns_with_a_large_mean(device):
     x = torch.randn(600, 12, device=device) + 1e4
-    torch.testing.assert_close(
-        column_scores(x, "var").double(), x.double().var(0, unbiased=False), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(column_scores(x, "var").double(), x.double().var(0, unbiased=False), rtol=1e-3, atol=0)
 
 
 def test_coverage_visits_every_column():

@@ -45,9 +45,7 @@ def endpoint(monkeypatch):
     thread.join()
 
 
-@pytest.mark.parametrize(
-    ("status", "answers"), [(200, True), (404, True), (403, False), (407, False), (500, False)]
-)
+@pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (403, False), (407, False), (500, False)])
 def test_a_status_decides_and_the_decision_is_handed_on(endpoint, status, answers):
     endpoint.status = status
     assert hub.hub_answers() is answers

@@ -58,21 +58,11 @@ def test_the_process_environment_is_the_default(monkeypatch):
 
 
 def test_an_option_of_an_argv_hides_what_follows():
-    assert redact_all(["--api-key", "abcd", "--token", "-v", "a"]) == [
-        "--api-key",
-        "***",
-        "--token",
-        "-v",
-        "a",
-    ]
+    assert redact_all(["--api-key", "abcd", "--token", "-v", "a"]) == ["--api-key", "***", "--token", "-v", "a"]
 
 
 def test_a_tree():
-    tree = {
-        "a": ["token=abc", {"api_key": "hunter2", "unit": "token", "n": 3}],
-        "token": None,
-        "password": "",
-    }
+    tree = {"a": ["token=abc", {"api_key": "hunter2", "unit": "token", "n": 3}], "token": None, "password": ""}
     clean = {"a": ["token=***", {"api_key": "***", "unit": "token", "n": 3}], "token": None, "password": ""}
     assert redact_tree(tree) == clean
     assert redact_tree(clean) == clean
@@ -83,10 +73,7 @@ def test_a_tree():
     [
         ("task.data_dir=/home/me/glue_data lr=1", "task.data_dir=.../glue_data lr=1"),
         ("/home/me/data/", ".../"),
-        (
-            "nyu-mll/glue multirun/demo ./x/y https://a.org/b/c",
-            "nyu-mll/glue multirun/demo ./x/y https://a.org/b/c",
-        ),
+        ("nyu-mll/glue multirun/demo ./x/y https://a.org/b/c", "nyu-mll/glue multirun/demo ./x/y https://a.org/b/c"),
     ],
 )
 def test_paths_are_shortened(text, expected):

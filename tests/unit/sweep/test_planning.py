@@ -27,9 +27,7 @@ def text_of(renderable) -> str:
 
 def test_plan_sorts_cells_and_runs_equal_ones_once() -> None:
     cells = [job("a", "keep=1"), job("b"), job("a", "keep=2"), Missing(("task=x",), "no x"), job("c")]
-    plan = planning.make_plan(
-        cells, lambda folder, identity: identity == "b" and folder == Path("multirun/x/b")
-    )
+    plan = planning.make_plan(cells, lambda folder, identity: identity == "b" and folder == Path("multirun/x/b"))
     assert plan == Plan((job("a", "keep=1"), job("c")), (job("b"),), (Missing(("task=x",), "no x"),), 1)
 
 
@@ -90,9 +88,7 @@ def running(seconds: float, step: int | None = None, steps: int | None = None) -
     ],
 )
 def test_time_left(num_waiting: int, jobs: list, num_at_once: int, expected: float) -> None:
-    assert planning.seconds_left([KIND] * num_waiting, jobs, {KIND: [10.0]}, num_at_once) == pytest.approx(
-        expected
-    )
+    assert planning.seconds_left([KIND] * num_waiting, jobs, {KIND: [10.0]}, num_at_once) == pytest.approx(expected)
 
 
 def test_time_left_is_unknown_before_anything_ended() -> None:
@@ -100,9 +96,7 @@ def test_time_left_is_unknown_before_anything_ended() -> None:
     assert planning.seconds_left([], [running(3, 50, 100)], {}, 1) == pytest.approx(3)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(None, "unknown"), (3.4, "3 s"), (600, "10 min"), (36000, "10.0 hours")]
-)
+@pytest.mark.parametrize(("seconds", "said"), [(None, "unknown"), (3.4, "3 s"), (600, "10 min"), (36000, "10.0 hours")])
 def test_durations(seconds: float | None, said: str) -> None:
     assert planning.duration(seconds) == said
 
@@ -138,9 +132,7 @@ def test_ends_in_words(code: int, said: str) -> None:
     assert planning.ended_by(code) == said
 
 
-def test_log_tail_is_short_of_this_attempt_and_without_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_tail_is_short_of_this_attempt_and_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
     log = tmp_path / "run.log"
     assert planning.log_tail(log) == ""

@@ -27,14 +27,7 @@ ASKED = {
 
 
 def test_a_request_in_submitits_words():
-    asked = {
-        "partition": "long",
-        "account": "lab",
-        "gpus": 2,
-        "tasks": 2,
-        "memory": 1.5,
-        "options": {"qos": "high"},
-    }
+    asked = {"partition": "long", "account": "lab", "gpus": 2, "tasks": 2, "memory": 1.5, "options": {"qos": "high"}}
     told = Request(**ASKED | asked).parameters("sweep", 8)
     assert (told["partition"], told["account"], told["gpus_per_node"]) == ("long", "lab", 2)
     assert (told["ntasks_per_node"], told["cpus_per_task"], told["time"]) == (2, 4, 60)

@@ -17,9 +17,7 @@ class Pairs(TextTask):
 
         train = rows(("red door", "a map"), ("two apples", "it"))
         test, more = rows(("two apples", "it"), ("song", "box")), rows(("bad room", "a"))
-        return Splits(
-            train, rows(("good song", "a map")), test, "made up", "by hand", ("0", "1"), {"more": more}
-        )
+        return Splits(train, rows(("good song", "a map")), test, "made up", "by hand", ("0", "1"), {"more": more})
 
 
 def grow(rows: Rows) -> tuple[Rows, dict]:

@@ -42,9 +42,7 @@ def test_one_file_is_cut_in_three(make_task, file, kind, tokenizer):
 
 
 def test_csv_and_jsonl_of_the_same_rows_are_the_same_data(make_task, file):
-    one, other = (
-        make_task("csv", train_file=file(f"a.{kind}", rows(200)), **NAMED) for kind in ("csv", "jsonl")
-    )
+    one, other = (make_task("csv", train_file=file(f"a.{kind}", rows(200)), **NAMED) for kind in ("csv", "jsonl"))
     assert one.fingerprint() == other.fingerprint()
 
 
@@ -73,9 +71,7 @@ def test_pairs_given_labels_and_a_subset(make_task, file):
 
 
 def test_a_regression(make_task, file):
-    task = make_task(
-        "csv", problem="regression", train_file=file("a.csv", rows(200, labels=(0.5, 2))), **NAMED
-    )
+    task = make_task("csv", problem="regression", train_file=file("a.csv", rows(200, labels=(0.5, 2))), **NAMED)
     assert (task.labels, task.num_labels) == (None, 1)
     assert set(task.metrics().keys()) == {"pearson", "spearman", "pearson_and_spearman"}
     assert set(task.splits.train["label"]) == {0.5, 2.0}
@@ -148,11 +144,7 @@ def test_labels_may_stand_between_separators_and_hold_blanks(make_task, file):
         (["a b"], {"problem": "regression"}, "problem=regression: allowed are classification"),
         (["a b"], {"label_separator": ""}, "label_separator=''"),
         (["a", "b"], {"label_separator": ";", "multi_label": False}, "label_separator=';'"),
-        (
-            ["a b"],
-            {"problem": "multi_label", "multi_label": False},
-            "allowed are classification and regression",
-        ),
+        (["a b"], {"problem": "multi_label", "multi_label": False}, "allowed are classification and regression"),
     ],
 )
 def test_what_is_wrong_with_several_labels_is_named(make_task, file, labels, overrides, named):

@@ -27,9 +27,7 @@ def fault(path, columns=COLUMNS, labels=("0", "1"), limits=None):
 
 
 def test_csv_reads_quotes_newlines_and_keeps_null_as_text(write):
-    path = write(
-        "a.csv", 'class,sentence,more\r\n1,"two\nlines, ""quoted""",x\r\n0,null,y\r\n1,NA,\r\n0,,z\r\n'
-    )
+    path = write("a.csv", 'class,sentence,more\r\n1,"two\nlines, ""quoted""",x\r\n0,null,y\r\n1,NA,\r\n0,,z\r\n')
     rows = to_rows(read_table(path, COLUMNS), ["0", "1"])
     assert rows["text"] == ['two\nlines, "quoted"', "null", "NA", ""]
     assert rows["label"] == [1, 0, 1, 0]
@@ -44,10 +42,7 @@ def test_tsv_has_no_quoting_and_a_mark_at_the_start_is_no_text(write):
 def test_jsonl_takes_labels_of_any_plain_type(write):
     lines = [{"sentence": "null", "class": 0}, {"sentence": "a\nb", "class": "1"}]
     path = write("a.jsonl", "\n".join(json.dumps(line) for line in lines) + "\n\n")
-    assert to_rows(read_table(path, COLUMNS), ["0", "1"]).columns == {
-        "text": ["null", "a\nb"],
-        "label": [0, 1],
-    }
+    assert to_rows(read_table(path, COLUMNS), ["0", "1"]).columns == {"text": ["null", "a\nb"], "label": [0, 1]}
 
 
 def test_labels_are_sorted_as_numbers_where_they_are(write):
@@ -74,11 +69,7 @@ def test_a_regression(write):
         ("a.tsv", "sentence\tclass\nx\n", "line 2: column 'class' holds no value"),
         ("a.jsonl", '{"sentence": "x", "class": 1}\n{"sentence"\n', "line 2: not JSON"),
         ("a.jsonl", "[1]\n", "line 1: allowed is one JSON object per line"),
-        (
-            "a.jsonl",
-            '{"sentence": null, "class": 1}\n',
-            "line 1: column 'sentence' holds no value; allowed is text",
-        ),
+        ("a.jsonl", '{"sentence": null, "class": 1}\n', "line 1: column 'sentence' holds no value; allowed is text"),
         ("a.jsonl", '{"sentence": 3, "class": 1}\n', "line 1: column 'sentence' holds 3; allowed is text"),
         ("a.xlsx", "", "allowed are files ending in .csv, .tsv, .jsonl"),
     ],
@@ -90,9 +81,7 @@ def test_what_is_wrong_is_said_with_file_and_line(write, name, content, expected
 @pytest.mark.parametrize("score", ["much", "nan", "inf", "", "5.1"])
 def test_a_score_that_is_none_is_an_error(write, score):
     path = write("a.csv", f"sentence,class\nx,1\ny,{score}\n")
-    assert f"line 3: score {score!r}; allowed is a number from 0 to 5" in fault(
-        path, labels=None, limits=(0, 5)
-    )
+    assert f"line 3: score {score!r}; allowed is a number from 0 to 5" in fault(path, labels=None, limits=(0, 5))
 
 
 @pytest.mark.parametrize("count", [1, 1001])

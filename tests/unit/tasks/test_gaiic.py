@@ -5,11 +5,7 @@ import torch
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.tasks.gaiic import LABELS, fold_of, read_reports
 
-LINES = [
-    "0|,|12 7 7 90 |,|2 ",
-    "1|,|5 6|,|",
-    "2|,|8 9 10|,|16 0",
-]
+LINES = ["0|,|12 7 7 90 |,|2 ", "1|,|5 6|,|", "2|,|8 9 10|,|16 0"]
 
 
 def report(number: int) -> str:
@@ -92,9 +88,7 @@ def test_folds_are_of_about_one_size_and_rows_of_one_text_stay_together():
     assert folds[-1] == folds[1]
 
 
-@pytest.mark.parametrize(
-    ("folds", "fold"), [(1, 0), (5, None), (5, 5), (None, 0)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (5, None), (5, 5), (None, 0)], ids=lambda value: str(value))
 def test_folds_that_do_not_fit_are_an_error(make_task, folds, fold):
     with pytest.raises(UserError, match=r"task\.fold"):
         make_task("gaiic", folds=folds, fold=fold)
@@ -127,6 +121,4 @@ def test_the_real_reports(gaiic_data, make_task):
     splits = make_task("gaiic", data_dir=str(gaiic_data)).splits
     assert len(splits.train) + len(splits.validation) == 8000 and len(splits.test) == 2000
     assert 700 < len(splits.validation) < 900
-    assert sum(not label for label in splits.train["label"]) / len(splits.train) == pytest.approx(
-        0.26, abs=0.02
-    )
+    assert sum(not label for label in splits.train["label"]) / len(splits.train) == pytest.approx(0.26, abs=0.02)

@@ -231,11 +231,7 @@ def test_an_end_token_that_also_pads_is_learnt_and_padding_is_not(e2e):
     data = task.encoded("train")
     batch = task.collate([data[int(data.lengths.argmin())], data[int(data.lengths.argmax())]])
     padded = batch["attention_mask"] == 0
-    assert (
-        padded.any()
-        and (batch["input_ids"][padded] == SEP).all()
-        and (batch["labels"][padded] == NO_LOSS).all()
-    )
+    assert padded.any() and (batch["input_ids"][padded] == SEP).all() and (batch["labels"][padded] == NO_LOSS).all()
     assert ((batch["labels"] == SEP).sum(1) == 1).all()
 
 
@@ -249,9 +245,7 @@ def test_prompts_to_generate_from_are_padded_on_the_left(e2e):
     for row, number in enumerate(batch["numbers"].tolist()):
         first = task.references(number)[0]
         wanted = batch["labels"][row]
-        assert task.tokenizer.decode(wanted[wanted != NO_LOSS][:-1]) == " ".join(
-            task.tokenizer.tokenize(first)
-        )
+        assert task.tokenizer.decode(wanted[wanted != NO_LOSS][:-1]) == " ".join(task.tokenizer.tokenize(first))
 
 
 def test_truncated_rows_are_counted(e2e):
@@ -320,12 +314,8 @@ def test_beams_find_a_text_at_least_as_likely_as_greedy(e2e):
 def test_no_run_of_tokens_twice_in_a_text_but_those_of_the_prompt_may_come(e2e):
     net = tiny_net()
     batch = next(iter(e2e().val_dataloader()))
-    free, banned = (
-        e2e(beams=1, no_repeat=number, max_new_tokens=12).generate(net, batch)[0] for number in (0, 1)
-    )
-    assert any(
-        len(set(row.tolist())) < 12 for row in free
-    )  # an untrained model says one word again and again
+    free, banned = (e2e(beams=1, no_repeat=number, max_new_tokens=12).generate(net, batch)[0] for number in (0, 1))
+    assert any(len(set(row.tolist())) < 12 for row in free)  # an untrained model says one word again and again
     assert all(len(set(row)) == len(row) for row in (row[row != SEP].tolist() for row in banned))
     prompt_words = [set(ids.tolist()) for ids in batch["prompt_ids"]]
     assert any(set(row.tolist()) & words for row, words in zip(banned, prompt_words, strict=True))

@@ -29,9 +29,7 @@ def test_odd_texts_arrive_unchanged(name):
     rows, _ = read(name, "train.tsv")
     assert len(rows) == 40
     assert [text.rstrip(" ?") for text in rows["text"][: len(ODD)]] == ODD
-    assert all(
-        text and "\r" not in text for column in rows.columns if column != "label" for text in rows[column]
-    )
+    assert all(text and "\r" not in text for column in rows.columns if column != "label" for text in rows[column])
 
 
 @pytest.mark.parametrize(
@@ -81,9 +79,7 @@ def as_hub(name):
     offered = {}
     for file, split in wanted.values():
         rows, _ = read(name, file)
-        offered[split] = Part(
-            {layout.hub_columns[key]: Column(values) for key, values in rows.columns.items()}
-        )
+        offered[split] = Part({layout.hub_columns[key]: Column(values) for key, values in rows.columns.items()})
     return offered
 
 
@@ -160,11 +156,7 @@ def test_a_missing_file_names_what_there_is(make_task, tmp_path):
         ("sst2", "sentence\tlabel\nx\n", "line 2: 1 columns; allowed are 2"),
         ("sst2", "", "line 1: no column 'sentence'; there are none"),
         ("cola", "gj04\t1\t\n", "line 1: 3 columns; allowed are 4"),
-        (
-            "stsb",
-            "sentence1\tsentence2\tscore\na\tb\t5.1\n",
-            "line 2: score '5.1'; allowed is a number from 0 to 5",
-        ),
+        ("stsb", "sentence1\tsentence2\tscore\na\tb\t5.1\n", "line 2: score '5.1'; allowed is a number from 0 to 5"),
         ("sst2", "sentence\tlabel\n", "the train split is empty"),
     ],
 )

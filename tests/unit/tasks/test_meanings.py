@@ -12,11 +12,7 @@ SAID = "A Wizard : country : Japan"
 
 def write_csv(folder, names=("trainset.csv", "devset.csv", "testset_w_refs.csv"), header="mr,ref"):
     for i, name in enumerate(names):
-        lines = [
-            header,
-            f'"name[A{i}], food[B]","A{i} serves ""B"", café."',
-            f'"name[A{i}], food[B]",Second  text',
-        ]
+        lines = [header, f'"name[A{i}], food[B]","A{i} serves ""B"", café."', f'"name[A{i}], food[B]",Second  text']
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
 
 
@@ -24,10 +20,7 @@ def test_e2es_own_csv_files(tmp_path):
     write_csv(tmp_path)
     (tmp_path / "testset.csv").write_text("mr\nno references here\n")
     read = read_folder(tmp_path, LAYOUTS["e2e"])
-    assert read["test"] == [
-        ("name[A2], food[B]", 'A2 serves "B", café.'),
-        ("name[A2], food[B]", "Second text"),
-    ]
+    assert read["test"] == [("name[A2], food[B]", 'A2 serves "B", café.'), ("name[A2], food[B]", "Second text")]
     assert grouped(read["train"]) == {"name[A0], food[B]": ['A0 serves "B", café.', "Second text"]}
 
 
@@ -61,10 +54,7 @@ def test_dart_as_released_and_as_on_the_hub(tmp_path):
 WEBNLG = {
     "released": {
         "modifiedtripleset": [{"subject": "A Wizard", "property": "country", "object": "Japan"}],
-        "lexicalisations": [
-            {"lex": "It is Japan's.", "comment": "good"},
-            {"lex": "Bad.", "comment": "toFix"},
-        ],
+        "lexicalisations": [{"lex": "It is Japan's.", "comment": "good"}, {"lex": "Bad.", "comment": "toFix"}],
     },
     "hub": {
         "modified_triple_sets": {"mtriple_set": [["A Wizard | country | Japan"]]},
@@ -122,11 +112,7 @@ def test_what_is_missing_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        ("[{", "line 1: not JSON"),
-        ('{"rows": 3}', "a list of records"),
-        ("[3]", "record 1: TypeError.*there is int"),
-    ],
+    [("[{", "line 1: not JSON"), ('{"rows": 3}', "a list of records"), ("[3]", "record 1: TypeError.*there is int")],
 )
 def test_a_broken_json_file_is_said(tmp_path, text, said):
     for name in ("train", "dev", "test"):

@@ -23,9 +23,7 @@ def tokenizer():
 @pytest.fixture
 def lines(tmp_path):
     path = tmp_path / "texts.txt"
-    texts = [
-        " ".join(WORDS[(i + j * (i % 5 + 1)) % len(WORDS)] for j in range(i % 9 + 4)) for i in range(300)
-    ]
+    texts = [" ".join(WORDS[(i + j * (i % 5 + 1)) % len(WORDS)] for j in range(i % 9 + 4)) for i in range(300)]
     path.write_text("\n".join([*texts[:100], "", *texts[100:]]) + "\n")
     return path
 

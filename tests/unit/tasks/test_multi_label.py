@@ -31,13 +31,7 @@ def case(name):
     return logits.astype(np.float32).astype(float), truth
 
 
-CASES = (
-    "random",
-    "ties",
-    "a label that never occurs",
-    "a label that is neither true nor called",
-    "sure and wrong",
-)
+CASES = ("random", "ties", "a label that never occurs", "a label that is neither true nor called", "sure and wrong")
 
 
 def computed(logits, truth, tested=lambda: False, parts=4):

@@ -69,9 +69,7 @@ def test_bf16_predictions_are_kept_in_float32():
 
 
 def test_a_metric_that_does_not_fit_is_an_error_that_lists_those_that_do():
-    with pytest.raises(
-        UserError, match="f1 is no metric of a classification of 3 classes; allowed are accuracy"
-    ):
+    with pytest.raises(UserError, match="f1 is no metric of a classification of 3 classes; allowed are accuracy"):
         scores.collection(["f1"], "classification", 3)
     with pytest.raises(UserError, match="accuracy is no metric of a regression; allowed are pearson"):
         scores.check(["accuracy"], "regression")

@@ -124,11 +124,7 @@ def test_processes_share_an_epoch(toy):
 
 
 def test_a_probe_batch_is_always_the_same(toy):
-    assert (
-        toy().probe_batch(4)["labels"].tolist()
-        == toy(seed=9).probe_batch(4)["labels"].tolist()
-        == [0, 1, 2, 3]
-    )
+    assert toy().probe_batch(4)["labels"].tolist() == toy(seed=9).probe_batch(4)["labels"].tolist() == [0, 1, 2, 3]
     assert len(toy().probe_batch(100)["labels"]) == 12
 
 
@@ -209,8 +205,6 @@ def test_a_length_that_the_tokenizer_does_not_allow(toy):
 
 def test_an_empty_split_is_an_error(toy, monkeypatch):
     empty = Rows({"text": [], "label": []})
-    monkeypatch.setattr(
-        Toy, "read", lambda self: Splits(empty, empty, empty, "made up", "by hand", ("0", "1"))
-    )
+    monkeypatch.setattr(Toy, "read", lambda self: Splits(empty, empty, empty, "made up", "by hand", ("0", "1")))
     with pytest.raises(UserError, match="task toy: the train split is empty"):
         toy().fingerprint()

@@ -12,16 +12,9 @@ from keepfrac.tasks.metrics.text import SCORES, TextScores, check_installed, com
 pytest.importorskip("sacrebleu")
 pytest.importorskip("nltk")
 
-TEXTS = [
-    "The Blue Spice is a coffee shop in the city centre.",
-    "Clowns pub is cheap, and near the river.",
-    "Yes",
-]
+TEXTS = ["The Blue Spice is a coffee shop in the city centre.", "Clowns pub is cheap, and near the river.", "Yes"]
 REFERENCES = [
-    [
-        "A coffee shop in the city centre area called Blue Spice.",
-        "Blue Spice is a coffee shop in city centre.",
-    ],
+    ["A coffee shop in the city centre area called Blue Spice.", "Blue Spice is a coffee shop in city centre."],
     ["Clowns is a cheap pub near the river."],
     ["No.", "Never", "Yes, it is"],
 ]
@@ -39,10 +32,7 @@ def test_bleu_is_torchmetrics_own_in_lower_case():
 def test_a_short_text_is_as_short_against_its_own_references_alone():
     """Another text's further references give it none that is empty, which would spare it the brevity penalty."""
     texts = ["the cat sat", "a dog ran in the wide park"]
-    references = [
-        ["the cat sat on the mat today"],
-        ["a dog ran in the wide park", "a dog was in a park there"],
-    ]
+    references = [["the cat sat on the mat today"], ["a dog ran in the wide park", "a dog was in a park there"]]
     # by hand: every n-gram of the texts is in a reference; 3 + 7 words, against the closest references' 7 + 7
     assert text.bleu(texts, references) == pytest.approx(math.exp(1 - 14 / 10))
 

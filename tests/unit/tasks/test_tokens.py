@@ -7,15 +7,13 @@ from keepfrac.tasks import tokens
 from keepfrac.tasks.rows import Rows
 from tests.unit.tasks.conftest import WORDS, word_tokenizer
 
-ROWS = Rows(
-    {"text": ["the red door", "a", "", "two apples " * 20], "text_pair": ["a map", "it", "the box", "one"]}
-)
+ROWS = Rows({"text": ["the red door", "a", "", "two apples " * 20], "text_pair": ["a map", "it", "the box", "one"]})
 
 
 def same(one, other):
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("ids", "types", "starts")
-    ) and (one.truncated == other.truncated)
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("ids", "types", "starts")) and (
+        one.truncated == other.truncated
+    )
 
 
 def cached(tokenizer, rows=ROWS, length=16):

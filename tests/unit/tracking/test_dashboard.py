@@ -23,9 +23,7 @@ def test_the_workspace_is_as_recorded():
     found = specification("demo")
     if not SNAPSHOT.exists() or json.loads(SNAPSHOT.read_text()) != found:
         SNAPSHOT.with_suffix(".new.json").write_text(json.dumps(found, indent=1) + "\n")
-        pytest.fail(
-            f"{SNAPSHOT.name} differs from {SNAPSHOT.stem}.new.json: rename that if it is what you want"
-        )
+        pytest.fail(f"{SNAPSHOT.name} differs from {SNAPSHOT.stem}.new.json: rename that if it is what you want")
 
 
 def test_a_workspace_of_all_sweeps_filters_nothing():

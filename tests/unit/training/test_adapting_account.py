@@ -15,10 +15,7 @@ LABELS = 3
 
 def test_the_temperature_of_validation_serves_the_test():
     logits, truth = torch.randn(64, LABELS), (torch.rand(64, LABELS) > 0.5).float()
-    batches = {
-        "val": {"logits": logits, "labels": truth},
-        "test": {"logits": 2 * logits, "labels": 1 - truth},
-    }
+    batches = {"val": {"logits": logits, "labels": truth}, "test": {"logits": 2 * logits, "labels": 1 - truth}}
     task = SimpleNamespace(
         trainer=SimpleNamespace(testing=False),
         _as_test=False,

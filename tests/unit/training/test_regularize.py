@@ -66,14 +66,11 @@ def test_rates_fall_with_depth_and_no_parameter_is_lost(family):
     assert len(rate) == sum(len(group["params"]) for group in divided) == len(list(net.parameters())) + 1
     words = net.get_input_embeddings().weight
     classifier = next(p for n, p in net.named_parameters() if "classifier" in n)
-    of_layers = [
-        {rate[p] for n, p in net.named_parameters() if f".{i}." in n and "layer" in n} for i in range(3)
-    ]
+    of_layers = [{rate[p] for n, p in net.named_parameters() if f".{i}." in n and "layer" in n} for i in range(3)]
     assert of_layers == [{0.125}, {0.25}, {0.5}]
     assert rate[words] == 0.0625 and rate[classifier] == 1.0 and rate[strange] == 0.5
     assert all(
-        group["clip"] == (None if group["lr"] == 0.5 and len(group["params"]) == 1 else 1.0)
-        for group in divided
+        group["clip"] == (None if group["lr"] == 0.5 and len(group["params"]) == 1 else 1.0) for group in divided
     )
     assert set(depths(net).values()) == {0, 1, 2, 3, 4}
 
@@ -120,9 +117,7 @@ def test_under_attack_the_model_is_the_one_with_shifted_embeddings(head):
     net(**batch).logits.square().sum().backward()
     shifted = copy.deepcopy(net)
     shift = 0.7 * gradient / gradient.norm()
-    shifted.get_input_embeddings().weight = torch.nn.Parameter(
-        before + shift
-    )  # of a tied pair the lower one alone
+    shifted.get_input_embeddings().weight = torch.nn.Parameter(before + shift)  # of a tied pair the lower one alone
     with attack.on(net):
         attacked = net(**batch).logits
         assert torch.equal(words, before)

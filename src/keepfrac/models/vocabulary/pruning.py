@@ -44,14 +44,10 @@ def state_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(
-            f"a {type(tokenizer).__name__} has no tokenizer.json: its vocabulary cannot be pruned"
-        )
+        raise UserError(f"a {type(tokenizer).__name__} has no tokenizer.json: its vocabulary cannot be pruned")
     state = json.loads(backend.to_str())
     if state["model"].get("type") not in KINDS:
-        raise UserError(
-            f"a {state['model'].get('type')} vocabulary cannot be pruned: known are {', '.join(KINDS)}"
-        )
+        raise UserError(f"a {state['model'].get('type')} vocabulary cannot be pruned: known are {', '.join(KINDS)}")
     return state
 
 
@@ -62,9 +58,7 @@ def numbers_of(state: Mapping[str, Any]) -> dict[str, int]:
     return pieces | {token["content"]: token["id"] for token in state["added_tokens"]}
 
 
-def tokens_to_keep(
-    state: Mapping[str, Any], seen: Iterable[int], always: Iterable[int], characters: bool
-) -> list[int]:
+def tokens_to_keep(state: Mapping[str, Any], seen: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
     """Returns the numbers of the tokens that stay, ascending: what is seen, and what it takes to divide texts alike.
 
     Args:
@@ -107,11 +101,7 @@ def _nested(part: Any, name: str) -> list[dict]:
     """A step of a tokenizer, or the steps of a sequence of them."""
     if not part:
         return []
-    return (
-        [step for inner in part[name] for step in _nested(inner, name)]
-        if part["type"] == "Sequence"
-        else [part]
-    )
+    return [step for inner in part[name] for step in _nested(inner, name)] if part["type"] == "Sequence" else [part]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -143,9 +133,7 @@ def renumbered(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str,
     """
     new = copy.deepcopy(dict(state))
     model, number = new["model"], numbers_of(state)
-    inside = (
-        {entry[0] for entry in model["vocab"]} if isinstance(model["vocab"], list) else set(model["vocab"])
-    )
+    inside = {entry[0] for entry in model["vocab"]} if isinstance(model["vocab"], list) else set(model["vocab"])
     piece = {i: token for token, i in number.items()}
     # tokenizers numbers added tokens after the model's own
     old = sorted(kept, key=lambda i: (piece[i] not in inside, i))
@@ -258,11 +246,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
         decoder.out_features = len(old)
     _renumber_configurations(net, now, size)
     width = words.embedding_dim
-    return {
-        "before": size * width,
-        "after": len(old) * width,
-        "original_rows": net.config.original_vocab_size,
-    }
+    return {"before": size * width, "after": len(old) * width, "original_rows": net.config.original_vocab_size}
 
 
 def _decoder_parameters(net: PreTrainedModel) -> list[nn.Parameter]:

@@ -88,9 +88,7 @@ def built(settings: Mapping, texts: Callable[[], Sequence[str]], config) -> PreT
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "vocabularies"
     backend = _cached(root / f"{digest}.json", lambda: vocabulary.build(sentences))
     if backend.get_vocab_size() == len(SPECIAL):
-        raise UserError(
-            f"model.tokenizer={dict(settings)}: the training texts hold no word that occurs so often"
-        )
+        raise UserError(f"model.tokenizer={dict(settings)}: the training texts hold no word that occurs so often")
     segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

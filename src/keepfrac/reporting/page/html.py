@@ -82,12 +82,8 @@ def _plotly() -> str:
     """The source of plotly.js, from the package's files: to import the package takes longer than to read it."""
     found = importlib.util.find_spec("plotly")
     if found is None or not found.submodule_search_locations:
-        raise UserError(
-            "The page needs plotly, which is not installed: make install, or leave it out: --no-page."
-        )
-    return (Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_text(
-        encoding="utf-8"
-    )
+        raise UserError("The page needs plotly, which is not installed: make install, or leave it out: --no-page.")
+    return (Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
 
 
 def _asset(name: str) -> str:

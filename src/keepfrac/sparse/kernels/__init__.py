@@ -28,9 +28,7 @@ def _compiled_or_none(choice: str) -> Compiled | None:
     except UserError as error:
         if choice != "auto":
             raise
-        log.warning(
-            "no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0]
-        )
+        log.warning("no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0])
         return None
 
 
@@ -54,13 +52,7 @@ def _launched(device: str) -> Any:
     try:
         triton_kernels.pack(torch.zeros(1, 64, device=device), torch.int8)
     # a GPU that is too old, no C compiler for the launcher, a driver that is too old
-    except (
-        RuntimeError,
-        OSError,
-        ValueError,
-        subprocess.SubprocessError,
-        triton_kernels.TritonError,
-    ) as error:
+    except (RuntimeError, OSError, ValueError, subprocess.SubprocessError, triton_kernels.TritonError) as error:
         raise UserError(f"kernels=triton: Triton does not run on this device: {error}") from error
     return triton_kernels
 
@@ -74,8 +66,7 @@ def _launched_or_none(choice: str, device: str) -> Any:
         if choice != "auto":
             raise
         log.warning(
-            "no Triton kernels, so `late` runs in plain PyTorch, which is slower: %s",
-            str(error).splitlines()[0],
+            "no Triton kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0]
         )
         return None
 

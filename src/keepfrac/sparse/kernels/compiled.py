@@ -85,9 +85,7 @@ def build(native: bool = False) -> Path:
         )
         os.replace(next(Path(scratch).glob("*.so")), target)
     except (OSError, RuntimeError, ImportError) as error:
-        raise UserError(
-            f"the C++ kernels cannot be built here (is there a compiler, and ninja?): {error}"
-        ) from error
+        raise UserError(f"the C++ kernels cannot be built here (is there a compiler, and ninja?): {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -198,9 +196,7 @@ class Compiled:
 
     def softmax_(self, scores: Tensor, scale: float, bias: Tensor | None, p: float, seed: int) -> Tensor:
         rows, keys = scores.numel() // scores.shape[-1], scores.shape[-1]
-        self._call(
-            "softmax", scores, KINDS[scores.dtype], rows, keys, float(scale), _wide(bias), float(p), seed
-        )
+        self._call("softmax", scores, KINDS[scores.dtype], rows, keys, float(scale), _wide(bias), float(p), seed)
         return scores
 
     def softmax_grad_(

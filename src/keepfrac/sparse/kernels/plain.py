@@ -164,14 +164,7 @@ def _drop(x: Tensor, p: float, seed: int) -> Tensor:
 
 
 def add_norm(
-    h: Tensor,
-    residual: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    p: float,
-    seed: int,
-    kind: torch.dtype,
+    h: Tensor, residual: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float, seed: int, kind: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes y = LayerNorm(dropout(h) + residual), and what its gradient needs.
 
@@ -196,14 +189,7 @@ def add_norm(
 
 
 def add_norm_grad(
-    dy: Tensor,
-    data: Tensor,
-    scales: Tensor,
-    rstd: Tensor,
-    gamma: Tensor,
-    p: float,
-    seed: int,
-    dtype: torch.dtype,
+    dy: Tensor, data: Tensor, scales: Tensor, rstd: Tensor, gamma: Tensor, p: float, seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Computes the gradient of `add_norm` from what it stored.
 
@@ -235,9 +221,7 @@ def gelu_grad_(grad: Tensor, data: Tensor, scales: Tensor, index: Tensor | None)
     return grad.copy_(torch.ops.aten.gelu_backward(grad, h))
 
 
-def gelu_rows(
-    data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def gelu_rows(data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """gelu(stored[index]) * weight: the second matmul's input, rebuilt for the chosen rows; (len(index), width)."""
     x = F.gelu(unpack(data, scales, index, None, None, None, dtype))
     return x if weight is None else x.mul_(weight.to(dtype).unsqueeze(1))

@@ -95,14 +95,7 @@ def unpack(
 
 
 def add_norm(
-    h: Tensor,
-    residual: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    p: float,
-    seed: int,
-    kind: torch.dtype,
+    h: Tensor, residual: Tensor, gamma: Tensor, beta: Tensor, eps: float, p: float, seed: int, kind: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As in plain.py."""
     rows, width = h.shape
@@ -114,14 +107,7 @@ def add_norm(
 
 
 def add_norm_grad(
-    dy: Tensor,
-    data: Tensor,
-    scales: Tensor,
-    rstd: Tensor,
-    gamma: Tensor,
-    p: float,
-    seed: int,
-    dtype: torch.dtype,
+    dy: Tensor, data: Tensor, scales: Tensor, rstd: Tensor, gamma: Tensor, p: float, seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in plain.py; the sums over rows are taken in the same order every time."""
     rows, width = dy.shape
@@ -147,16 +133,12 @@ def gelu_grad_(grad: Tensor, data: Tensor, scales: Tensor, index: Tensor | None)
     return grad
 
 
-def gelu_rows(
-    data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def gelu_rows(data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """As in plain.py."""
     return _rows(data, scales, index, None, None, weight, dtype, gelu=True)
 
 
-def _softmax(
-    scores: Tensor, grad: Tensor | None, scale: float, bias: Tensor | None, p: float, seed: int
-) -> None:
+def _softmax(scores: Tensor, grad: Tensor | None, scale: float, bias: Tensor | None, p: float, seed: int) -> None:
     keys = scores.shape[-1]
     rows, whole = scores.numel() // keys, _power(keys)
     each = max(1, min(_power(rows), SCORES // whole))

@@ -56,9 +56,7 @@ class Other:
             (slope,) = torch.autograd.grad(self.function(h), h, grad)
         return slope
 
-    def rows(
-        self, data: Tensor, scales: Tensor, index: Tensor, weight: Tensor | None, dtype: torch.dtype
-    ) -> Tensor:
+    def rows(self, data: Tensor, scales: Tensor, index: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Returns the function of the stored rows `index`, times weight."""
         x = self.function(data.index_select(0, index).to(dtype))
         return x if weight is None else x * weight.to(dtype).unsqueeze(1)

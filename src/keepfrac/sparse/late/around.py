@@ -77,9 +77,7 @@ class InFront(Behind):
 
     def enter(self, stream: Tensor, formats: Formats) -> Tensor:
         nothing = torch.zeros_like(stream, dtype=self.compute)
-        read, *kept = self.kernels.add_norm(
-            nothing, stream, self.gamma, self.beta, self.plan.eps, 0.0, 0, formats.hat
-        )
+        read, *kept = self.kernels.add_norm(nothing, stream, self.gamma, self.beta, self.plan.eps, 0.0, 0, formats.hat)
         self.kept = tuple(kept)
         return read
 

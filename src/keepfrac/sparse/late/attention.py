@@ -44,19 +44,12 @@ def _attend(kernels, qkv: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         probs = torch.bmm(query, key.transpose(1, 2))
         seed = plan.seed_of(PROBABILITIES, b)
         probs = kernels.softmax_(probs, plan.scale, None if bias is None else bias[b], plan.p_attention, seed)
-        _sample(context, b, length).view(length, plan.heads, -1).copy_(
-            torch.bmm(probs, value).transpose(0, 1)
-        )
+        _sample(context, b, length).view(length, plan.heads, -1).copy_(torch.bmm(probs, value).transpose(0, 1))
     return context
 
 
 def _attend_grad(
-    kernels,
-    stored: tuple[Tensor, Tensor],
-    bias: Tensor | None,
-    d_context: Tensor,
-    context: Tensor | None,
-    plan: Plan,
+    kernels, stored: tuple[Tensor, Tensor], bias: Tensor | None, d_context: Tensor, context: Tensor | None, plan: Plan
 ) -> Tensor:
     """Returns the gradient to the fused projections; fills `context` with the forward's, where one is given."""
     batch, length = plan.shape
@@ -74,9 +67,7 @@ def _attend_grad(
         d_query.copy_(torch.bmm(d_scores, key))
         d_key.copy_(torch.bmm(d_scores.transpose(1, 2), query))
         if context is not None:
-            _sample(context, b, length).view(length, plan.heads, -1).copy_(
-                torch.bmm(probs, value).transpose(0, 1)
-            )
+            _sample(context, b, length).view(length, plan.heads, -1).copy_(torch.bmm(probs, value).transpose(0, 1))
     return d_qkv
 
 
@@ -140,15 +131,11 @@ class AttentionBlock(torch.autograd.Function):
             del d_gated
             nothing = None if gates is None else torch.zeros_like(gates)
             read_behind = Input(context, context_scales, gates, nothing)
-            back_grads, used_behind = _grads(
-                kernels, behind, needs.of_back, d_out, read_behind, norms, plan, ROWS_OUT
-            )
+            back_grads, used_behind = _grads(kernels, behind, needs.of_back, d_out, read_behind, norms, plan, ROWS_OUT)
             del d_out, context, read_behind
             norms = torch.linalg.vector_norm(d_qkv, dim=1, dtype=torch.promote_types(compute, torch.float32))
             read_before = around.input(Input(data, scales, x_gamma, x_beta))
-            into_grads, used_before = _grads(
-                kernels, before, needs.of_into, d_qkv, read_before, norms, plan, ROWS_IN
-            )
+            into_grads, used_before = _grads(kernels, before, needs.of_into, d_qkv, read_before, norms, plan, ROWS_IN)
             if ctx.needs_input_grad[0] or plan.in_front:
                 live = live_rows(norms, settings.skip_zero_rows)
                 before.add_input_grad(total, live, gather(d_qkv, live))
@@ -167,14 +154,7 @@ def _gates_grad(kernels, d_gated: Tensor, context: Tensor, scales: Tensor, gates
 
 
 def _grads(
-    kernels,
-    linears: Joined,
-    needs: Sequence[bool],
-    g: Tensor,
-    x: Input,
-    norms: Tensor,
-    plan: Plan,
-    site: int,
+    kernels, linears: Joined, needs: Sequence[bool], g: Tensor, x: Input, norms: Tensor, plan: Plan, site: int
 ) -> tuple[Gradients, list[int]]:
     """Returns the gradients of linears whose outputs' gradient is g, and how many rows formed them.
 

@@ -60,12 +60,7 @@ def cheapest(options: dict[Place, list[Option]], to_free: int) -> dict[Place, Op
     taken = dict.fromkeys(options, NOTHING)
     while sum(one.freed for one in taken.values()) < to_free:
         moves = [
-            (
-                max(0.0, one.error - taken[place].error) / (one.freed - taken[place].freed),
-                -one.freed,
-                place,
-                one,
-            )
+            (max(0.0, one.error - taken[place].error) / (one.freed - taken[place].freed), -one.freed, place, one)
             for place, found in options.items()
             for one in found
             if one.freed > taken[place].freed
@@ -102,9 +97,7 @@ class _Trial:
 @contextmanager
 def _whole_gradients(late: Late) -> Iterator[None]:
     """Within it every row is used, and nothing is counted."""
-    kept = [
-        (layer.late.settings, layer.late.attention, layer.late.feed_forward) for layer in late.layers.values()
-    ]
+    kept = [(layer.late.settings, layer.late.attention, layer.late.feed_forward) for layer in late.layers.values()]
     state = late.rng_state()
     for layer in late.layers.values():
         layer.late.settings = replace(layer.late.settings, keep_frac=1.0)

@@ -36,9 +36,7 @@ def _check_layer(path: str, layer: Any) -> None:
     """Raises UserError for a layer that the blocks would not reproduce."""
     CLASSES[type(layer)].parts(layer).check(path)
     if getattr(layer, "is_decoder", False):
-        raise UserError(
-            "method late trains encoders, and this model is set up as a decoder (is_decoder=True)"
-        )
+        raise UserError("method late trains encoders, and this model is set up as a decoder (is_decoder=True)")
 
 
 def _first_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -150,9 +148,7 @@ class Late:
             UserError: it is of a network with another number of layers.
         """
         if len(state["calls"]) != len(self.layers):
-            raise UserError(
-                f"the random state is of {len(state['calls'])} layers, the network has {len(self.layers)}"
-            )
+            raise UserError(f"the random state is of {len(state['calls'])} layers, the network has {len(self.layers)}")
         for layer, calls in zip(self.layers.values(), state["calls"], strict=True):
             layer.late.noise.seed, layer.late.noise.calls = int(state["seed"]), int(calls)
 

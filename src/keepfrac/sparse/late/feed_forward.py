@@ -34,9 +34,7 @@ def pieces(count: int) -> list[slice]:
     return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
-def chosen_in(
-    chosen: Choice, live: Tensor | None, parts: list[slice]
-) -> list[tuple[Tensor | None, Tensor | None]]:
+def chosen_in(chosen: Choice, live: Tensor | None, parts: list[slice]) -> list[tuple[Tensor | None, Tensor | None]]:
     """Returns for each piece of the live rows: the places in it of the chosen rows, and their factors.
 
     Places None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.

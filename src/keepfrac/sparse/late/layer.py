@@ -86,9 +86,7 @@ class LateLayer:
         """Returns the layer's parts."""
         raise NotImplementedError
 
-    def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others, **named
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others, **named) -> Tensor:
         if not self.training:
             return super().forward(hidden_states, attention_mask, *others, **named)  # type: ignore[misc]
         parts = self.parts()

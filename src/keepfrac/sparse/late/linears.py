@@ -89,9 +89,7 @@ def hold(linear: Any) -> Held:
     assert linear.bias is not None
     if linear.constrained:
         return Held(linear.constrained_weight(), linear.bias)
-    updates = [
-        Update(one.u, one.v, one.values, one.positions, one.start, one.scale) for one in linear.parts()
-    ]
+    updates = [Update(one.u, one.v, one.values, one.positions, one.start, one.scale) for one in linear.parts()]
     return Held(linear.weight, linear.bias, tuple(updates))
 
 
@@ -181,9 +179,7 @@ class Joined:
             if one.values is not None and one.positions is not None:
                 into, out_of = places(one.positions, total.shape[1])
                 sparse = g.new_zeros(len(g), total.shape[1])
-                sparse.index_add_(
-                    1, out_of, g[:, columns][:, into] * (one.scale * one.values).to(self.compute)
-                )
+                sparse.index_add_(1, out_of, g[:, columns][:, into] * (one.scale * one.values).to(self.compute))
                 if isinstance(rows, Tensor):
                     total.index_add_(0, rows, sparse.to(total.dtype))
                 else:

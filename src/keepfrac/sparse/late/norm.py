@@ -13,16 +13,11 @@ class NormBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gamma, beta, plan):
         compute = compute_dtype(x)
-        formats, kernels = (
-            plan.storing.formats(x.dtype, compute),
-            kernels_for(plan.settings.kernels, x, compute),
-        )
+        formats, kernels = (plan.storing.formats(x.dtype, compute), kernels_for(plan.settings.kernels, x, compute))
         with without_autocast(x):
             stream = x.reshape(-1, x.shape[-1]).contiguous()
             nothing = torch.zeros_like(stream, dtype=compute)
-            y, hat, hat_scales, rstd = kernels.add_norm(
-                nothing, stream, gamma, beta, plan.eps, 0.0, 0, formats.hat
-            )
+            y, hat, hat_scales, rstd = kernels.add_norm(nothing, stream, gamma, beta, plan.eps, 0.0, 0, formats.hat)
         ctx.save_for_backward(gamma, hat, hat_scales, rstd)
         ctx.plan, ctx.compute = plan, compute
         ctx.mark_non_differentiable(hat, hat_scales)
@@ -39,7 +34,5 @@ class NormBlock(torch.autograd.Function):
         kernels = kernels_for(ctx.plan.settings.kernels, dy, ctx.compute)
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
-            d_x, _, d_gamma, d_beta, _ = kernels.add_norm_grad(
-                rows, hat, hat_scales, rstd, gamma, 0.0, 0, ctx.compute
-            )
+            d_x, _, d_gamma, d_beta, _ = kernels.add_norm_grad(rows, hat, hat_scales, rstd, gamma, 0.0, 0, ctx.compute)
         return d_x.view_as(dy), d_gamma, d_beta, None

@@ -28,9 +28,7 @@ def _per_key(mask: Tensor) -> Tensor:
         UserError: it does not.
     """
     if mask.dim() != 4 or mask.shape[1] != 1:
-        raise UserError(
-            f"method late needs an attention mask of shape (batch, length); got {tuple(mask.shape)}"
-        )
+        raise UserError(f"method late needs an attention mask of shape (batch, length); got {tuple(mask.shape)}")
     row = mask[:, 0, 0]
     if not torch.equal(mask, row[:, None, None].expand_as(mask)):
         raise UserError("method late needs the same attention mask for every query: causal masks do not fit")

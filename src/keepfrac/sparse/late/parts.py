@@ -81,17 +81,13 @@ class Parts:
     def dropouts(self) -> Iterator[nn.Module]:
         """Yields the dropout modules that are there."""
         inner = self.attention.dropout if self.attention is not None else None
-        yield from (
-            one for one in (inner, self.attention_dropout, self.feed_forward_dropout) if one is not None
-        )
+        yield from (one for one in (inner, self.attention_dropout, self.feed_forward_dropout) if one is not None)
 
     def check(self, path: str) -> None:
         """Raises UserError for a layer that the blocks would not reproduce."""
         for name, linear in self.linears():
             if not _is_linear(linear):
-                raise UserError(
-                    f"method late needs plain linear layers with a bias; {path}, {name}: {linear!r}"
-                )
+                raise UserError(f"method late needs plain linear layers with a bias; {path}, {name}: {linear!r}")
             rates = [one.dropout.p for one in linear.modules() if isinstance(one, AdaptedLinear)]
             if any(rates):
                 raise UserError(
@@ -108,9 +104,7 @@ class Parts:
         for field in fields(self):
             norm = getattr(self, field.name)
             if field.name.endswith("norm") and (type(norm) is not nn.LayerNorm or norm.bias is None):
-                raise UserError(
-                    f"method late needs plain LayerNorms with a bias; in {path} there is {norm!r}"
-                )
+                raise UserError(f"method late needs plain LayerNorms with a bias; in {path} there is {norm!r}")
 
 
 def _is_linear(linear: Any) -> bool:
@@ -132,9 +126,7 @@ def bert_parts(layer: Any) -> Parts:
             inner.num_attention_heads, inner.scaling, inner.dropout, inner,
         )  # fmt: skip
     if hasattr(last, "dense"):
-        feed_forward = FeedForwardParts(
-            layer.intermediate.dense, last.dense, layer.intermediate.intermediate_act_fn
-        )
+        feed_forward = FeedForwardParts(layer.intermediate.dense, last.dense, layer.intermediate.intermediate_act_fn)
     return Parts(
         attention, out.LayerNorm, getattr(out, "dropout", None),
         feed_forward, last.LayerNorm, getattr(last, "dropout", None),
@@ -165,9 +157,7 @@ def pre_norm_parts(layer: Any) -> Parts:
         inner.query, inner.key, inner.value, layer.attention.output.dense,
         inner.num_attention_heads, inner.scaling, inner.dropout, inner,
     )  # fmt: skip
-    feed_forward = FeedForwardParts(
-        layer.intermediate.dense, last.dense, layer.intermediate.intermediate_act_fn
-    )
+    feed_forward = FeedForwardParts(layer.intermediate.dense, last.dense, layer.intermediate.intermediate_act_fn)
     return Parts(
         attention, layer.attention.LayerNorm, layer.attention.output.dropout,
         feed_forward, layer.intermediate.LayerNorm, last.dropout, in_front=True,

@@ -88,10 +88,7 @@ class LateSaving(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         if self.handle is None or not self.handle.layers:
             return {"late": None, "storing": None}
-        return {
-            "late": self.handle.rng_state(),
-            "storing": [asdict(one) for one in self.handle.storings()],
-        }
+        return {"late": self.handle.rng_state(), "storing": [asdict(one) for one in self.handle.storings()]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if self.handle is not None and self.handle.layers and state["late"] is not None:

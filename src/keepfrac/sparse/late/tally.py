@@ -7,12 +7,7 @@ from keepfrac.sparse.late.settings import Plan
 
 
 def count_saved(
-    plan: Plan,
-    x: Tensor,
-    compute: torch.dtype,
-    kept: tuple[Tensor, ...],
-    inner: int | None,
-    reads: bool = True,
+    plan: Plan, x: Tensor, compute: torch.dtype, kept: tuple[Tensor, ...], inner: int | None, reads: bool = True
 ) -> None:
     """Notes what this call stores, and what PyTorch stores for the same operations.
 

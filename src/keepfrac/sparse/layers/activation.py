@@ -68,11 +68,7 @@ class PackedReLU(nn.Module):
     def _saves(self, x: Tensor) -> bool:
         if self.behind is None:
             return True
-        return (
-            x.dim() == 3
-            and self.behind.selector.keep_frac < 1
-            and self.behind.smaller(x.shape, x.element_size())
-        )
+        return x.dim() == 3 and self.behind.selector.keep_frac < 1 and self.behind.smaller(x.shape, x.element_size())
 
     def extra_repr(self) -> str:
         """Return `inplace=True` where it is."""

@@ -121,17 +121,11 @@ class ValuesOfKept(torch.autograd.Function):
     """D V that saves a part of D and V."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weights: Tensor, value: Tensor, weights_site: Site | None, value_site: Site | None
-    ) -> Tensor:
+    def forward(ctx: Any, weights: Tensor, value: Tensor, weights_site: Site | None, value_site: Site | None) -> Tensor:
         """Return D V of D (batch, heads, length, length) and V (batch, heads, length, d)."""
         weights_layout, weights_tensors = _save(weights_site, weights.flatten(0, 1))
         value_layout, value_tensors = _save(value_site, _merge(value))
-        ctx.layouts, ctx.shape, ctx.cut = (
-            (weights_layout, value_layout),
-            tuple(weights.shape),
-            len(weights_tensors),
-        )
+        ctx.layouts, ctx.shape, ctx.cut = ((weights_layout, value_layout), tuple(weights.shape), len(weights_tensors))
         ctx.save_for_backward(*weights_tensors, *value_tensors)
         return torch.matmul(weights, value)
 

@@ -46,9 +46,7 @@ class LinearOfKept(torch.autograd.Function):
     """F.linear whose weight gradient uses what was kept of the input."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor) -> Tensor:
         """Return X W^T + b; save W and `tensors`, not X.
 
         Args:

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from keepfrac.sparse.context import Draw, Padding
 from keepfrac.sparse.selection.packing import Kept, Layout, Shape, budgets, real_numbers, real_tokens
-from keepfrac.sparse.selection.selectors import (
-    Selector,
-    choose,
-    column_scores,
-    row_scores,
-    shifted_relu_boundary,
-)
+from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
 from keepfrac.tensors.bits import exact_top, flat_positions, magnitude_keys, pack_bits
 
 # Positions of units that compete with one another: a run of them, or those listed.
@@ -72,9 +66,7 @@ class _Task:
         return Kept(Layout(kind, self.shape), (values, where), min(kept, of), of)
 
 
-def keep(
-    x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None
-) -> Kept:
+def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None) -> Kept:
     """Return what `selector` keeps of `x`.
 
     Args:
@@ -86,16 +78,12 @@ def keep(
     """
     shape = (x.shape[0], x.shape[1], x.shape[2])
     generator = draw.generator(x.device)
-    task = _Task(
-        x.contiguous(), selector, padding, draw, generator, budgets(shape, selector, padding), factors
-    )
+    task = _Task(x.contiguous(), selector, padding, draw, generator, budgets(shape, selector, padding), factors)
     if selector.unit == "element":
         return _keep_elements(task)
     if selector.unit == "token":
         return _keep_rows(task)
-    return (
-        _keep_columns(task) if selector.unit == "column" and selector.scope == "batch" else _keep_series(task)
-    )
+    return _keep_columns(task) if selector.unit == "column" and selector.scope == "batch" else _keep_series(task)
 
 
 def _keep_columns(task: _Task) -> Kept:
@@ -119,11 +107,7 @@ def _keep_rows(task: _Task) -> Kept:
     if scores is not None and task.factors is not None:
         scores = scores * task.factors
     rows, weight = task.choose(scores, _token_groups(task))
-    kept = (
-        sum(real_numbers(task.shape, task.padding))
-        * len(rows)
-        // max(sum(real_tokens(task.shape, task.padding)), 1)
-    )
+    kept = sum(real_numbers(task.shape, task.padding)) * len(rows) // max(sum(real_tokens(task.shape, task.padding)), 1)
     return task.pack("rows", flat.index_select(0, rows), weight, rows.int(), kept)
 
 

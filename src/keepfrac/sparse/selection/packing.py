@@ -107,17 +107,11 @@ def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
     values, where = tensors
     if layout.kind == "bits":
         flat = values.new_zeros(batch * length * features)
-        return flat.index_copy_(0, flat_positions(unpack_bits(where, flat.numel())), values).view(
-            layout.shape
-        )
+        return flat.index_copy_(0, flat_positions(unpack_bits(where, flat.numel())), values).view(layout.shape)
     if layout.kind == "columns":
-        return (
-            values.new_zeros(batch * length, features).index_copy_(1, where.long(), values).view(layout.shape)
-        )
+        return values.new_zeros(batch * length, features).index_copy_(1, where.long(), values).view(layout.shape)
     if layout.kind == "rows":
-        return (
-            values.new_zeros(batch * length, features).index_copy_(0, where.long(), values).view(layout.shape)
-        )
+        return values.new_zeros(batch * length, features).index_copy_(0, where.long(), values).view(layout.shape)
     units = values.new_zeros(batch * features, length).index_copy_(0, where.long(), values)
     return units.view(layout.shape) if layout.kind == "blocks" else units.view(batch, features, length).mT
 

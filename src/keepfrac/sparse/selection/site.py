@@ -57,9 +57,7 @@ class Site:
         self.bytes_kept = 0
         self.bytes_predicted = 0
         self.seen: Tensor | None = None
-        self.factors: Tensor | None = (
-            None  # (tokens,) of this batch, by which token rows' scores are multiplied
-        )
+        self.factors: Tensor | None = None  # (tokens,) of this batch, by which token rows' scores are multiplied
         self._memo: tuple[Any, int, Kept | None] | None = None
 
     def select(self, source: Tensor, x: Tensor | None = None) -> Kept | None:

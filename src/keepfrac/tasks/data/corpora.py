@@ -59,9 +59,7 @@ def _of_webnlg(record: Mapping) -> tuple[str, list[str]]:
 
 
 LAYOUTS = {
-    "e2e": Layout(
-        {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}, _of_e2e
-    ),
+    "e2e": Layout({"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}, _of_e2e),
     "dart": Layout({split: f"dart-v1.1.1-full-{word[0]}.json" for split, word in SPLITS.items()}, _of_dart),
     "webnlg": Layout({split: f"{word[0]}.json" for split, word in SPLITS.items()}, _of_webnlg),
 }
@@ -109,9 +107,7 @@ def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
         return [own]
     word = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(SPLITS[split])})", re.IGNORECASE)
     for suffix in SUFFIXES:
-        named = sorted(
-            path for path in folder.rglob(f"*{suffix}") if word.search(str(path.relative_to(folder)))
-        )
+        named = sorted(path for path in folder.rglob(f"*{suffix}") if word.search(str(path.relative_to(folder))))
         if named:
             return named
     raise DataMissing(
@@ -124,9 +120,7 @@ def _read_split(paths: list[Path], layout: Layout, unsaid: list[str]) -> Pairs:
     return [pair for path in paths for pair in pairs_of(_records(path), layout, str(path), unsaid)]
 
 
-def pairs_of(
-    records: Iterable[Mapping], layout: Layout, where: str, unsaid: list[str] | None = None
-) -> Pairs:
+def pairs_of(records: Iterable[Mapping], layout: Layout, where: str, unsaid: list[str] | None = None) -> Pairs:
     """Returns (meaning, reference) of each reference, in the order of the records.
 
     Args:

@@ -94,9 +94,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         wrong = error.object[error.start]
-        raise UserError(
-            f"{path}, line {line}: byte 0x{wrong:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise UserError(f"{path}, line {line}: byte 0x{wrong:02x} is not UTF-8; save the file as UTF-8") from None
 
 
 def split_lines(text: str) -> list[str]:
@@ -118,9 +116,7 @@ def _separated_records(path: Path) -> Iterator[tuple[int, dict]]:
     try:
         for record in reader:
             if None in record:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: more values than the {len(record) - 1} columns"
-                )
+                raise UserError(f"{path}, line {reader.line_num}: more values than the {len(record) - 1} columns")
             yield reader.line_num, record
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
@@ -177,9 +173,7 @@ def to_rows(table: Table, labels: Sequence[str] | None, limits: tuple[float, flo
         limits: least and greatest score that is allowed; None: any number.
     """
     convert = _scores(table, limits) if labels is None else _classes(table, labels)
-    return Rows(
-        {**{name: values for name, values in table.columns.items() if name != "label"}, "label": convert}
-    )
+    return Rows({**{name: values for name, values in table.columns.items() if name != "label"}, "label": convert})
 
 
 def to_label_rows(table: Table, labels: Sequence[str], sets: Sequence[Sequence[str]]) -> Rows:
@@ -199,9 +193,7 @@ def to_label_rows(table: Table, labels: Sequence[str], sets: Sequence[Sequence[s
             if found.count(label) > 1:
                 raise table.error(row, f"label {label!r} stands there twice")
         classes.append(sorted(number[label] for label in found))
-    return Rows(
-        {**{name: texts for name, texts in table.columns.items() if name != "label"}, "label": classes}
-    )
+    return Rows({**{name: texts for name, texts in table.columns.items() if name != "label"}, "label": classes})
 
 
 def _classes(table: Table, labels: Sequence[str]) -> list[int]:

@@ -65,12 +65,7 @@ LAYOUTS = {
         tests=_DEV,
     ),
     "sst2": Layout(
-        folder="SST-2",
-        columns=_ONE,
-        hub_columns=_ONE,
-        raw=_BITS,
-        labels=("negative", "positive"),
-        tests=_DEV,
+        folder="SST-2", columns=_ONE, hub_columns=_ONE, raw=_BITS, labels=("negative", "positive"), tests=_DEV
     ),
     "mrpc": Layout(
         folder="MRPC",

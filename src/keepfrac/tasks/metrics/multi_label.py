@@ -172,10 +172,7 @@ SCORES: dict[str, Score] = {
     "map": mean_average_precision,
     "ece": calibration_error,
 }
-SCALED: dict[str, Score] = {
-    "scaled_one_minus_mlogloss": one_minus_mlogloss,
-    "scaled_ece": calibration_error,
-}
+SCALED: dict[str, Score] = {"scaled_one_minus_mlogloss": one_minus_mlogloss, "scaled_ece": calibration_error}
 NAMES = (*SCORES, *SCALED, "temperature")
 
 

@@ -150,13 +150,7 @@ class PearsonAndSpearman(Correlation):
         return (pearson(preds, target) + pearson(ranks(preds), ranks(target))) / 2
 
 
-BINARY = {
-    "f1": F1,
-    "acc_and_f1": AccuracyAndF1,
-    "mcc": Matthews,
-    "precision": Precision,
-    "recall": Recall,
-}
+BINARY = {"f1": F1, "acc_and_f1": AccuracyAndF1, "mcc": Matthews, "precision": Precision, "recall": Recall}
 ANY_CLASSES = {"accuracy": "micro", "f1_macro": "macro"}
 REGRESSION = {
     "pearson": Pearson,
@@ -192,9 +186,7 @@ def check(names: Sequence[str], problem: str, num_labels: int | None = None) -> 
         if name not in allowed(problem, num_labels):
             classes = "" if num_labels is None or problem != "classification" else f" of {num_labels} classes"
             fitting = ", ".join(allowed(problem, num_labels))
-            raise UserError(
-                f"task.metrics: {name} is no metric of a {problem}{classes}; allowed are {fitting}"
-            )
+            raise UserError(f"task.metrics: {name} is no metric of a {problem}{classes}; allowed are {fitting}")
 
 
 def collection(

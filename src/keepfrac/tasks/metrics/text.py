@@ -72,8 +72,7 @@ def rouge_l(texts: Sequence[str], references: References) -> float:
     """Returns the mean over texts of ROUGE-L's F1 with the best reference; Lin 2004."""
     words = [_WORD.findall(text.lower()) for text in texts]
     best = [
-        max(_f1(own, _WORD.findall(one.lower())) for one in some)
-        for own, some in zip(words, references, strict=True)
+        max(_f1(own, _WORD.findall(one.lower())) for one in some) for own, some in zip(words, references, strict=True)
     ]
     return sum(best) / len(best)
 

@@ -41,14 +41,10 @@ def test_pack_and_unpack(cpp, shape, dtype, kind):
 def test_add_norm(cpp, shape, dtype, stream, p, kind):
     (h,), (residual, dy) = inputs(shape, dtype, 1), inputs(shape, stream)
     gamma, beta = torch.randn(2, shape[1])
-    mine, theirs = (
-        one.add_norm(h, residual, gamma, beta, 1e-6, p, 1 << 40 | 5, kind) for one in (cpp, plain)
-    )
+    mine, theirs = (one.add_norm(h, residual, gamma, beta, 1e-6, p, 1 << 40 | 5, kind) for one in (cpp, plain))
     close(mine[0], theirs[0], stream)
     if shape[1] > 1:  # the deviation of one number is the epsilon's
-        torch.testing.assert_close(
-            mine[3], theirs[3], rtol=1e-2 if stream == torch.bfloat16 else 1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(mine[3], theirs[3], rtol=1e-2 if stream == torch.bfloat16 else 1e-4, atol=1e-4)
     # the same stored rows for both: a code that differs by one is not an error of the gradient
     _y, data, scales, rstd = theirs
     stored = (data.contiguous(), scales, rstd.float().contiguous())
@@ -120,9 +116,7 @@ def test_what_is_not_finite_is_not_hidden(cpp, which, bad):
     gradients = functions.add_norm_grad(torch.randn(4, 128), data, scales, rstd, gamma, 0.0, 0, torch.float32)
     assert gradients[0][ok].isfinite().all() and not gradients[0][2].isfinite().any()
     assert not gradients[4][2].isfinite()
-    assert (
-        not functions.softmax_(x[None].clone(), 1.0, None, 0.0, 0)[0, 2].isfinite().all() or bad == -torch.inf
-    )
+    assert not functions.softmax_(x[None].clone(), 1.0, None, 0.0, 0)[0, 2].isfinite().all() or bad == -torch.inf
 
 
 def test_a_build_is_announced_once_and_cached(tmp_path, monkeypatch, caplog):
@@ -131,7 +125,7 @@ def test_a_build_is_announced_once_and_cached(tmp_path, monkeypatch, caplog):
         path = compiled.build()
         assert compiled.build() == path
     assert [r.getMessage().startswith("building the CPU kernels") for r in caplog.records] == [True]
-    assert path.is_relative_to(tmp_path / "keepfrac" / "kernels") and [
-        p.name for p in path.parent.iterdir()
-    ] == ["late.so"]
+    assert path.is_relative_to(tmp_path / "keepfrac" / "kernels") and [p.name for p in path.parent.iterdir()] == [
+        "late.so"
+    ]
     assert compiled.cached_path(native=True) != path

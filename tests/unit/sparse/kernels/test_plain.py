@@ -39,11 +39,7 @@ def test_formats_without_codes_are_rounding_alone():
 
 
 def test_a_row_of_zeros_stays_zero():
-    assert (
-        plain.unpack(*plain.pack(torch.zeros(2, 64), torch.int8), None, None, None, None, torch.float32)
-        .eq(0)
-        .all()
-    )
+    assert plain.unpack(*plain.pack(torch.zeros(2, 64), torch.int8), None, None, None, None, torch.float32).eq(0).all()
 
 
 def test_rows_are_rebuilt_with_gamma_beta_and_weight():

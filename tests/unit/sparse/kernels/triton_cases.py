@@ -59,9 +59,7 @@ def test_add_norm(shape, dtype, stream, p, kind):
         torch.testing.assert_close(mine[3], theirs[3], rtol=1e-4, atol=1e-4)
     # the same stored rows for both: a code that differs by one is not an error of the gradient
     stored = (*theirs[1:3], theirs[3].float().contiguous())
-    got, want = (
-        one.add_norm_grad(dy, *stored, gamma, p, 1 << 40 | 5, dtype) for one in (triton_kernels, plain)
-    )
+    got, want = (one.add_norm_grad(dy, *stored, gamma, p, 1 << 40 | 5, dtype) for one in (triton_kernels, plain))
     for a, b, limit in zip(got, want, (stream, dtype, stream, stream, dtype), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         rtol = 2e-2 if limit == torch.bfloat16 else 1e-4
@@ -101,9 +99,7 @@ def test_softmax(shape, dtype, p, hidden):
     close(mine, theirs, dtype)
     if hidden == "all":
         assert mine.eq(0).all()
-    mine, theirs = (
-        one.softmax_grad_(scores.clone(), grad.clone(), *arguments) for one in (triton_kernels, plain)
-    )
+    mine, theirs = (one.softmax_grad_(scores.clone(), grad.clone(), *arguments) for one in (triton_kernels, plain))
     for a, b in zip(mine, theirs, strict=True):
         close(a, b, dtype)
 
@@ -114,9 +110,7 @@ def test_the_masks_are_the_same_to_the_bit(seed, p):
     kept = triton_kernels.softmax_(torch.zeros(3, 40, 60, device=DEVICE), 1.0, None, p, seed) > 0
     assert torch.equal(kept, plain.keep_mask((3, 40, 60), p, seed, DEVICE))
     rows = torch.zeros(9, 100, device=DEVICE)
-    _y, data, scales, rstd = triton_kernels.add_norm(
-        rows, rows, rows[0], rows[0], 1.0, p, seed, torch.float32
-    )
+    _y, data, scales, rstd = triton_kernels.add_norm(rows, rows, rows[0], rows[0], 1.0, p, seed, torch.float32)
     dy = torch.randn(9, 100, device=DEVICE)
     ones = torch.ones(100, device=DEVICE)
     d_residual, d_h, *_ = triton_kernels.add_norm_grad(dy, data, scales, rstd, ones, p, seed, torch.float32)
@@ -159,9 +153,7 @@ def test_a_gradient_that_is_not_finite_reaches_all_that_it_touches():
     _y, *stored = triton_kernels.add_norm(x, x, gamma, gamma, 1e-6, 0.5, 7, torch.int8)
     dy = torch.ones(3, 70, device=DEVICE)
     dy[1, 3] = torch.nan
-    d_residual, d_h, d_gamma, d_beta, norms = triton_kernels.add_norm_grad(
-        dy, *stored, gamma, 0.5, 7, torch.float32
-    )
+    d_residual, d_h, d_gamma, d_beta, norms = triton_kernels.add_norm_grad(dy, *stored, gamma, 0.5, 7, torch.float32)
     for rows in (d_residual, d_h, norms):
         assert rows[[0, 2]].isfinite().all() and rows[1].isnan().all()
     for sums in (d_gamma, d_beta):

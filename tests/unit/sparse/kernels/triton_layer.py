@@ -21,13 +21,9 @@ def test_a_layer_trains_as_with_the_plain_functions(store, dtype, limit, keep_fr
     found = {}
     for choice in ("triton", "torch"):
         net = network(p=0.1, width=40, heads=2, inner=70, layers=1).to(DEVICE)
-        handle = converted(
-            net, keep_frac, "wta", store, skip_zero_rows=True, context="recompute", kernels=choice
-        )
+        handle = converted(net, keep_frac, "wta", store, skip_zero_rows=True, context="recompute", kernels=choice)
         assert handle.runs_on == choice and {row["kernels"] for row in handle.report()} == {choice}
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
             found[choice] = gradients(net, data)
-    assert found["triton"][0] == pytest.approx(
-        found["torch"][0], rel=1e-5 if dtype == torch.float32 else 1e-2
-    )
+    assert found["triton"][0] == pytest.approx(found["torch"][0], rel=1e-5 if dtype == torch.float32 else 1e-2)
     assert error(found["triton"][1], found["torch"][1]) < limit

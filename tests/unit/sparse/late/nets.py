@@ -5,12 +5,7 @@ import shutil
 
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from keepfrac.sparse import late
 
@@ -41,14 +36,7 @@ def network(family="bert", p=0.0, width=96, heads=4, inner=200, layers=2, **conf
 
 
 def converted(
-    net,
-    keep_frac=1.0,
-    rows="wta",
-    store="exact",
-    context="save",
-    skip_zero_rows=False,
-    seed=0,
-    kernels="auto",
+    net, keep_frac=1.0, rows="wta", store="exact", context="save", skip_zero_rows=False, seed=0, kernels="auto"
 ):
     """`convert` with defaults; returns its handle."""
     return late.convert(net, keep_frac, rows, store, context, skip_zero_rows, seed, kernels)
@@ -61,11 +49,7 @@ def batch(rows=5, length=17, seed=0, lengths=None):
     mask = torch.ones(rows, length, dtype=torch.long)
     for row, real in enumerate(lengths or [length] * rows):
         mask[row, real:] = 0
-    return {
-        "input_ids": ids.masked_fill(mask == 0, 1),
-        "attention_mask": mask,
-        "labels": torch.arange(rows) % 2,
-    }
+    return {"input_ids": ids.masked_fill(mask == 0, 1), "attention_mask": mask, "labels": torch.arange(rows) % 2}
 
 
 def gradients(net, data, times=1):

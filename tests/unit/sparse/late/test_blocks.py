@@ -108,9 +108,7 @@ def reference(layer, x, bias, seed, p):
         for one in (attention.query, attention.key, attention.value)
     )
     probs = torch.softmax(query @ key.transpose(2, 3) * attention.scaling + bias[:, None, None], -1)
-    masks = [
-        keep_mask((heads, length, length), p, mixed(2 * seed, PROBABILITIES, b)) for b in range(batch_size)
-    ]
+    masks = [keep_mask((heads, length, length), p, mixed(2 * seed, PROBABILITIES, b)) for b in range(batch_size)]
     context = (probs * torch.stack(masks) / (1 - p)) @ value
     h = out.dense(context.transpose(1, 2).reshape(x.shape))
     x = out.LayerNorm(drop(h, attention_seed) + x)
@@ -146,9 +144,7 @@ def test_keep_frac_touches_weight_gradients_alone(rows, context):
     net = network()
     handle = converted(net, keep_frac=0.2, rows=rows, context=context)
     got = gradients(net, data)[1]
-    linear = {
-        name for name in want if "encoder" in name and name.endswith("weight") and "LayerNorm" not in name
-    }
+    linear = {name for name in want if "encoder" in name and name.endswith("weight") and "LayerNorm" not in name}
     assert len(linear) == 12
     assert error({k: got[k] for k in got.keys() - linear}, {k: want[k] for k in want.keys() - linear}) < 1e-6
     assert error({k: got[k] for k in linear}, {k: want[k] for k in linear}) > 1e-3
@@ -163,9 +159,7 @@ def test_unbiased_rules_are_right_in_the_mean(rows):
     weights = [p for name, p in net.base_model.encoder.named_parameters() if p.dim() == 2]
     want = torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)])
     converted(net, keep_frac=0.25, rows=rows)
-    draws = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)]) for _ in range(150)
-    ]
+    draws = [torch.cat([g.flatten() for g in torch.autograd.grad(stack(net, x), weights, dy)]) for _ in range(150)]
     estimates = torch.stack(draws)
     standard_error = (estimates.var(0).sum() / len(draws)).sqrt()
     assert (estimates.mean(0) - want).norm() < 3 * standard_error
@@ -227,13 +221,7 @@ def test_nothing_but_numbers_on_the_context():
     def tensors(value, depth=0):
         if isinstance(value, torch.Tensor):
             return [value]
-        parts = (
-            vars(value).values()
-            if hasattr(value, "__dict__")
-            else value
-            if isinstance(value, tuple | list)
-            else ()
-        )
+        parts = vars(value).values() if hasattr(value, "__dict__") else value if isinstance(value, tuple | list) else ()
         return [tensor for part in parts for tensor in tensors(part, depth + 1)] if depth < 6 else []
 
     node = y.grad_fn
@@ -249,8 +237,5 @@ def test_nan_reaches_the_loss_and_the_gradients():
         net.bert.encoder.layer[0].intermediate.dense.bias[3] = torch.nan
     loss, got = gradients(net, batch())
     assert loss != loss
-    for name in (
-        "bert.encoder.layer.0.attention.self.query.weight",
-        "bert.encoder.layer.1.output.dense.weight",
-    ):
+    for name in ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.1.output.dense.weight"):
         assert not got[name].isfinite().all()

@@ -29,9 +29,7 @@ def tuned(wanted=QUERY_VALUE, sparse=0, head=True, **config):
     positions = None
     if sparse:
         sizes = [find(net, target.path).weight.numel() for target in targets]
-        positions = {
-            t: torch.randperm(n, generator=generator)[:sparse] for t, n in zip(targets, sizes, strict=True)
-        }
+        positions = {t: torch.randperm(n, generator=generator)[:sparse] for t, n in zip(targets, sizes, strict=True)}
     attach(net, targets, 4, 2.0, positions=positions)
     with torch.no_grad():
         for one in adapted(net).values():

@@ -163,10 +163,7 @@ def test_modules_inside_a_layer_are_not_called_so_a_hook_on_one_is_refused():
     converted(net, store="8bit")
     gradients(net, data)
     inner = net.bert.encoder.layer[0]
-    for attach in (
-        inner.output.dense.register_forward_pre_hook,
-        inner.attention.output.register_forward_hook,
-    ):
+    for attach in (inner.output.dense.register_forward_pre_hook, inner.attention.output.register_forward_hook):
         handle = attach(lambda *_: None)
         with pytest.raises(UserError, match=r"output.*hook"):
             net(**data)
@@ -180,10 +177,7 @@ def test_modules_inside_a_layer_are_not_called_so_a_hook_on_one_is_refused():
 def test_attention_scores_cannot_be_distilled():
     net = network()
     converted(net)
-    with (
-        recorded(net, {0: "bert.encoder.layer.0.attention.self"}),
-        pytest.raises(UserError, match="attention scores"),
-    ):
+    with recorded(net, {0: "bert.encoder.layer.0.attention.self"}), pytest.raises(UserError, match="attention scores"):
         net(**batch())
     gradients(net, batch())
 

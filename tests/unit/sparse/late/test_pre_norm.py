@@ -128,9 +128,7 @@ def test_low_rank_updates():
         net = net_()
         attach(net, targets_of(net, ROLES), 4, 2.0)
         for number, one in enumerate(adapted(net).values()):
-            torch.nn.init.normal_(
-                next(iter(one.parts())).u, std=0.1, generator=torch.Generator().manual_seed(number)
-            )
+            torch.nn.init.normal_(next(iter(one.parts())).u, std=0.1, generator=torch.Generator().manual_seed(number))
         freeze_but(net, ("classifier",))
         for ours, theirs in zip(net.parameters(), (nets[0] if nets else net).parameters(), strict=True):
             ours.data.copy_(theirs.data)

@@ -38,15 +38,11 @@ def trained():
 def measure(net, data):
     """The gradient to the embeddings' output, and those of the linears' weights."""
     seen = []
-    hook = net.bert.embeddings.register_forward_hook(
-        lambda module, args, out: seen.append(out) or out.retain_grad()
-    )
+    hook = net.bert.embeddings.register_forward_hook(lambda module, args, out: seen.append(out) or out.retain_grad())
     net.zero_grad()
     net(**data).loss.backward()
     hook.remove()
-    weights = {
-        name: p.grad.clone() for name, p in net.named_parameters() if "encoder" in name and p.dim() == 2
-    }
+    weights = {name: p.grad.clone() for name, p in net.named_parameters() if "encoder" in name and p.dim() == 2}
     return seen[0].grad, weights
 
 
@@ -55,9 +51,7 @@ def cosine(a, b):
     return (a @ b / (a.norm() * b.norm())).item()
 
 
-@pytest.mark.parametrize(
-    ("rows", "keep_frac", "least"), [("wta", 1.0, 0.999), ("wta", 0.3, 0.92), ("grad", 0.3, 0.92)]
-)
+@pytest.mark.parametrize(("rows", "keep_frac", "least"), [("wta", 1.0, 0.999), ("wta", 0.3, 0.92), ("grad", 0.3, 0.92)])
 def test_fidelity(trained, rows, keep_frac, least):
     folder, weights, data, (d_input, dense) = trained
     net = AutoModelForSequenceClassification.from_pretrained(folder, **DROPOUT_OFF).train()

@@ -73,9 +73,7 @@ class ProcLauncher(Launcher):
         """Says how long the rest takes: by the sweep's finished cells, else by what its experiment states."""
         from keepfrac.sweep import planning
 
-        said = planning.duration(
-            planning.seconds_left([job.kind for job in plan.todo], [], known, self.n_jobs)
-        )
+        said = planning.duration(planning.seconds_left([job.kind for job in plan.todo], [], known, self.n_jobs))
         if known:
             return said
         experiment = self.config.hydra.runtime.choices.get("experiment")

@@ -88,9 +88,7 @@ class Pool:
         self.num_done, self.console = num_done, console
         self.running: list[Child] = []
         self.failures: list[Failure] = []
-        self._next_look: dict[
-            str, float
-        ] = {}  # identity -> when to ask again for a cell that another process holds
+        self._next_look: dict[str, float] = {}  # identity -> when to ask again for a cell that another process holds
 
     def run(self) -> list[Failure]:
         """Returns the failures once every job has ended.

@@ -94,6 +94,4 @@ class SlurmLauncher(ProcLauncher):
     def _pool(self, plan: Any, known: dict, console: Any) -> Any:
         from hydra_plugins.slurm_launcher._pool import SlurmPool
 
-        return SlurmPool(
-            plan.todo, self._command_of, self.n_jobs, self.request, known, len(plan.done), console
-        )
+        return SlurmPool(plan.todo, self._command_of, self.n_jobs, self.request, known, len(plan.done), console)

@@ -34,10 +34,7 @@ class Queued:
     def running(self) -> Running:
         progress = planning.read_progress(self.job.folder, since=self.started)
         return Running(
-            self.job.label,
-            self.job.kind,
-            time.time() - self.started,
-            {"phase": self.state.lower(), **progress},
+            self.job.label, self.job.kind, time.time() - self.started, {"phase": self.state.lower(), **progress}
         )
 
 
@@ -83,9 +80,7 @@ class SlurmPool(Pool):
         self.queue.clear()
         attempts = [Attempt(tuple(self.command(job)), str(job.folder), self.request.cpus) for job in jobs]
         sweep_folder = jobs[0].folder.parent
-        ids = slurm.submit(
-            attempts, self.request, sweep_folder.name, sweep_folder / ".slurm", self.num_at_once
-        )
+        ids = slurm.submit(attempts, self.request, sweep_folder.name, sweep_folder / ".slurm", self.num_at_once)
         for job, id_ in zip(jobs, ids, strict=True):
             log = job.folder / "run.log"
             self.running.append(Queued(job, id_, log, log.stat().st_size if log.exists() else 0))
