@@ -53,7 +53,7 @@ def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:
     """Numbers between two ends, "[" and "]" with the end itself, "(" and ")" without it."""
 
     def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
         above = value > low if ends[0] == "(" else value >= low
         return above and (value < high if ends[1] == ")" else value <= high)
