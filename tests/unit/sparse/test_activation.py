@@ -5,7 +5,8 @@ from torch import nn
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_bytes
 from keepfrac.sparse.context import Context
-from keepfrac.sparse.layers.activation import PackedReLU, use_activation
+from keepfrac.models.activation import use_activation
+from keepfrac.sparse.layers.activation import PackedReLU
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.nets import small_batch, small_net
