@@ -14,10 +14,11 @@ gradient norms come from the epoch before. Departures: the norms are those of th
 
 from collections.abc import Iterable
 
-from keepfrac.errors import UserError
-from keepfrac.measurement import costs
 from keepfrac.sparse.late.budget import spend
 from keepfrac.sparse.late.saving import LateSaving
+
+from keepfrac.errors import UserError
+from keepfrac.measurement import costs
 from keepfrac.training.finetune import Batch, FineTune
 
 ROWS_OF_A_TRIAL = 8

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
+from keepfrac.sparse.late.saving import LateSaving
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from keepfrac.distillation.distiller import Distiller
 from keepfrac.errors import UserError
 from keepfrac.prune.masks import Masks
-from keepfrac.sparse.late.saving import LateSaving
 from keepfrac.tasks.base import Task
 from keepfrac.training.checkpoint import random_states, restore_random_state
 from keepfrac.training.options import (
