@@ -17,15 +17,7 @@ from keepfrac.training.finetune import Batch, FineTune
 
 
 class CheckpointEachLayer(FineTune):
-    """Dense fine-tuning that recomputes every layer in the backward pass.
-
-    Args:
-        name: the method's name in results.
-        keep_frac: 1.0: gradients are whole.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    """Dense fine-tuning that recomputes every layer in the backward pass."""
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         net: Any = self.net

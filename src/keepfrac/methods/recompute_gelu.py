@@ -16,15 +16,7 @@ from keepfrac.training.finetune import Batch, FineTune
 
 
 class RecomputeGelu(FineTune):
-    """Dense fine-tuning that computes the activation functions' outputs again in the backward pass.
-
-    Args:
-        name: the method's name in results.
-        keep_frac: 1.0: gradients are whole.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    """Dense fine-tuning that computes the activation functions' outputs again in the backward pass."""
 
     own_layers = True
 

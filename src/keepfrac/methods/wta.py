@@ -14,6 +14,7 @@ query, key and value share one choice.
 
 from collections.abc import Iterable
 
+from keepfrac.settings import count, flag, settings
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.gradient_norms import GradientNorms
 from keepfrac.sparse.selection.selectors import Selector
@@ -22,32 +23,30 @@ from keepfrac.training.finetune import Batch, FineTune
 
 
 class WinnerTakeAll(FineTune):
-    """Fine-tuning that keeps tokens' rows by chance, unbiased.
+    """Fine-tuning that keeps tokens' rows by chance, unbiased."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: share of the real tokens that is kept, in (0, 1].
-        gradient_norms: whether the norms of the gradients of the epoch before are used. They take 2 bytes per token of
-            the training set and site in memory and in checkpoints; each process keeps its own.
-        selection_seed: seed of the random choices.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    @settings
+    class Settings(FineTune.Settings):
+        gradient_norms: bool = flag(
+            "whether the norms of the gradients of the epoch before are used: 2 bytes per token of the training set and"
+            " site, in memory and in checkpoints; each process keeps its own"
+        )
+        selection_seed: int = count("seed of the random choices", least=0)
+
+    settings: Settings
 
     own_layers = True
 
-    def __init__(self, *, net, task, loop, name, keep_frac, gradient_norms, selection_seed):
-        super().__init__(net, task, loop, name, keep_frac)
-        self.selector = Selector(keep_frac=keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
-        self.gradient_norms, self.selection_seed = gradient_norms, selection_seed
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
         self.sparsified: Sparsified | None = None
         self.norms: GradientNorms | None = None
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.sparsified is None:
-            self.sparsified = sparsify(self.net, ("linear",), self.selector, self.selection_seed)
-            if self.gradient_norms:
+            selector = Selector(keep_frac=self.keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
+            self.sparsified = sparsify(self.net, ("linear",), selector, self.settings.selection_seed)
+            if self.settings.gradient_norms:
                 self.norms = GradientNorms(self.net, self.sparsified)
 
     def finish(self, batches: Iterable[Batch]) -> None:

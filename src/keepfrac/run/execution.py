@@ -33,8 +33,7 @@ from keepfrac.tracking import wandb_run
 from keepfrac.tracking.tensorboard import TensorBoard
 from keepfrac.training import distributed
 from keepfrac.training.checkpoint import CHECKPOINT, Checkpoints, Progress
-from keepfrac.training.finetune import Loop
-from keepfrac.training.options import OPTIONS
+from keepfrac.training.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,8 @@ def build_task(settings: dict):
 
 def build_module(settings: dict, net, task, total_steps: int):
     """Returns the method's LightningModule."""
-    keys = ("lr", "weight_decay", "warmup", "clip")
-    options = {key: settings[key] for key in OPTIONS if key in settings}  # older runs have none
-    loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps, **options)
+    keys = {key: settings.get(key) for key in Loop.names()}  # older runs lack some options
+    loop = Loop.of(keys | {"total_steps": total_steps})
     module = build(settings["method"], net=net, task=task, loop=loop)
     beneath = settings.get("backward") or {"name": "none"}  # older runs know no such group
     if beneath["name"] != "none":
