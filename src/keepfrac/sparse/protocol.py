@@ -78,13 +78,17 @@ class BackwardSaver(ABC):
     def detach(self) -> None:
         """Puts the stock modules back, if they are not in place."""
         if self.handle is not None:
-            self._kept = self.handle.kept()
+            self._kept = self.figures()
             self.handle.restore()
             self.handle = None
 
+    def figures(self) -> dict[str, Any]:
+        """Returns what `kept` does, while it is attached."""
+        return self.handle.kept()
+
     def kept(self) -> dict[str, Any]:
         """Returns asked, achieved, unit and `of`; empty before `attach`."""
-        return self._kept if self.handle is None else self.handle.kept()
+        return self._kept if self.handle is None else self.figures()
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per place where less is saved; empty while it is not attached."""

@@ -1,10 +1,10 @@
 """A budget of bytes, spent where it buys the most: how each layer stores is chosen by measured errors of the gradient.
 
 Every layer has three kinds of stored activations (see `StorageFormat`), each with a few options. On one batch, each
-option of each layer is tried alone while all else is stored exactly and every row is used: its error is the squared distance of
-all parameters' gradients to the exact ones, its gain the bytes that are freed. Rounding errors of different places are
-independent, so they add. From exact storage on, the option with the least error per freed byte is taken again and again
-until the budget is met: the greedy path along the convex hull of a knapsack with one choice per place.
+option of each layer is tried alone while all else is stored exactly and every row is used: its error is the squared
+distance of all parameters' gradients to the exact ones, its gain the bytes that are freed. Rounding errors of different
+places are independent, so they add. From exact storage on, the option with the least error per freed byte is taken
+again and again until the budget is met: the greedy path along the convex hull of a knapsack with one choice per place.
 """
 
 import logging

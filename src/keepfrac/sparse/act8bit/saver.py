@@ -177,9 +177,7 @@ def _family(net: nn.Module) -> Family:
     assert family is not None, "anatomy knows families of the table alone"
     known = not family.causal and family.attention_interface and family.layout == "plain" and family.ffn_gate is None
     if not known:
-        raise UserError(
-            f"method late trains encoders with plain attention and feed-forward blocks, not a {name}"
-        )
+        raise UserError(f"method late trains encoders with plain attention and feed-forward blocks, not a {name}")
     return family
 
 
