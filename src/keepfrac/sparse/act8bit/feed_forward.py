@@ -42,7 +42,7 @@ class Gelu:
         self.kernels, self.forward = kernels, kernels.gelu_
 
     @staticmethod
-    def room(shape: torch.Size, kind: torch.dtype, device: torch.device) -> Stored:
+    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
         """Returns where inputs of the function, (rows, width), are stored."""
         return plain.empty(*shape, kind, device)
 
@@ -69,7 +69,7 @@ class OtherActivation:
         self.function = function
 
     @staticmethod
-    def room(shape: torch.Size, kind: torch.dtype, device: torch.device) -> Stored:
+    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
         """As `Gelu.room`."""
         return plain.empty(*shape, torch.bfloat16 if kind == torch.uint8 else kind, device)
 
@@ -139,7 +139,7 @@ class FeedForwardBlock(torch.autograd.Function):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             entered = around.enter(residual)
             out = residual.new_empty(residual.shape, dtype=compute)
-            inner = activation.room(torch.Size([len(residual), len(first.bias)]), kind, x.device)
+            inner = activation.room((len(residual), len(first.bias)), kind, x.device)
             factors = None if gates is None else gates.to(compute)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))

@@ -183,11 +183,11 @@ def is_dropped(norm: nn.Module) -> bool:
 
 
 @functools.cache
-def late_class(stock: type[nn.Module]) -> Any:
+def late_class(stock: Any) -> Any:
     """Returns the class of a stock layer's class that trains through the blocks; its `stock` leads back."""
     return type(f"Late{stock.__name__}", (LateLayer, stock), {"stock": stock, "__module__": __name__})
 
 
-def _empty(stock: type[nn.Module]) -> Any:
+def _empty(stock: Any) -> Any:
     """For pickle and copy: a converted layer without anything in it."""
     return late_class(stock).__new__(late_class(stock))

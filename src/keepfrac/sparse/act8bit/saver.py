@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.families import Family, family_of
+from keepfrac.settings import settings
 from keepfrac.sparse.act8bit.calls import PaddingReader, RowStats, SeedCounter
 from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
 from keepfrac.sparse.act8bit.parts import Parts
@@ -132,7 +133,7 @@ class Converted:
         self.layers, self._hooks = {}, []
 
 
-def convert(net: nn.Module, settings: Act8bitSettings) -> Converted:
+def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
     """Makes every layer of an encoder `net` train through the blocks of `late`, in place.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
@@ -142,7 +143,7 @@ def convert(net: nn.Module, settings: Act8bitSettings) -> Converted:
 
     Args:
         net: a network of a family whose attention is softmax(q k' scale + mask) v: see `models.families`.
-        settings: how its blocks store and choose.
+        own: how its blocks store and choose.
 
     Raises:
         UserError: a network that is converted already, of another family, or with a layer that the blocks would not
@@ -151,19 +152,19 @@ def convert(net: nn.Module, settings: Act8bitSettings) -> Converted:
     if any(isinstance(module, LateLayer) for module in net.modules()):
         raise UserError("this network is converted to method late already: restore it first")
     family = _family(net)
-    layers = {one.path: net.get_submodule(one.path) for one in anatomy(net).layers}
+    layers: dict[str, Any] = {one.path: net.get_submodule(one.path) for one in anatomy(net).layers}
     for path, layer in layers.items():
         Parts.of(layer, family).check(path)
         if getattr(layer, "is_decoder", False):
             raise UserError("method late trains encoders, and this model is set up as a decoder (is_decoder=True)")
-    prepare(settings.kernels, next(net.parameters()).device)
+    prepare(own.kernels, next(net.parameters()).device)
     reader = PaddingReader()
     for number, layer in enumerate(layers.values()):
-        layer.__class__ = late_class(type(layer))
-        seeds = SeedCounter(settings.selection_seed, number)
-        layer.late = LayerState(settings, settings.storage, seeds=seeds, padding=reader, family=family)  # type: ignore[assignment]
-    log.info("method late: %d layers, kernels=%s", len(layers), settings.kernels)
-    return Converted(layers, settings, _free_last_hidden_state(net, family))
+        layer.__class__ = late_class(layer.__class__)
+        seeds = SeedCounter(own.selection_seed, number)
+        layer.late = LayerState(own, own.storage, seeds=seeds, padding=reader, family=family)
+    log.info("method late: %d layers, kernels=%s", len(layers), own.kernels)
+    return Converted(layers, own, _free_last_hidden_state(net, family))
 
 
 def _family(net: nn.Module) -> Family:
@@ -204,7 +205,10 @@ def _free_last_hidden_state(net: nn.Module, family: Family) -> list[RemovableHan
 class Act8bit(BackwardSaver):
     """`late`: activations in 8 bits, and the rows of each weight gradient chosen in the backward pass."""
 
-    Settings = Act8bitSettings
+    @settings
+    class Settings(Act8bitSettings):
+        pass
+
     draws_masks = True
 
     def convert(self, net: nn.Module) -> Converted:
