@@ -59,8 +59,8 @@ def sites(folder: Path) -> dict:
     from keepfrac.measurement.costs import saved_bytes
     from keepfrac.measurement.peak import peak_bytes
 
-    sparsified = getattr(probe.module, "sparsified", None) or getattr(probe.module.saving, "handle", None)
-    if sparsified is None:
+    saver = probe.module.backward_saver
+    if saver is None or not saver.report():
         raise UserError(f"{folder}: the method {probe.module.name} has no sites")
     saved = {
         "saved_bytes": saved_bytes(probe.module.net, own),
@@ -68,7 +68,7 @@ def sites(folder: Path) -> dict:
         "peak_bytes": peak_bytes(lambda: own().backward()),
         "peak_bytes_dense": peak_bytes(lambda: dense().backward()),
     }
-    rows = [row | by_weight.get(f"{row['site']}.weight", {}) for row in sparsified.report()]
+    rows = [row | by_weight.get(f"{row['site']}.weight", {}) for row in saver.report()]
     # late's rows are counted against a GPU's dense: masks of a byte, fused attention
     if all(row["kind"] != "late" for row in rows):
         freed = sum(row["bytes_dense"] - row["bytes_kept"] for row in rows)

@@ -117,7 +117,16 @@ def some_of(doc: str, *allowed: str, null: bool = False) -> Any:
             and all(one in allowed for one in value)
         )
 
-    return setting(doc, Kind(holds, "a list of " + ", ".join(allowed)), null)
+    return setting(doc, Kind(holds, "a list of some of " + ", ".join(allowed)), null)
+
+
+def texts(doc: str, null: bool = False) -> Any:
+    """A field for a list of texts; not empty."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
+
+    return setting(doc, Kind(holds, "a list of texts, such as [one, another]"), null)
 
 
 def mapping(doc: str, each: Kind, *keys: str, null: bool = False) -> Any:
@@ -132,6 +141,20 @@ def mapping(doc: str, each: Kind, *keys: str, null: bool = False) -> Any:
     return setting(doc, Kind(holds, f"a mapping{of}, each {each.says}"), null)
 
 
+def record(doc: str, null: bool = False, **kinds: Kind) -> Any:
+    """A field for a mapping of exactly these keys, with a kind for each."""
+
+    def holds(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and set(value) == set(kinds)
+            and all(kind.holds(value[key]) for key, kind in kinds.items())
+        )
+
+    says = ", ".join(f"{key} ({kind.says})" for key, kind in kinds.items())
+    return setting(doc, Kind(holds, f"a mapping of {says}, and of nothing else"), null)
+
+
 def anything(doc: str) -> Any:
     """A field whose values `check` looks at, or what reads them."""
     return setting(doc, Kind(lambda value: True, "anything"))
@@ -140,7 +163,7 @@ def anything(doc: str) -> Any:
 @dataclass_transform(
     frozen_default=True,
     kw_only_default=True,
-    field_specifiers=(setting, number, share, count, choice, flag, text, some_of, mapping, anything),
+    field_specifiers=(setting, number, share, count, choice, flag, text, some_of, texts, mapping, record, anything),
 )
 def settings(cls: type[T]) -> type[T]:
     """Makes a class of fields a frozen dataclass of keywords."""

@@ -128,4 +128,5 @@ def built(arm: Arm, keep_frac: float, dense: nn.Module, dropout: bool = True, co
     method = build(settings_of(arm, keep_frac), net=net, task=_NoTask(), loop=loop)
     method.net.train()
     method.prepare([])
+    method.attach_saver()
     return method

@@ -3,38 +3,27 @@
 The forward pass saves each layer's input alone; the backward pass runs the layer again before it can go through it.
 Gradients are exact (dropout draws the same masks again). About a third more arithmetic.
 
-keep_frac is 1: nothing is left out of any gradient.
+keep_frac is 1: nothing is left out of any gradient. No layer is changed, so that `backward=` may be set beside it.
 
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"; Transformers' own switch, PyTorch's
 non-reentrant implementation.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
-from keepfrac.errors import UserError
+from keepfrac.sparse.recompute import CheckpointedLayers
 from keepfrac.training.finetune import Batch, FineTune
 
 
 class CheckpointEachLayer(FineTune):
-    """Dense fine-tuning that recomputes every layer in the backward pass.
+    """Dense fine-tuning that recomputes every layer in the backward pass."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: 1.0: gradients are whole.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    def __init__(self, net, task, loop, settings):
+        super().__init__(net, task, loop, settings)
+        self.checkpointed = CheckpointedLayers(settings)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        net: Any = self.net
-        if not getattr(net, "supports_gradient_checkpointing", False):
-            raise UserError(f"method checkpoint: a {type(net).__name__} cannot be checkpointed")
-        if not net.is_activation_checkpointing:
-            net.activation_checkpointing_enable({"use_reentrant": False})
+        self.checkpointed.attach(self.net)
 
     def finish(self, batches: Iterable[Batch]) -> None:
-        net: Any = self.net
-        if net.is_activation_checkpointing:
-            net.activation_checkpointing_disable()
+        self.checkpointed.detach()

@@ -18,64 +18,60 @@ moments of pruned weights at zero, a decaying rate with warm-up, the best checkp
 teacher without dropout, no padding in the losses, labels beside the teacher.
 """
 
-from keepfrac.prune.elements import Pattern
+from keepfrac.errors import UserError
+from keepfrac.prune.elements import GROUPS, SCOPES, SCORES, STRUCTURES, Pattern
+from keepfrac.settings import choice, count, flag, settings, share
 from keepfrac.training.weight_pruning import ElementPruner, Pace
 
 
 class DistillPrune(ElementPruner):
-    """Prunes single weights gradually, then recovers.
+    """Prunes single weights gradually, then recovers."""
 
-    Args:
-        name: see ElementPruner, as for keep_frac, score, decay and regrow.
-        scope: uniform (the same share of each matrix) | global (all matrices compete).
-        floor: under global, the least that each matrix keeps, as a part of keep_frac, in [0, 1].
-        structure: element | 2:4 | 4:8 (both keep 0.5) | block.
-        block: edge of a square block, a divisor of the matrices' edges.
-        warm_up: share of training before the first change of the masks, in [0, 1).
-        cool_down: share of training after the last one, in [0, 1).
-        updates: changes of the masks between them, >= 1.
-        hold_rate: whether the learning rate stays at its peak until the masks are frozen, and falls to 0 from there;
-            else it falls from its peak, as in every other method.
-    """
+    @settings
+    class Settings(ElementPruner.Settings):
+        scope: str = choice("uniform: the same share of each matrix; global: all matrices compete", *SCOPES)
+        floor: float = share("under global, the least that each matrix keeps, as a part of keep_frac")
+        score: str = choice("of a weight", *SCORES)
+        decay: float = share("of fisher's moving average of squared gradients", "[)")
+        structure: str = choice("what stays together; 2:4 and 4:8 keep 0.5", *STRUCTURES)
+        block: int = count("edge of a square block, a divisor of the matrices' edges")
+        warm_up: float = share("share of training before the first change of the masks", "[)")
+        cool_down: float = share("share of training after the last one: the weights recover", "[)")
+        regrow: float = share(
+            "of what stays, what each change gives back to pruned weights of the largest gradients; 0: nothing", "[)"
+        )
+        hold_rate: bool = flag(
+            "whether the learning rate stays at its peak until the masks are frozen, and falls to 0 from there; else it"
+            " falls from its peak, as in every other method"
+        )
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        scope,
-        floor,
-        score,
-        decay,
-        structure,
-        block,
-        warm_up,
-        cool_down,
-        updates,
-        regrow,
-        hold_rate,
-    ):
-        pattern = Pattern(scope, floor, structure, block)
-        super().__init__(net, task, loop, name, keep_frac, pattern, score, decay, regrow)
-        self.pace = Pace(warm_up, 1 - cool_down, updates)
+        def check(self) -> None:
+            super().check()
+            if self.warm_up >= 1 - self.cool_down:
+                raise UserError(
+                    f"method.warm_up={self.warm_up}, cool_down={self.cool_down}: must be shares of training that leave"
+                    " something between them"
+                )
+            if self.structure in GROUPS and self.keep_frac not in (0.5, 1):
+                raise self.error("keep_frac", f"structure={self.structure} keeps 0.5, no more and no less")
+
+    settings: Settings
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.pattern = Pattern(
+            scope=settings.scope, floor=settings.floor, structure=settings.structure, block=settings.block
+        )
+        self.score, self.decay, self.regrow = settings.score, settings.decay, settings.regrow
+        self.pace = Pace(start=settings.warm_up, end=1 - settings.cool_down, updates=settings.updates)
         self.settled_at = self.pace.end
-        self.hold_rate = hold_rate
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        Pattern(*(settings[key] for key in ("scope", "floor", "structure", "block"))).check(settings["keep_frac"])
-        Pace(settings["warm_up"], 1 - settings["cool_down"], settings["updates"])
 
     def target(self, done: int) -> float | None:
         return self.pace.target(done, self.loop.total_steps, self.keep_frac)
 
     def param_groups(self) -> list[dict]:
         groups = super().param_groups()
-        return [{**group, "schedule": self._held} for group in groups] if self.hold_rate else groups
+        return [{**group, "schedule": self._held} for group in groups] if self.settings.hold_rate else groups
 
     def _held(self, progress: float) -> float:
         """The factor of the rate that is held."""

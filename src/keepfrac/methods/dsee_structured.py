@@ -20,7 +20,7 @@ Departures: numbers are exact; coefficients are folded; U, V and S2 are cut too.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -35,111 +35,53 @@ from keepfrac.prune.cost import fraction
 from keepfrac.prune.masks import num_kept
 from keepfrac.prune.select import select_counts
 from keepfrac.prune.structure import Indices, LayerCounts, LayerStructure, Structure
-from keepfrac.training.adapter_account import trained
-from keepfrac.training.adapter_tuning import Adaptation, Sparse, check_adaptation, restarted
+from keepfrac.settings import choice, in_range, mapping, number, settings, share
+from keepfrac.training.adapter_tuning import Adapters, SparseAdapterSettings, restarted, trained
 from keepfrac.training.finetune import Batch
-from keepfrac.training.structured_pruning import BATCHES, TOLERANCE, Budget, Pruner
-
-SCORES = ("l1", "delta", "w_delta")
-SCOPES = ("layer", "global")
+from keepfrac.training.structured_pruning import BATCHES, TOLERANCE, Pruner
 
 
 class DseeStructured(Pruner):
-    """Updates of a frozen encoder, and exact numbers of its heads and neurons.
+    """Updates of a frozen encoder, and exact numbers of its heads and neurons."""
 
-    Args:
-        keep_frac: share of the heads (and of the neurons) that stays, in (0, 1]; 1: `lora_sparse` with nothing pruned.
-        neurons_keep_frac: share of the feed-forward neurons, in (0, 1]; null: keep_frac.
-        score: l1 | delta | w_delta, see above.
-        scope: layer (the same numbers in every layer) | global.
-        l1: weights of the l1 losses of heads and neurons, >= 0; only with score=l1.
-        coefficient_lr: learning rate of the coefficients, > 0; only with score=l1.
-        length: tokens of the sentence whose MACs are counted, >= 1.
-        settled_at: progress at which the units are chosen and the rate begins anew, in [0, 1).
-        targets: see Adapting, as for those that are not named here.
-        rank: see Adapting.
-        alpha: see Adapting.
-        dropout: see Adapting.
-        train_head: see Adapting.
-        adapter: see Adapting.
-        merge: masked | dense | keep; see Adapting.
-        sparse: see Adapting.
-        selector: see Adapting.
-        selector_rank: see Adapting.
-        selector_batches: see Adapting.
-        selector_seed: see Adapting.
-        name: see Pruner.
-    """
+    @settings
+    class Settings(SparseAdapterSettings, Pruner.Settings):
+        neurons_keep_frac: float | None = share("of the feed-forward neurons; null: keep_frac", "(]", null=True)
+        merge: str = choice("what is delivered, see `training.adapter_tuning`", "masked", "dense", "keep")
+        score: str = choice("of a unit, see above", "l1", "delta", "w_delta")
+        scope: str = choice("layer: the same numbers in every layer", "layer", "global")
+        l1: Mapping[str, float] = mapping("weights of the losses of score=l1", in_range(0), "heads", "neurons")
+        coefficient_lr: float = number("learning rate of the coefficients of score=l1", ends="(]")
+        settled_at: float = share("progress at which the units are chosen and the rate begins anew", "[)")
+
+        def check(self) -> None:
+            super().check()
+            if self.score == "l1" and self.settled_at == 0:
+                raise self.error("settled_at", "must be above 0 with score=l1: coefficients are trained until then")
+            if self.neurons_keep_frac is not None and self.keep_frac == 1:
+                raise self.error("neurons_keep_frac", "must be null beside keep_frac=1")
+
+    settings: Settings
 
     merges = False  # updates of two factors stay with them
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        neurons_keep_frac,
-        targets,
-        rank,
-        alpha,
-        dropout,
-        train_head,
-        adapter,
-        merge,
-        sparse,
-        selector,
-        selector_rank,
-        selector_batches,
-        selector_seed,
-        score,
-        scope,
-        l1,
-        coefficient_lr,
-        length,
-        settled_at,
-    ):
-        budget = Budget("macs", length, {}, "family", {}, {}, allow_empty=False, drop_empty=False)
-        super().__init__(net, task, loop, name, keep_frac, budget, settled_at if keep_frac < 1 else 0.0)
-        s2 = Sparse(sparse, selector, selector_rank or rank, selector_batches, selector_seed)
-        self.adaptation = Adaptation(targets, rank, alpha, dropout, train_head, adapter, merge, s2)
-        self.shares = {"heads": keep_frac, "neurons": neurons_keep_frac or keep_frac}
-        self.score, self.even = score, scope == "layer"
-        self.l1, self.coefficient_lr = l1, coefficient_lr
-        self.own_share = neurons_keep_frac is not None
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.settled_at = settings.settled_at if self.keep_frac < 1 else 0.0
+        self.adapters = Adapters(settings)
+        self.shares = {"heads": self.keep_frac, "neurons": settings.neurons_keep_frac or self.keep_frac}
         self.coefficients: Coefficients | None = None
         self.account: dict[str, float] = {}
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        check_adaptation(settings)
-        for key, known in (("score", SCORES), ("scope", SCOPES)):
-            if settings[key] not in known:
-                raise UserError(f"method.{key}={settings[key]}: must be one of {', '.join(known)}")
-        if settings["merge"] == "sparse_by_construction":
-            raise UserError("method.merge=sparse_by_construction: units are cut here, use masked, dense or keep")
-        low = 0 if settings["score"] != "l1" else 1e-9
-        if not low <= settings["settled_at"] < 1:
-            raise UserError(
-                f"method.settled_at={settings['settled_at']}: must be in [0, 1), and above 0 with score=l1, whose"
-                " coefficients are trained until then"
-            )
-        own = settings["neurons_keep_frac"]
-        if own is not None and (not 0 < own <= 1 or settings["keep_frac"] == 1):
-            raise UserError(f"method.neurons_keep_frac={own}: must be in (0, 1], or null, beside a keep_frac below 1")
 
     # hooks -----------------------------------------------------------------------------------------------------------
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.cost is None:
-            self.adaptation.attach(self, batches)
-            if self.score == "l1" and self.keep_frac < 1:
+            self.adapters.attach(self, batches)
+            if self.settings.score == "l1" and self.keep_frac < 1:
                 self.coefficients = Coefficients(counts_of(self.net)).to(next(self.net.parameters()).device)
             super().prepare(batches)
-            self.adaptation.freeze(self)  # a model that was just cut is a new one
+            self.adapters.freeze(self)  # a model that was just cut is a new one
             self.account = trained(self)
             if self.coefficients is not None:
                 self.handles = attach(self.net, self.layers, self.coefficients)
@@ -148,7 +90,7 @@ class DseeStructured(Pruner):
         groups = [{**group, "schedule": self._rate} for group in super().param_groups()]
         if self.coefficients is None:
             return groups
-        own = {"lr": self.coefficient_lr, "weight_decay": 0.0, "clip": None, "schedule": self._own_rate}
+        own = {"lr": self.settings.coefficient_lr, "weight_decay": 0.0, "clip": None, "schedule": self._own_rate}
         return [*groups, {"params": list(self.coefficients.parameters()), **own}]
 
     def losses(self, batch: Batch, outputs) -> dict[str, Tensor]:
@@ -156,17 +98,18 @@ class DseeStructured(Pruner):
             return {}
         # 0 from settled_at on, with a gradient of 0: several processes wait for one of every parameter
         still = float(self.structure is None)
-        return {f"l1_{family}": still * weight * self.coefficients.l1(family) for family, weight in self.l1.items()}
+        weights = self.settings.l1
+        return {f"l1_{family}": still * weight * self.coefficients.l1(family) for family, weight in weights.items()}
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)
         self.account |= trained(self)
         super().finish(batches)
-        self.account |= self.adaptation.deliver(self)
+        self.account |= self.adapters.deliver(self)
 
     def kept(self) -> dict:
-        found = {**super().kept(), **self.account, "merge": self.adaptation.merge}
-        if self.cost is None or not self.own_share:
+        found = {**super().kept(), **self.account, "merge": self.settings.merge}
+        if self.cost is None or self.settings.neurons_keep_frac is None:
             return found
         shape = shape_of(self.net)
         numbers = {f: num_kept(s, getattr(shape, f"num_{f}")) for f, s in self.shares.items()}
@@ -195,8 +138,8 @@ class DseeStructured(Pruner):
     def _unit_scores(self) -> tuple[list[Tensor], list[Tensor]]:
         if self.coefficients is not None:
             return self.coefficients.sizes("heads"), self.coefficients.sizes("neurons")
-        scores = unit_scores(self.net, self.layers, with_weight=self.score == "w_delta")
-        if self.score == "delta":
+        scores = unit_scores(self.net, self.layers, with_weight=self.settings.score == "w_delta")
+        if self.settings.score == "delta":
             self._check_delta(dict(zip(("heads", "neurons"), scores, strict=True)))
         return scores
 
@@ -207,7 +150,7 @@ class DseeStructured(Pruner):
             if not has_update(adapted(self.net), self.layers, family):
                 raise UserError(
                     f"method.score=delta: no update changes the {family}; name their linears in method.targets"
-                    f" (now {', '.join(self.adaptation.targets)}), keep them all, or use score=w_delta"
+                    f" (now {', '.join(self.settings.targets)}), keep them all, or use score=w_delta"
                 )
             if self.settled_at == 0 and not any(one.any() for one in by_layer):
                 raise UserError("method.score=delta with settled_at=0: all updates are zero before training")
@@ -216,7 +159,7 @@ class DseeStructured(Pruner):
         """The units that stay, of each layer; the share is one of the dense original."""
         shape, share = shape_of(self.net), self.shares[family]
         dense = getattr(shape, f"num_{family}")
-        if self.even:
+        if self.settings.scope == "layer":
             count = max(1, num_kept(share, dense))
             return [select_counts([one], min(count, len(one)), min(1, len(one)), 1, even=False)[0] for one in scores]
         count = max(len(scores), num_kept(share, dense * shape.num_layers))
@@ -230,7 +173,7 @@ class DseeStructured(Pruner):
     def _own_rate(self, progress: float) -> float:
         return self._rate(progress) if progress < self.settled_at else 0.0
 
-    def _cut(self, batches: Iterable[Batch]) -> None:
+    def cut_units(self, batches: Iterable[Batch]) -> None:
         """Cuts W as every pruner does, then U, V and S2, and holds the whole against the masked whole."""
         assert self.structure is not None
         some, layers, training = list(itertools.islice(batches, BATCHES)), self.layers, self.net.training
@@ -240,8 +183,8 @@ class DseeStructured(Pruner):
         self.unmask()  # its hooks sit on modules that are taken off now
         updates = detach(self.net)
         self.mask(structure)
-        super()._cut(some)
-        reattach(self.net, cut_updates(updates, layers, self.counts, structure, gates), self.adaptation.dropout)
+        super().cut_units(some)
+        reattach(self.net, cut_updates(updates, layers, self.counts, structure, gates), self.settings.dropout)
         self.net.eval()
         largest_difference(_second, self._logits_again, masked, TOLERANCE)
         self.net.train(training)

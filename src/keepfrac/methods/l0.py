@@ -25,7 +25,7 @@ of the gates per optimizer step.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,98 +38,95 @@ from keepfrac.prune.budget import UnitScores
 from keepfrac.prune.constraint import AugmentedLagrangian, ProportionalIntegral
 from keepfrac.prune.cost import fraction
 from keepfrac.prune.factorize import factorize_, input_moments
-from keepfrac.prune.gates import Gates
+from keepfrac.prune.gates import FAMILIES, Gates
 from keepfrac.prune.schedules import RATES, linear
-from keepfrac.prune.settings import check_gates
 from keepfrac.prune.structure import LayerCounts, Structure
+from keepfrac.settings import choice, count, flag, in_range, number, record, rising, settings, share, some_of
 from keepfrac.training.finetune import Batch
-from keepfrac.training.structured_pruning import Budget, Pruner
+from keepfrac.training.structured_pruning import UnitPruner
+
+COARSE = {"attention": {"heads"}, "ffn": {"neurons"}, "layers": {"heads", "neurons"}}
+"""Families whose gates are not on single units, and those units."""
 
 
-class L0Prune(Pruner):
-    """Structured pruning by L0 gates under an augmented Lagrangian.
+class L0Prune(UnitPruner):
+    """Structured pruning by L0 gates under an augmented Lagrangian."""
 
-    Args:
-        families: what has gates: any of heads, neurons, attention, ffn, layers, ranks.
-        rank: of each factorised linear at the start; null: the break-even one. Only with ranks.
-        whiten: training batches on which the factorisation measures activations; 0: plain decomposition.
-        keep_factors: whether a linear stays two factors also where one dense linear would be smaller, as in the
-            original; such a linear counts as large as it is.
-        prefinetune: progress until which the gates are off, in [0, 1).
-        target_warmup: progress at which the target has fallen to keep_frac, in (prefinetune, settled_at].
-        open_probability: of every gate at the start, in (0, 1).
-        beta: temperature of the gates, > 0.
-        limit: |log alpha| stays below it, > 0.
-        gate_lr: learning rate of the gates at its peak, > 0.
-        multiplier_lr: of the Lagrangian's multipliers, > 0.
-        gate_schedule: of both rates: constant | linear | inverse_root (Noam).
-        gate_warmup: share of training in which both rates rise, in [0, 1); above 0 with inverse_root.
-        anti_windup: whether lambda_1 begins anew at 0 when the share falls below its target; false: as published.
-        controller: gains of a proportional-integral controller in place of the multipliers; null: the Lagrangian.
-        l2: weight of the l2 loss on the encoder's linears, half the sum of squares; null: none.
-        train_weights: whether the model itself is trained; false: the gates alone, as the original did.
-        gate_seed: of the gates' noise.
-        name: see Pruner, as for those that are not named here.
-    """
+    @settings
+    class Settings(UnitPruner.Settings):
+        families: Sequence[str] = some_of("what has gates", *FAMILIES)
+        rank: int | None = count("of each factorised linear at the start; null: the break-even one", null=True)
+        whiten: int = count("training batches on which the factorisation measures activations; 0: plain", least=0)
+        keep_factors: bool = flag(
+            "whether a linear stays two factors also where one dense linear would be smaller, as in the original"
+        )
+        prefinetune: float = share("progress until which the gates are off")
+        target_warmup: float = share("progress at which the target has fallen to keep_frac")
+        open_probability: float = share("of every gate at the start", "()")
+        beta: float = number("temperature of the gates", ends="()")
+        limit: float = number("bound of |log alpha|", ends="()")
+        gate_lr: float = number("peak learning rate of the gates", ends="()")
+        multiplier_lr: float = number("peak learning rate of the Lagrangian's multipliers", ends="()")
+        gate_schedule: str = choice("of both rates; inverse_root is Noam's", *RATES)
+        gate_warmup: float = share("share of training in which both rates rise", "[)")
+        anti_windup: bool = flag("whether lambda_1 begins anew at 0 when the share falls below its target")
+        controller: Mapping[str, float] | None = record(
+            "gains of a proportional-integral controller in place of the multipliers; null: the Lagrangian",
+            proportional=in_range(0),
+            integral=in_range(0),
+            quadratic=in_range(0),
+            limit=in_range(0, ends="(]"),
+            null=True,
+        )
+        l2: float | None = number("weight of the l2 loss on the encoder's linears: half the sum of squares", null=True)
+        train_weights: bool = flag("whether the model itself is trained; false: the gates alone, as in the original")
+        gate_seed: int = count("seed of the gates' noise", least=0)
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        cost,
-        length,
-        latency,
-        scope,
-        align,
-        floor,
-        allow_empty,
-        drop_empty,
-        settled_at,
-        families,
-        rank,
-        whiten,
-        keep_factors,
-        prefinetune,
-        target_warmup,
-        open_probability,
-        beta,
-        limit,
-        gate_lr,
-        multiplier_lr,
-        gate_schedule,
-        gate_warmup,
-        controller,
-        anti_windup,
-        l2,
-        train_weights,
-        gate_seed,
-    ):
-        budget = Budget(cost, length, latency, scope, align, floor, allow_empty, drop_empty)
-        super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
-        self.families, self.rank, self.whiten = tuple(families), rank, whiten
-        self.merges = not keep_factors
-        self.prefinetune, self.target_warmup = prefinetune, target_warmup
-        self.gate_settings = {"open_probability": open_probability, "beta": beta, "limit": limit, "seed": gate_seed}
-        self.gate_lr, self.multiplier_lr = gate_lr, multiplier_lr
-        self.gate_schedule, self.gate_warmup = gate_schedule, gate_warmup
-        self.l2, self.train_weights = l2, train_weights
-        self.constraint = ProportionalIntegral(**controller) if controller else AugmentedLagrangian(anti_windup)
+        def check(self) -> None:
+            super().check()
+            self._check_families()
+            self._check_times()
+            if self.controller and self.anti_windup:
+                raise self.error("anti_windup", "is for the multipliers: set method.controller=null beside it")
+
+        def _check_families(self) -> None:
+            families = self.families
+            whole = [family for family, units in COARSE.items() if family in families and units - set(families)]
+            if whole and self.scope != "global":
+                raise self.error(
+                    "scope",
+                    f"{whole[0]} that go whole never fit their own share; use method.scope=global, or put"
+                    f" {' and '.join(sorted(COARSE[whole[0]]))} into method.families={list(families)} too",
+                )
+            if "ranks" not in families and (self.rank or self.whiten or self.keep_factors):
+                raise UserError("method.rank, method.whiten and method.keep_factors are for method.families with ranks")
+            if "ranks" in families and self.cost == "latency":
+                raise self.error(
+                    "cost", "knows heads and neurons only: use params or macs with method.families with ranks"
+                )
+
+        def _check_times(self) -> None:
+            rising(self, "prefinetune", "target_warmup", "settled_at")
+            if self.prefinetune == self.target_warmup:
+                raise self.error("prefinetune", f"must be below method.target_warmup={self.target_warmup}")
+            if not self.train_weights and self.settled_at < 1:
+                raise self.error("train_weights", "leaves nothing to train after settled_at: set settled_at=1")
+            if self.gate_schedule == "inverse_root" and self.gate_warmup == 0:
+                raise self.error("gate_warmup", "must be above 0: gate_schedule=inverse_root leaves every rate at 0")
+
+    settings: Settings
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.merges = not settings.keep_factors
+        gains = settings.controller
+        self.constraint = ProportionalIntegral(**gains) if gains else AugmentedLagrangian(settings.anti_windup)
         self.gates: Gates | None = None
         self.gated = False
         self.began = 1.0
         self.violation: Tensor | None = None
-        if keep_frac < 1 and not loop.total_steps:
-            raise UserError(f"method={name} with epochs=0: gates must be trained before they can choose")
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        Pruner.check(settings)
-        check_gates(settings)
+        if self.keep_frac < 1 and not loop.total_steps:
+            raise UserError(f"method={self.name} with epochs=0: gates must be trained before they can choose")
 
     # hooks -----------------------------------------------------------------------------------------------------------
 
@@ -137,14 +134,22 @@ class L0Prune(Pruner):
         first = self.cost is None and self.keep_frac < 1
         if first:
             came = counts_of(self.net)
-            if "ranks" in self.families:
+            if "ranks" in self.settings.families:
                 self._factorize(batches)
-            self.gates = Gates(counts_of(self.net), self.families, **self.gate_settings)
-            self.net.requires_grad_(self.train_weights)
+            own = self.settings
+            self.gates = Gates(
+                counts_of(self.net),
+                own.families,
+                open_probability=own.open_probability,
+                beta=own.beta,
+                limit=own.limit,
+                seed=own.gate_seed,
+            )
+            self.net.requires_grad_(self.settings.train_weights)
         super().prepare(batches)
         if first and self.cost is not None and self.gates is not None:
             self.began = max(float(fraction(self.cost, counts)) for counts in (came, self.gates.counts))
-        if self.prefinetune == 0 and self.structure is None:
+        if self.settings.prefinetune == 0 and self.structure is None:
             self._gate()
 
     def param_groups(self) -> list[dict]:
@@ -154,16 +159,16 @@ class L0Prune(Pruner):
         own = {"weight_decay": 0.0, "clip": None, "schedule": self._rate}
         return [
             *groups,
-            {"params": list(self.gates.parameters()), "lr": self.gate_lr, **own},
-            {"params": list(self.constraint.parameters()), "lr": self.multiplier_lr, "maximize": True, **own},
+            {"params": list(self.gates.parameters()), "lr": self.settings.gate_lr, **own},
+            {"params": list(self.constraint.parameters()), "lr": self.settings.multiplier_lr, "maximize": True, **own},
         ]
 
     def losses(self, batch: Batch, outputs) -> dict[str, Tensor]:
         if self.gates is None:
             return {}
         terms = {"lagrangian": self._lagrangian(self.gates)}
-        if self.l2 and self.train_weights:
-            terms["l2"] = self.l2 * torch.stack([w.square().sum() / 2 for w in self._weights()]).sum()
+        if self.settings.l2 and self.settings.train_weights:
+            terms["l2"] = self.settings.l2 * torch.stack([w.square().sum() / 2 for w in self._weights()]).sum()
         return terms
 
     def after_step(self) -> None:
@@ -176,18 +181,17 @@ class L0Prune(Pruner):
             self.gates.clamp_()
             self.gates.draw()
         super().after_step()
-        done = (self.global_step + 1) / max(1, self.loop.total_steps)
-        if not self.gated and self.structure is None and done >= self.prefinetune:
+        if not self.gated and self.structure is None and self.progress_with_step >= self.settings.prefinetune:
             self._gate()
             for parameter in [*self.gates.parameters(), *self.constraint.parameters()]:
                 self.trainer.optimizers[0].state.pop(parameter, None)  # averages of the gradients 0 until now
 
-    def watched(self) -> dict[str, Tensor | float]:
+    def metrics_to_log(self) -> dict[str, Tensor | float]:
         if self.gates is None or self.cost is None:
             return {}
         factor = self._rate(self.progress)
-        rates = {"gates": factor * self.gate_lr, "multipliers": factor * self.multiplier_lr}
-        rates["weights"] = self.loop.lr * self.schedule(self.progress) if self.train_weights else 0.0
+        rates = {"gates": factor * self.settings.gate_lr, "multipliers": factor * self.settings.multiplier_lr}
+        rates["weights"] = self.loop.lr * self.schedule(self.progress) if self.settings.train_weights else 0.0
         return {
             "kept/expected": torch.as_tensor(fraction(self.cost, self.expected())).float(),
             "kept/target": self.target,
@@ -208,7 +212,7 @@ class L0Prune(Pruner):
     @property
     def target(self) -> float:
         """The share of the dense cost that is asked for at this step, from what the model had on (1, or cut before)."""
-        return linear(self.progress, self.keep_frac, self.prefinetune, self.target_warmup, self.began)
+        return linear(self.progress, self.keep_frac, self.settings.prefinetune, self.settings.target_warmup, self.began)
 
     def scores(self) -> UnitScores:
         assert self.gates is not None
@@ -252,9 +256,9 @@ class L0Prune(Pruner):
 
     def _rate(self, progress: float) -> float:
         """The factor of the gates' and multipliers' rates, which run from prefinetune to settled_at alone."""
-        if not self.prefinetune <= progress < self.settled_at:
+        if not self.settings.prefinetune <= progress < self.settled_at:
             return 0.0
-        return RATES[self.gate_schedule](progress, self.gate_warmup)
+        return RATES[self.settings.gate_schedule](progress, self.settings.gate_warmup)
 
     def _weights(self) -> list[Tensor]:
         modules = [self.net.get_submodule(path) for layer in self.layers for path in layer.linears]
@@ -270,11 +274,12 @@ class L0Prune(Pruner):
         if masked & {f"{path}.weight" for path in paths}:
             raise UserError("gates on ranks would fill what this model's masks keep at zero: leave ranks out")
         if paths:
-            factorize_(self.net, paths, self.rank, self._moments(paths, batches) if self.whiten else None)
+            moments = self._moments(paths, batches) if self.settings.whiten else None
+            factorize_(self.net, paths, self.settings.rank, moments)
 
     def _moments(self, paths: list[str], batches: Iterable[Batch]) -> dict[str, Tensor]:
         self.net.eval()
-        some = itertools.islice(batches, self.whiten)
+        some = itertools.islice(batches, self.settings.whiten)
         moments = input_moments(self.net, paths, some, self._run)
         self.net.train()
         return moments

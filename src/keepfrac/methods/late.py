@@ -6,7 +6,7 @@ when G has arrived, by its norm, the right criterion, unknown in the forward pas
 
 keep_frac is the share of the real tokens that form each weight gradient: it sets arithmetic alone.
 
-Beneath another method the same is `backward=late`: see `sparse.late.saving`.
+Beneath another method the same is `backward=late`: see `sparse.act8bit.saver`.
 
 Sources: 8-bit storage after Mesa and GACT; winner-take-all rows after WTA-CRS (Liu et al., NeurIPS 2023), whose
 gradient norms come from the epoch before. Departures: the norms are those of this very step; padding never counts.
@@ -14,80 +14,47 @@ gradient norms come from the epoch before. Departures: the norms are those of th
 
 from collections.abc import Iterable
 
-from keepfrac.errors import UserError
+from torch import Tensor
+
 from keepfrac.measurement import costs
-from keepfrac.sparse.late.budget import spend
-from keepfrac.sparse.late.saving import LateSaving
+from keepfrac.settings import settings, share
+from keepfrac.sparse.act8bit import Act8bit
+from keepfrac.sparse.act8bit.allocation import allocate_formats
+from keepfrac.training.backward_preset import BackwardPreset
 from keepfrac.training.finetune import Batch, FineTune
 
 ROWS_OF_A_TRIAL = 8
 
 
-class LateRows(FineTune):
-    """Fine-tuning by blocks that store in 8 bits and choose rows in the backward pass.
+class LateRows(BackwardPreset):
+    """Fine-tuning by blocks that store in 8 bits and choose rows in the backward pass."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: share of the real tokens in each weight gradient, in (0, 1].
-        rows: wta (unbiased) | grad (the largest, unscaled) | random.
-        store: 8bit | mixed (the feed-forward input in bf16) | bf16 | exact.
-        context: save | recompute: attention's output.
-        skip_zero_rows: whether rows whose gradient is exactly zero (padding) are left out everywhere; exact.
-        budget: share of dense's bytes, in (0, 1], for which each layer's store and context are then chosen by
-            measured errors of the gradient on the first sentences; null: they are as given.
-        kernels: auto | cpp | native | triton | torch.
-        selection_seed: seed of the random choices and of the dropout masks.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    saver_class = Act8bit
 
-    own_layers = True
-
-    def __init__(
-        self, *, net, task, loop, name, keep_frac, rows, store, context, skip_zero_rows, budget, kernels, selection_seed
-    ):
-        super().__init__(net, task, loop, name, keep_frac)
-        self.saving: LateSaving = LateSaving(
-            name=name,
-            keep_frac=keep_frac,
-            rows=rows,
-            store=store,
-            context=context,
-            skip_zero_rows=skip_zero_rows,
-            kernels=kernels,
-            selection_seed=selection_seed,
+    @settings
+    class Settings(FineTune.Settings, Act8bit.Settings):
+        budget: float | None = share(
+            "share of dense's bytes for which each layer's store and context are then chosen, by measured errors of the"
+            " gradient on the first sentences; null: they are as given",
+            "(]",
+            null=True,
         )
-        self.budget = budget
 
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Refuses a bad setting before a sweep starts."""
-        LateSaving.check(settings)
-        budget = settings["budget"]
-        if budget is not None and (isinstance(budget, str | bool) or not 0 < budget <= 1):
-            raise UserError(f"method.budget={budget}: must be a share of dense's bytes in (0, 1], or null")
+    settings: Settings
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.saving.handle is None:
-            self.save_less()
-            if self.budget is not None:
-                self._spend(next(iter(batches)))
+        self.attach_saver()
+        if self.settings.budget is not None:
+            self._allocate(next(iter(batches)), self.settings.budget)
 
-    def _spend(self, batch: Batch) -> None:
+    def _allocate(self, batch: Batch, budget: float) -> None:
         device = next(self.net.parameters()).device
         some = {name: tensor[:ROWS_OF_A_TRIAL].to(device) for name, tensor in batch.items()}
         precision = self._trainer.precision if self._trainer else "32-true"
 
-        def step():
+        def step() -> Tensor:
             with costs.autocast(device, precision):
                 return self.loss_of(some)[0]
 
-        assert self.saving.handle is not None
-        spend(self.net, self.saving.handle, step, self.budget)
-
-    def kept(self) -> dict:
-        return self.saving.kept() or super().kept()
-
-    def finish(self, batches: Iterable[Batch]) -> None:
-        self.saving.detach()
+        assert self.backward_saver is not None
+        allocate_formats(self.net, self.backward_saver.handle, step, budget=budget)

@@ -10,27 +10,24 @@ from keepfrac.errors import UserError
 from keepfrac.prune.cost import fraction
 from keepfrac.prune.scores import layers_to_keep
 from keepfrac.prune.structure import Structure, keep_layers
-from keepfrac.training.structured_pruning import Budget, Pruner
+from keepfrac.settings import choice, settings
+from keepfrac.training.structured_pruning import CostPruner
 
 
-class LayerDrop(Pruner):
-    """Keeps whole layers.
+class LayerDrop(CostPruner):
+    """Keeps whole layers."""
 
-    Args:
-        order: top (the last layers go) | alternate (those that go are spread evenly).
-        name: see Pruner, as for all others.
-    """
+    @settings
+    class Settings(CostPruner.Settings):
+        order: str = choice("top: the last layers go; alternate: those that go are spread evenly", "top", "alternate")
 
-    def __init__(self, *, net, task, loop, name, keep_frac, cost, length, latency, settled_at, order):
-        budget = Budget(cost, length, latency, "global", {}, {}, allow_empty=True, drop_empty=False)
-        super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
-        self.order = order
+    settings: Settings
 
     def choose(self) -> Structure:
         assert self.cost is not None
         whole = Structure.full(self.counts).layers
         for num in range(len(whole), 0, -1):
-            kept = layers_to_keep(len(whole), num, self.order)
+            kept = layers_to_keep(len(whole), num, self.settings.order)
             if fraction(self.cost, [whole[i].counts for i in kept]) <= self.keep_frac + 1e-9:
                 return keep_layers(self.counts, kept)
         least, most = (float(fraction(self.cost, counts)) for counts in (self.counts[:1], self.counts))

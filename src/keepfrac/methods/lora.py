@@ -8,21 +8,8 @@ keep_frac is 1: everything is kept.
 Source: Hu et al. 2022. Departure: V is drawn with a standard deviation of 0.02, as DSEE draws it.
 """
 
-from keepfrac.training.adapter_tuning import Adaptation, Adapting, check_adaptation
+from keepfrac.training.adapter_tuning import Adapting
 
 
 class Lora(Adapting):
-    """Low-rank updates of frozen linears.
-
-    Args:
-        name: see Adapting, as for all others.
-    """
-
-    def __init__(self, *, net, task, loop, name, keep_frac, targets, rank, alpha, dropout, train_head, adapter, merge):
-        adaptation = Adaptation(targets, rank, alpha, dropout, train_head, adapter, merge)
-        super().__init__(net, task, loop, name, keep_frac, adaptation)
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        check_adaptation(settings)
+    """Low-rank updates of frozen linears."""

@@ -21,94 +21,57 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from keepfrac.adapters.masks import check_s1, choose_s1
+from keepfrac.adapters.masks import SCOPES, SCORES, choose_s1
 from keepfrac.adapters.surgery import adapted
 from keepfrac.errors import UserError
 from keepfrac.models.cut import shape_of
 from keepfrac.models.targets import linears_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import cubic, ramp
-from keepfrac.training.adapter_tuning import Adaptation, Adapting, Sparse, check_adaptation, restarted
+from keepfrac.settings import choice, count, flag, settings, share
+from keepfrac.training.adapter_tuning import Adapting, SparseAdapterSettings, restarted
 from keepfrac.training.finetune import Batch
-
-SCHEDULES = ("one_shot", "cubic")
 
 
 class LoraSparse(Adapting):
-    """Low-rank and sparse updates of frozen, pruned linears.
+    """Low-rank and sparse updates of frozen, pruned linears."""
 
-    Args:
-        score: of S1: w | delta (of the update; |W| where there is none) | w_delta.
-        scope: of S1's share: groups ({with an update}, {the rest}, each by itself) | matrix | global.
-        pooler: whether S1 holds for the pooler too, as in the original's code.
-        schedule: one_shot | cubic, of S1's share.
-        ramp_from: progress at which a cubic share begins to fall, in [0, settled_at).
-        updates: how often a cubic share falls on the way, >= 1.
-        settled_at: progress from which S1 is fixed and the rate begins anew, in [0, 1); 0: before training.
-        name: see Adapting, as for all others.
-    """
+    @settings
+    class Settings(SparseAdapterSettings):
+        score: str = choice("of S1: |W|, the update's size where there is one, or the sum's", *SCORES)
+        scope: str = choice("of S1's share; groups: {with an update}, {the rest}, each by itself", *SCOPES)
+        pooler: bool = flag("whether S1 holds for the pooler too, as in the original's code")
+        schedule: str = choice("of S1's share", "one_shot", "cubic")
+        ramp_from: float = share("progress at which a cubic share begins to fall", "[)")
+        updates: int = count("how often a cubic share falls on the way")
+        settled_at: float = share("progress from which S1 is fixed and the rate begins anew", "[)")
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        targets,
-        rank,
-        alpha,
-        dropout,
-        train_head,
-        adapter,
-        merge,
-        sparse,
-        selector,
-        selector_rank,
-        selector_batches,
-        selector_seed,
-        score,
-        scope,
-        pooler,
-        schedule,
-        ramp_from,
-        updates,
-        settled_at,
-    ):
-        s2 = Sparse(sparse, selector, selector_rank or rank, selector_batches, selector_seed)
-        adaptation = Adaptation(targets, rank, alpha, dropout, train_head, adapter, merge, s2)
-        super().__init__(net, task, loop, name, keep_frac, adaptation)
-        self.score, self.scope, self.pooler, self.pace = score, scope, pooler, schedule
-        self.ramp_from, self.updates = ramp_from, updates
-        self.settled_at = settled_at if keep_frac < 1 else 0.0
+        def check(self) -> None:
+            super().check()
+            if self.schedule == "cubic" and self.ramp_from >= self.settled_at:
+                raise UserError(
+                    f"method.ramp_from={self.ramp_from}, settled_at={self.settled_at}: a cubic schedule falls from the"
+                    " one to the other, so they must rise"
+                )
+
+    settings: Settings
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.settled_at = settings.settled_at if self.keep_frac < 1 else 0.0
         self.s1: Masks | None = None
         self.paths: list[str] = []
         self.level, self.settled = 0, False
         self.nonzero: float | None = None
 
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        check_adaptation(settings)
-        check_s1(settings["score"], settings["scope"])
-        if settings["schedule"] not in SCHEDULES:
-            raise UserError(f"method.schedule={settings['schedule']}: must be one of {', '.join(SCHEDULES)}")
-        start, end = settings["ramp_from"], settings["settled_at"]
-        if not 0 <= end < 1 or (settings["schedule"] == "cubic" and not 0 <= start < end):
-            raise UserError(
-                f"method.ramp_from={start}, settled_at={end}: shares of training, in [0, 1), are needed, and a cubic"
-                " schedule falls from the one to the other"
-            )
-
     # hooks -----------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         if self.keep_frac == 1:
-            if self.adaptation.merge == "sparse_by_construction":
+            if self.settings.merge == "sparse_by_construction":
                 super().begin()
             return
-        self.paths = linears_of(self.net, self.pooler)
+        self.paths = linears_of(self.net, self.settings.pooler)
         present = {} if self.masks is None else dict(self.masks.items())
         names = [f"{path}.weight" for path in self.paths]
         whole = {name: torch.ones_like(self.net.get_parameter(name), dtype=torch.bool) for name in names}
@@ -123,14 +86,14 @@ class LoraSparse(Adapting):
     def after_step(self) -> None:
         if self.s1 is None or self.settled:
             return
-        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
+        done = self.progress_with_step
         if done >= self.settled_at:
             self._settle()
-        elif self.pace == "cubic":
-            level = int(self.updates * ramp(done, self.ramp_from, self.settled_at))
+        elif self.settings.schedule == "cubic":
+            level = int(self.settings.updates * ramp(done, self.settings.ramp_from, self.settled_at))
             if level > self.level and not self._blind():
                 self.level = level
-                self._prune(cubic(done, self.keep_frac, self.ramp_from, self.settled_at))
+                self._prune(cubic(done, self.keep_frac, self.settings.ramp_from, self.settled_at))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)
@@ -165,7 +128,7 @@ class LoraSparse(Adapting):
     def set_extra_state(self, state: dict) -> None:
         self.level, self.settled = state["level"], state["settled"]
         if self.settled or self.level:
-            self.adaptation.constrain(self.net, {})  # the masks themselves come with the weights
+            self.adapters.constrain(self.net, {})  # the masks themselves come with the weights
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -174,7 +137,7 @@ class LoraSparse(Adapting):
 
     def _choose(self, share: float) -> dict[str, Tensor]:
         assert self.s1 is not None
-        return choose_s1(self.net, self.paths, share, self.score, self.scope, dict(self.s1.items()))
+        return choose_s1(self.net, self.paths, share, self.settings.score, self.settings.scope, dict(self.s1.items()))
 
     def _prune(self, share: float) -> None:
         assert self.s1 is not None
@@ -183,7 +146,7 @@ class LoraSparse(Adapting):
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
         if self.averages is not None:
             self.averages.prune(masks)  # else they would remember the weights from before
-        self.adaptation.constrain(self.net, masks)
+        self.adapters.constrain(self.net, masks)
 
     def _settle(self) -> None:
         if self._blind():
@@ -196,7 +159,7 @@ class LoraSparse(Adapting):
 
     def _blind(self) -> bool:
         """Whether the score sees nothing: the first steps of a warm-up leave updates at zero."""
-        return self.score == "delta" and not any(own.delta().any() for own in adapted(self.net).values())
+        return self.settings.score == "delta" and not any(own.delta().any() for own in adapted(self.net).values())
 
     def _matrices(self) -> list[Tensor]:
         return [self.net.get_parameter(f"{path}.weight") for path in self.paths]

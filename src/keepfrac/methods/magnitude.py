@@ -9,36 +9,11 @@ keep_frac is the share of the dense encoder's cost (`cost`) that stays.
 
 from keepfrac.prune.budget import UnitScores
 from keepfrac.prune.scores import magnitude
-from keepfrac.training.structured_pruning import Budget, Pruner
+from keepfrac.training.structured_pruning import UnitPruner
 
 
-class MagnitudePrune(Pruner):
-    """Keeps the heads and neurons of the largest weights.
-
-    Args:
-        name: see Pruner, as for all others.
-    """
-
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        cost,
-        length,
-        latency,
-        scope,
-        align,
-        floor,
-        allow_empty,
-        drop_empty,
-        settled_at,
-    ):
-        budget = Budget(cost, length, latency, scope, align, floor, allow_empty, drop_empty)
-        super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
+class MagnitudePrune(UnitPruner):
+    """Keeps the heads and neurons of the largest weights."""
 
     def scores(self) -> UnitScores:
         return magnitude(self.net, self.layers)

@@ -16,59 +16,46 @@ from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
 from keepfrac.tensors.surgery import find, replace
-from keepfrac.training.adapter_account import scores_of, trained
-from keepfrac.training.adapter_tuning import check_adaptation
+from keepfrac.training.adapter_tuning import LoraSettings, scores_of, trained
 from keepfrac.training.finetune import Batch, FineTune
 
 
 class PeftLora(FineTune):
-    """Low-rank updates by PEFT.
+    """Low-rank updates by PEFT."""
 
-    Args:
-        targets: what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions
-            of whole module paths; at least one.
-        rank: r of every update, >= 1.
-        alpha: the updates count alpha / r, > 0.
-        dropout: of the updates' input, in [0, 1).
-        train_head: whether the task's classifier learns too.
-        name: see FineTune, as for all others.
-    """
+    class Settings(LoraSettings):
+        """Those of low-rank updates alone."""
 
-    own_layers = True
+    settings: Settings
 
-    def __init__(self, *, net, task, loop, name, keep_frac, targets, rank, alpha, dropout, train_head):
-        super().__init__(net, task, loop, name, keep_frac)
+    replaces_backward = True
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
         if find_spec("peft") is None:
             raise UserError("method=peft_lora needs the package peft: pip install 'peft>=0.21,<0.22'")
-        self.targets, self.rank, self.alpha = tuple(targets), rank, alpha
-        self.dropout, self.train_head = dropout, train_head
         self.paths: list[str] = []
         self.delivered_masks: Masks | None = None
         self.account: dict[str, float] = {}
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        check_adaptation(settings)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.paths:
             return
         from peft import LoraConfig, inject_adapter_in_model
 
-        self.paths = list(dict.fromkeys(target.path for target in targets_of(self.net, self.targets)))
+        self.paths = list(dict.fromkeys(target.path for target in targets_of(self.net, self.settings.targets)))
         transposed = all(hasattr(find(self.net, path), "nf") for path in self.paths)
         config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
+            r=self.settings.rank,
+            lora_alpha=self.settings.alpha,  # type: ignore[arg-type]  # it divides by the rank alone
+            lora_dropout=self.settings.dropout,
             target_modules=self.paths,
             fan_in_fan_out=transposed,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's advice on models that it does not know
             inject_adapter_in_model(config, self.net)
-        if self.train_head and self.task.head == "sequence_classification":
+        if self.settings.train_head and self.task.head == "sequence_classification":
             for path in anatomy(self.net).head:
                 find(self.net, path).requires_grad_(True)
         self._rename_masks()

@@ -9,32 +9,11 @@ keep_frac is 1: nothing is left out of any gradient.
 Source: "recompute" of activation functions as in Korthikanti et al. 2022 (selective recomputation).
 """
 
-from collections.abc import Iterable
-
-from keepfrac.sparse.recompute import Recomputing, recompute_activations
-from keepfrac.training.finetune import Batch, FineTune
+from keepfrac.sparse.recompute import RecomputedActivations
+from keepfrac.training.backward_preset import BackwardPreset
 
 
-class RecomputeGelu(FineTune):
-    """Dense fine-tuning that computes the activation functions' outputs again in the backward pass.
+class RecomputeGelu(BackwardPreset):
+    """Dense fine-tuning that computes the activation functions' outputs again in the backward pass."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: 1.0: gradients are whole.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
-
-    own_layers = True
-
-    recomputing: Recomputing | None = None
-
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.recomputing is None:
-            self.recomputing = recompute_activations(self.net)
-
-    def finish(self, batches: Iterable[Batch]) -> None:
-        if self.recomputing is not None:
-            self.recomputing.restore()
-            self.recomputing = None
+    saver_class = RecomputedActivations

@@ -21,8 +21,8 @@ from collections.abc import Iterable
 
 from keepfrac.errors import UserError
 from keepfrac.models.relu_head import with_relu_head
-from keepfrac.prune.elements import Pattern
 from keepfrac.prune.schedules import cubic
+from keepfrac.settings import choice, number, settings
 from keepfrac.training.finetune import Batch
 from keepfrac.training.weight_pruning import ElementPruner
 
@@ -31,33 +31,20 @@ EPS = 1e-6
 
 
 class SparseBert(ElementPruner):
-    """Prunes by magnitude over all of training.
+    """Prunes by magnitude over all of training."""
 
-    Args:
-        name: see ElementPruner, as for keep_frac.
-        updates: changes of the masks, about, >= 1.
-        clip_each: largest norm of each tensor's gradient; None: no clipping.
-        head: relu (a ReLU before the classifier, BERT only) | own.
-    """
+    @settings
+    class Settings(ElementPruner.Settings):
+        clip_each: float | None = number("largest norm of each tensor's gradient; null: none", ends="(]", null=True)
+        head: str = choice("relu: a ReLU before the classifier, BERT only; own: the model's", "relu", "own")
+
+    settings: Settings
 
     mask_gradients = False
     settled_at = 1.0
 
-    def __init__(self, *, net, task, loop, name, keep_frac, updates, clip_each, head):
-        pattern = Pattern("uniform", 0.0, "element", 1)
-        super().__init__(net, task, loop, name, keep_frac, pattern, "magnitude", 0.0, 0.0)
-        self.updates, self.clip_each, self.head = updates, clip_each, head
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        if settings["head"] not in ("relu", "own"):
-            raise UserError(f"method.head={settings['head']}: must be relu or own")
-        if settings["updates"] < 1:
-            raise UserError(f"method.updates={settings['updates']}: must be a whole number >= 1")
-
     def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.head == "relu" and not self.names and self.loop.total_steps:
+        if self.settings.head == "relu" and not self.names and self.loop.total_steps:
             try:
                 self.net = with_relu_head(self.net)
             except ValueError as error:
@@ -65,12 +52,12 @@ class SparseBert(ElementPruner):
         super().prepare(batches)
 
     def param_groups(self) -> list[dict]:
-        own = {"clip": None, "clip_each": self.clip_each, "eps": EPS, "schedule": self._rate}
+        own = {"clip": None, "clip_each": self.settings.clip_each, "eps": EPS, "schedule": self._rate}
         return [group | own for group in super().param_groups()]
 
     def target(self, done: int) -> float | None:
         total = self.loop.total_steps
-        every = max(1, round(total / self.updates))
+        every = max(1, round(total / self.settings.updates))
         if done >= total or done % every:
             return None
         return cubic((done // every) / (total // every), self.keep_frac, 0.0, 1.0)

@@ -28,108 +28,70 @@ import torch
 from torch import Tensor
 
 from keepfrac.errors import UserError
-from keepfrac.models.cut import counts_of
+from keepfrac.models.cut import counts_of, shape_of
 from keepfrac.prune.budget import UnitScores
 from keepfrac.prune.cost import fraction
 from keepfrac.prune.importance import drawn_labels, gate_gradients, within
 from keepfrac.prune.select import select, select_counts
-from keepfrac.prune.settings import check_number
 from keepfrac.prune.structure import Indices, LayerCounts, LayerStructure, Structure
+from keepfrac.settings import Kind, choice, count, setting, settings, share
 from keepfrac.training.finetune import Batch
-from keepfrac.training.structured_pruning import Budget, Pruner
+from keepfrac.training.structured_pruning import UnitPruner
 
-SOURCES = ("labels", "logits")
 DRAWN = ("classification", "multi_label", "regression")
 
 
-class TaylorPrune(Pruner):
-    """Keeps the heads and neurons on which the loss depends most.
+class TaylorPrune(UnitPruner):
+    """Keeps the heads and neurons on which the loss depends most."""
 
-    Args:
-        importance_from: labels | logits: labels drawn from what the model predicts before the first round.
-        iterations: rounds of scoring and removing, >= 1.
-        begin: progress of the first round, in [0, settled_at]; without meaning for one round.
-        heads: how many stay per layer, in the mean over layers, >= 1; null: as keep_frac says. With heads or neurons
-            keep_frac must be 1: they take its place.
-        neurons: the same of neurons.
-        even: heads | neurons: the family of these exact counts that every layer keeps the same number of, whatever the
-            scope; null: as scope says.
-        score_rows: training rows that are scored, >= 1; null: all.
-        score_split: train: validation and test are refused.
-        score_seed: of the choice of these rows, and of drawn labels.
-        name: see Pruner, as for those that are not named here.
-    """
+    @settings
+    class Settings(UnitPruner.Settings):
+        importance_from: str = choice(
+            "whose loss: of the labels, or of labels drawn from what the model predicts before the first round",
+            *("labels", "logits"),
+        )
+        iterations: int = count("rounds of scoring and removing")
+        begin: float = share("progress of the first of several rounds")
+        heads: int | None = count("that stay per layer, in the mean, in place of keep_frac; null: none", null=True)
+        neurons: int | None = count("that stay per layer, in the mean, in place of keep_frac; null: none", null=True)
+        even: str | None = choice(
+            "the family of these counts that every layer keeps the same number of, whatever the scope; null: as scope",
+            *("heads", "neurons"),
+            null=True,
+        )
+        score_rows: int | None = count("training rows that are scored; null: all", null=True)
+        score_split: str = setting(
+            "split whose rows are scored",
+            Kind(
+                lambda value: value == "train", "train; what chooses a model's units must not be what it is judged by"
+            ),
+        )
+        score_seed: int = count("seed of the choice of these rows, and of drawn labels", least=0)
 
-    def __init__(
-        self,
-        *,
-        net,
-        task,
-        loop,
-        name,
-        keep_frac,
-        cost,
-        length,
-        latency,
-        scope,
-        align,
-        floor,
-        allow_empty,
-        drop_empty,
-        settled_at,
-        importance_from,
-        iterations,
-        begin,
-        heads,
-        neurons,
-        even,
-        score_rows,
-        score_split,
-        score_seed,
-    ):
-        budget = Budget(cost, length, latency, scope, align, floor, allow_empty, drop_empty)
-        super().__init__(net, task, loop, name, keep_frac, budget, settled_at)
-        self.importance_from, self.iterations, self.begin = importance_from, iterations, begin
-        self.wanted, self.even = {"heads": heads, "neurons": neurons}, even
-        self.score_rows, self.score_split, self.score_seed = score_rows, score_split, score_seed
+        def check(self) -> None:
+            super().check()
+            if self.iterations > 1 and self.begin > self.settled_at:
+                raise self.error("begin", f"must be in [0, method.settled_at={self.settled_at}]")
+            if self.even is not None and self.wanted[self.even] is None:
+                raise self.error("even", "must be heads or neurons, whichever of the two has a count, or null")
+            if any(self.wanted.values()) and self.keep_frac != 1:
+                raise self.error("keep_frac", "must be 1 with method.heads or method.neurons in its place")
+
+        @property
+        def wanted(self) -> dict[str, int | None]:
+            """Exact counts per layer, by family."""
+            return {"heads": self.heads, "neurons": self.neurons}
+
+    settings: Settings
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.wanted = settings.wanted
         self.rounds = 0
         self.drawn: Tensor | None = None
-        if importance_from == "logits" and task.problem not in DRAWN:
+        if settings.importance_from == "logits" and task.problem not in DRAWN:
             raise UserError(
                 f"method.importance_from=logits for a task of {task.problem}: it knows {', '.join(DRAWN)}; use labels"
-            )
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Refuses a bad setting before a sweep starts."""
-        Pruner.check(settings)
-        check_number(settings, "begin", 0, 1)
-        if settings["importance_from"] not in SOURCES:
-            raise UserError(
-                f"method.importance_from={settings['importance_from']}: must be one of {', '.join(SOURCES)}"
-            )
-        if settings["score_split"] != "train":
-            raise UserError(
-                f"method.score_split={settings['score_split']}: must be train; what chooses a model's units must not be"
-                " what it is judged by"
-            )
-        for key in ("iterations", "heads", "neurons", "score_rows"):
-            value = settings[key]
-            missing = value is None and key != "iterations"
-            if not missing and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(
-                    f"method.{key}={value}: must be a whole number >= 1" + ", or null" * (key != "iterations")
-                )
-        if settings["iterations"] > 1 and not 0 <= settings["begin"] <= settings["settled_at"]:
-            raise UserError(
-                f"method.begin={settings['begin']}: must be in [0, method.settled_at={settings['settled_at']}]"
-            )
-        even = settings["even"]
-        if even is not None and (even not in ("heads", "neurons") or settings[even] is None):
-            raise UserError(f"method.even={even}: must be heads or neurons, whichever of the two has a count, or null")
-        if (settings["heads"] or settings["neurons"]) and settings["keep_frac"] != 1:
-            raise UserError(
-                f"keep_frac={settings['keep_frac']}: must be 1 with method.heads or method.neurons in its place"
             )
 
     # hooks -----------------------------------------------------------------------------------------------------------
@@ -143,14 +105,13 @@ class TaylorPrune(Pruner):
         super().prepare(batches)
 
     def after_step(self) -> None:
-        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
-        while self.keep_frac < 1 and self.rounds < self.iterations and done >= self._due(self.rounds + 1):
+        while self.keep_frac < 1 and self._rounds_left() and self.progress_with_step >= self._due(self.rounds + 1):
             self._round()
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)  # a run without training has not been prepared
         if self.keep_frac < 1 and self.layers:
-            self._settle()
+            self.fix_structure()
         super().finish(batches)
 
     def get_extra_state(self) -> dict:
@@ -182,27 +143,30 @@ class TaylorPrune(Pruner):
             heads, neurons = self._trainer.strategy.broadcast((heads, neurons))
         return UnitScores(left.counts(), heads, neurons)
 
-    def _settle(self) -> None:
-        while self.rounds < self.iterations:
+    def fix_structure(self) -> None:
+        while self._rounds_left():
             self._round()
+
+    def _rounds_left(self) -> bool:
+        return self.rounds < self.settings.iterations
 
     def _round(self) -> None:
         """Scores what is left, removes this round's share, and masks it."""
         assert self.cost is not None
         self.rounds += 1
-        done, last = self.rounds / self.iterations, self.rounds == self.iterations
+        done, last = self.rounds / self.settings.iterations, self.rounds == self.settings.iterations
         chosen = self._left()
         ahead = float(fraction(self.cost, chosen.counts())) <= self._target(done)  # heads are coarse: a round may skip
         if any(self.wanted.values()) or not ahead:
             chosen = within(chosen, self._select(self.scores(), done))
-        self.structure = chosen.without_empty_layers() if last and self.budget.drop_empty else chosen
+        self.structure = chosen.without_empty_layers() if last and self.settings.drop_empty else chosen
         self.unmask()
         self.mask(self.structure)
 
     def _due(self, number: int) -> float:
         """The progress at which round `number`, from 1, is held."""
-        share = (number - 1) / (self.iterations - 1) if self.iterations > 1 else 1.0
-        return self.begin + (self.settled_at - self.begin) * share
+        share = (number - 1) / (self.settings.iterations - 1) if self.settings.iterations > 1 else 1.0
+        return self.settings.begin + (self.settled_at - self.settings.begin) * share
 
     def _left(self) -> Structure:
         return self.structure or Structure.full(self.counts)
@@ -217,7 +181,7 @@ class TaylorPrune(Pruner):
         """What stays of the scored units when a share `done` of all that has to go is gone."""
         assert self.cost is not None
         if not any(self.wanted.values()):
-            return select(scores, self.cost, self._target(done), self.budget.limits, self.budget.scope)
+            return select(scores, self.cost, self._target(done), self.settings.limits, self.settings.scope)
         heads, neurons = (self._counted(f, getattr(scores, f), done) for f in ("heads", "neurons"))
         ranks = [{role: tuple(range(int(r))) for role, r in c.ranks.items()} for c in scores.counts]
         return Structure(tuple(map(LayerStructure, heads, neurons, ranks)))
@@ -227,11 +191,11 @@ class TaylorPrune(Pruner):
         wanted = self.wanted[family]
         if wanted is None:
             return [tuple(range(len(values))) for values in scores]
-        align, even = self.budget.align.get(family, 1), self.budget.scope == "layer" or self.even == family
+        align, even = self.settings.align.get(family, 1), self.settings.scope == "layer" or self.settings.even == family
         start, end = sum(int(getattr(c, family)) for c in self.counts), wanted * len(scores)
         step = align * len(scores) if even else align
         count = end + int((start - end) * (1 - done) + 1e-6) // step * step
-        floor = 0 if self.budget.allow_empty else self.budget.floor.get(family, 1)
+        floor = 0 if self.settings.allow_empty else self.settings.floor.get(family, 1)
         return select_counts(scores, count, floor, align, even)
 
     def _implied(self) -> float:
@@ -244,7 +208,7 @@ class TaylorPrune(Pruner):
         counts = [
             LayerCounts(self.wanted["heads"] or c.heads, self.wanted["neurons"] or c.neurons, c.ranks) for c in had
         ]
-        return float(fraction(self._cost(), counts))
+        return float(fraction(self.cost_of(shape_of(self.net)), counts))
 
     # what is scored --------------------------------------------------------------------------------------------------
 
@@ -254,15 +218,15 @@ class TaylorPrune(Pruner):
 
     def _batches(self) -> Iterator[Batch]:
         """Yields the scored training rows, the same in every round and every process."""
-        if self.importance_from == "logits" and self.drawn is None:
+        if self.settings.importance_from == "logits" and self.drawn is None:
             self.drawn = self._draw()
         for rows, batch in self._rows():
             yield (batch if self.drawn is None else {**batch, "labels": self.drawn[rows].to(batch["labels"].device)})
 
     def _rows(self) -> Iterator[tuple[np.ndarray, Batch]]:
         """Yields (places among the scored rows, batch); rows of similar length stand together."""
-        data = self.task.encoded(self.score_split)
-        order = np.random.default_rng(self.score_seed).permutation(len(data))[: self.score_rows]
+        data = self.task.encoded(self.settings.score_split)
+        order = np.random.default_rng(self.settings.score_seed).permutation(len(data))[: self.settings.score_rows]
         places = np.argsort(np.asarray(data.lengths)[order], kind="stable")
         device = next(self.net.parameters()).device
         cuts = [*range(0, len(places), self.task.batch_size), len(places)]
@@ -275,8 +239,9 @@ class TaylorPrune(Pruner):
     def _draw(self) -> Tensor:
         """Labels of the scored rows from the model's own predictions."""
         found: dict[int, Tensor] = {}
-        generator = np.random.default_rng([self.score_seed, 1])
-        total = min(len(self.task.encoded(self.score_split)), self.score_rows or np.iinfo(np.int64).max)
+        generator = np.random.default_rng([self.settings.score_seed, 1])
+        total = len(self.task.encoded(self.settings.score_split))
+        total = min(total, self.settings.score_rows or total)
         uniform = torch.from_numpy(generator.random((total, self.task.num_labels)))
         for rows, batch in self._rows():
             logits = self.net(**self.task.inputs(batch)).logits.cpu()

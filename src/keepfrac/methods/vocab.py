@@ -1,10 +1,10 @@
 """Vocabulary pruning: the tokens stay that occur in the training texts; tokenizer and embeddings lose the others.
 
 Before training (with epochs=0 before scoring) the training texts are counted as the task feeds them, tokens of at least
-`min_count` occurrences stay with what a tokenizer needs (`models.fewer_tokens`), and tokenizer, word embeddings and a
-decoder, tied to them or not, are renumbered. With min_count 1 every training text is divided as before, which is
+`min_count` occurrences stay with what a tokenizer needs (`models.vocabulary.pruning`), and tokenizer, word embeddings
+and a decoder, tied to them or not, get new ids. With min_count 1 every training text is tokenized as before, which is
 checked on all of them, so the model's outputs are the same: a classifier's bit for bit, a language model's for the
-tokens that stay (the others lose their share of the probability and are never said). A word of another text may be
+tokens that stay (the others lose their share of the probability and are never generated). A word of another text may be
 divided into smaller pieces, or be unknown. The delivered tokenizer is the pruned one.
 
 keep_frac is not asked for: min_count decides. `asked` is the share of the embeddings' rows that it names, `achieved`
@@ -24,6 +24,7 @@ from torch import Tensor
 from keepfrac.errors import UserError
 from keepfrac.models.vocabulary.pruning import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
 from keepfrac.prune.masks import Masks
+from keepfrac.settings import count, flag, settings
 from keepfrac.tasks.tokens import Tokens
 from keepfrac.training.finetune import Batch, FineTune
 
@@ -32,33 +33,23 @@ COMPARED_TOKENS = 8  # of each, where there are logits of every token: a quarter
 
 
 class VocabPrune(FineTune):
-    """Fine-tuning of a model that knows the tokens of its training texts alone.
+    """Fine-tuning of a model that knows the tokens of its training texts alone, with a fast tokenizer."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: 1: not asked for.
-        min_count: how often a token has to occur in the training texts, >= 1.
-        characters: whether single characters of the kept tokens stay, so that unseen words are spelt and not unknown.
-        net: see FineTune.
-        task: see FineTune; one of texts, with a fast tokenizer.
-        loop: see FineTune.
-    """
+    @settings
+    class Settings(FineTune.Settings):
+        min_count: int = count("occurrences in the training texts from which on a token stays")
+        characters: bool = flag("whether single characters of the kept tokens stay, which spell unseen words")
 
-    def __init__(self, *, net, task, loop, name, keep_frac, min_count, characters):
-        super().__init__(net, task, loop, name, keep_frac)
-        self.min_count, self.characters = min_count, characters
+        def check(self) -> None:
+            super().check()
+            if self.keep_frac != 1:
+                raise self.error("keep_frac", "must be 1; method.min_count says what stays")
+
+    settings: Settings
+
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
         self.account: dict | None = None
-
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Refuses a bad setting before a sweep starts."""
-        value = settings["min_count"]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"method.min_count={value}: must be a whole number >= 1")
-        if not isinstance(settings["characters"], bool):
-            raise UserError(f"method.characters={settings['characters']}: must be true or false")
-        if settings["keep_frac"] != 1:
-            raise UserError(f"method.keep_frac={settings['keep_frac']}: must be 1; method.min_count says what stays")
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.account is None:
@@ -78,15 +69,15 @@ class VocabPrune(FineTune):
         tokenizer, data = getattr(self.task, "tokenizer", None), self.task.encoded("train")
         if tokenizer is None or not hasattr(data, "tokens"):
             raise UserError(f"method={self.name} counts the tokens of texts, and task={self.task.name} has none")
-        before, logits = data.tokens, self._logits(data.tokens) if self.min_count == 1 else []
-        seen = np.flatnonzero(np.bincount(before.ids) >= self.min_count)
+        before, logits = data.tokens, self._logits(data.tokens) if self.settings.min_count == 1 else []
+        seen = np.flatnonzero(np.bincount(before.ids) >= self.settings.min_count)
         state = state_of(tokenizer)
         always = special_numbers(tokenizer, self.net)
-        smaller, old = renumbered(state, tokens_to_keep(state, seen.tolist(), always, self.characters))
+        smaller, old = renumbered(state, tokens_to_keep(state, seen.tolist(), always, self.settings.characters))
         embeddings = keep_rows(self.net, old)
         self._slice_masks(old)
         self.task.use(rebuilt(tokenizer, smaller))
-        moved = self._compare(before, np.array(old), logits) if self.min_count == 1 else {}
+        moved = self._compare(before, np.array(old), logits) if self.settings.min_count == 1 else {}
         original = embeddings["original_rows"]
         self.account = {
             "asked": round(len(seen) / original, 4),

@@ -12,59 +12,17 @@ place of independent draws; sentences are known by their tokens, not by row numb
 query, key and value share one choice.
 """
 
-from collections.abc import Iterable
-
-from keepfrac.sparse.convert import sparsify
-from keepfrac.sparse.gradient_norms import GradientNorms
-from keepfrac.sparse.selection.selectors import Selector
-from keepfrac.sparse.sparsified import Sparsified
-from keepfrac.training.finetune import Batch, FineTune
+from keepfrac.settings import settings
+from keepfrac.sparse.gradient_norms import WinnerTakeAllRows
+from keepfrac.training.backward_preset import BackwardPreset
+from keepfrac.training.finetune import FineTune
 
 
-class WinnerTakeAll(FineTune):
-    """Fine-tuning that keeps tokens' rows by chance, unbiased.
+class WinnerTakeAll(BackwardPreset):
+    """Fine-tuning that keeps tokens' rows by chance, unbiased."""
 
-    Args:
-        name: the method's name in results.
-        keep_frac: share of the real tokens that is kept, in (0, 1].
-        gradient_norms: whether the norms of the gradients of the epoch before are used. They take 2 bytes per token of
-            the training set and site in memory and in checkpoints; each process keeps its own.
-        selection_seed: seed of the random choices.
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-    """
+    saver_class = WinnerTakeAllRows
 
-    own_layers = True
-
-    def __init__(self, *, net, task, loop, name, keep_frac, gradient_norms, selection_seed):
-        super().__init__(net, task, loop, name, keep_frac)
-        self.selector = Selector(keep_frac=keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
-        self.gradient_norms, self.selection_seed = gradient_norms, selection_seed
-        self.sparsified: Sparsified | None = None
-        self.norms: GradientNorms | None = None
-
-    def prepare(self, batches: Iterable[Batch]) -> None:
-        if self.sparsified is None:
-            self.sparsified = sparsify(self.net, ("linear",), self.selector, self.selection_seed)
-            if self.gradient_norms:
-                self.norms = GradientNorms(self.net, self.sparsified)
-
-    def finish(self, batches: Iterable[Batch]) -> None:
-        if self.norms is not None:
-            self.norms.remove()
-
-    def kept(self) -> dict:
-        return super().kept() if self.sparsified is None else self.sparsified.kept()
-
-    def get_extra_state(self) -> dict:
-        return {
-            "selection": self.sparsified.rng_state() if self.sparsified else None,
-            "norms": self.norms.state() if self.norms else None,
-        }
-
-    def set_extra_state(self, state: dict) -> None:
-        if self.sparsified is not None and state["selection"] is not None:
-            self.sparsified.set_rng_state(state["selection"])
-        if self.norms is not None and state["norms"] is not None:
-            self.norms.set_state(state["norms"])
+    @settings
+    class Settings(FineTune.Settings, WinnerTakeAllRows.Settings):
+        pass

@@ -43,18 +43,6 @@ class Pattern:
     structure: str
     block: int
 
-    def __post_init__(self) -> None:
-        for key, allowed in (("scope", SCOPES), ("structure", STRUCTURES)):
-            if getattr(self, key) not in allowed:
-                raise UserError(f"method.{key}={getattr(self, key)}: must be one of {', '.join(allowed)}")
-        if not 0 <= self.floor <= 1:
-            raise UserError(f"method.floor={self.floor}: must be a part of keep_frac, in [0, 1]")
-
-    def check(self, keep_frac: float) -> None:
-        """Raises a UserError where this structure cannot keep this share."""
-        if self.structure in GROUPS and keep_frac not in (0.5, 1):
-            raise UserError(f"keep_frac={keep_frac}: structure={self.structure} keeps 0.5, no more and no less")
-
 
 def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: Pattern) -> dict[str, Tensor]:
     """Returns masks (True = keep) of the highest scores, exactly as many as asked, among those that are present.
@@ -110,17 +98,10 @@ class ElementScores(nn.Module):
         kind: magnitude | movement | fisher.
         decay: of fisher's moving average, in [0, 1).
         sizes: parameter name -> tensor of its shape and device.
-
-    Raises:
-        UserError: an unknown kind, or a decay out of range.
     """
 
     def __init__(self, kind: str, decay: float, sizes: Tensors) -> None:
         super().__init__()
-        if kind not in SCORES:
-            raise UserError(f"method.score={kind}: must be one of {', '.join(SCORES)}")
-        if not 0 <= decay < 1:
-            raise UserError(f"method.decay={decay}: must be in [0, 1)")
         self.kind, self.decay = kind, decay
         for name, tensor in sizes.items() if self.learns else ():
             self.register_buffer(name.replace(".", "/"), torch.zeros_like(tensor, dtype=torch.float32))

@@ -34,7 +34,7 @@ def constant_rate(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else 1.0
 
 
-def linear_rate(progress: float, warmup: float) -> float:
+def warmup_then_linear(progress: float, warmup: float) -> float:
     """The factor of a rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
     return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
 
@@ -49,4 +49,4 @@ def inverse_root_rate(progress: float, warmup: float) -> float:
     return (warmup / progress) ** 0.5 if progress else 1.0
 
 
-RATES = {"constant": constant_rate, "linear": linear_rate, "inverse_root": inverse_root_rate}
+RATES = {"constant": constant_rate, "linear": warmup_then_linear, "inverse_root": inverse_root_rate}

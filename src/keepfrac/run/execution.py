@@ -33,8 +33,7 @@ from keepfrac.tracking import wandb_run
 from keepfrac.tracking.tensorboard import TensorBoard
 from keepfrac.training import distributed
 from keepfrac.training.checkpoint import CHECKPOINT, Checkpoints, Progress
-from keepfrac.training.finetune import Loop
-from keepfrac.training.options import OPTIONS
+from keepfrac.training.loop import Loop
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +46,12 @@ def build_task(settings: dict):
 
 def build_module(settings: dict, net, task, total_steps: int):
     """Returns the method's LightningModule."""
-    keys = ("lr", "weight_decay", "warmup", "clip")
-    options = {key: settings[key] for key in OPTIONS if key in settings}  # older runs have none
-    loop = Loop(**{key: settings[key] for key in keys}, total_steps=total_steps, **options)
+    keys = {key: settings.get(key) for key in Loop.names()}  # older runs lack some options
+    loop = Loop.of(keys | {"total_steps": total_steps})
     module = build(settings["method"], net=net, task=task, loop=loop)
     beneath = settings.get("backward") or {"name": "none"}  # older runs know no such group
     if beneath["name"] != "none":
-        module.saving = build(beneath)
+        module.backward_saver = build(beneath)
     return module
 
 
@@ -177,7 +175,7 @@ class Execution:
         train_seconds = self._fit() if self.steps else 0.0
         self.module.to(self.trainer.strategy.root_device)  # Lightning leaves it on the CPU
         costs = self._cost()
-        beside = self._stock_again()
+        beside = self._restore_modules()
         self.module.finish(self.task.training_batches())
         self._deliver()
         begin = time.monotonic()
@@ -199,12 +197,15 @@ class Execution:
             outcome["export"] = self._export()
         return outcome
 
-    def _stock_again(self) -> dict:
-        """Ends `backward`, before a method finishes its model; returns what it achieved."""
-        if self.module.saving is None or self.module.own_layers:
+    def _restore_modules(self) -> dict:
+        """Puts the stock modules back, before a method finishes its model; returns what `backward` achieved."""
+        saver = self.module.backward_saver
+        if saver is None:
             return {}
-        self.module.saving.detach()
-        return self.module.saving.beside()
+        saver.detach()
+        if self.module.replaces_backward:
+            return {}  # the method's own figures say it
+        return {f"backward_{key}": value for key, value in saver.kept().items() if key in ("asked", "achieved", "of")}
 
     def made(self) -> dict:
         """Returns what provenance learns while the run is made."""
@@ -305,7 +306,7 @@ def probe_of(folder: Path) -> Probe:
     module = build_module(settings, net, task, 1)
     module.net.train()
     module.prepare(task.training_batches())
-    module.save_less()
+    module.attach_saver()
     return Probe(module, dense, settings["batch_size"], found["provenance"]["precision"])
 
 

@@ -161,7 +161,7 @@ def check(cfg: DictConfig | dict) -> None:
         _check_peft(settings)
     check_settings(settings["method"])
     if "_target_" in (backward := settings.get("backward") or {}):
-        if getattr(build_target(settings["method"]["_target_"]), "own_layers", False):
+        if getattr(build_target(settings["method"]["_target_"]), "replaces_backward", False):
             raise UserError(
                 f"backward={backward['name']} beside method={settings['method']['name']}, which brings layers with a"
                 " backward pass of their own: leave one of the two out"

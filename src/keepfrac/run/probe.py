@@ -92,18 +92,20 @@ class Probe:
     @contextmanager
     def _unmoved(self) -> Iterator[None]:
         """Puts the method's random choices back behind it: the probe is no part of the run."""
-        parts = [part for part in (self.module, self.module.saving) if part is not None]
-        states = [part.get_extra_state() for part in parts]
+        module, saver = self.module, self.module.backward_saver
+        own, saved = module.get_extra_state(), {} if saver is None else saver.state()
         try:
             yield
         finally:
-            for part, state in zip(parts, states, strict=True):
-                part.set_extra_state(state)
+            module.set_extra_state(own)
+            if saver is not None:
+                saver.load_state(saved)
 
     @contextmanager
     def _equal_dropout(self) -> Iterator[None]:
         """Within it both models drop the same: by one seed, or nothing where the method draws masks of its own."""
-        nets = (self.module.net, self.dense) if self.module.saving is not None else ()
+        saver = self.module.backward_saver
+        nets = (self.module.net, self.dense) if saver is not None and saver.draws_masks else ()
         rates = [(m, m.p) for net in nets for m in net.modules() if isinstance(m, nn.Dropout)]
         for module, _ in rates:
             module.p = 0.0

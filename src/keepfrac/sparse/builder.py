@@ -1,7 +1,8 @@
 """Puts the sites of a network in place, one kind after the other. What each does is told in `convert`."""
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,8 @@ from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
 from keepfrac.sparse.layers.linear import SparseLinear
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
-from keepfrac.tensors.surgery import find, replace
+from keepfrac.tensors.change_class import change_class
+from keepfrac.tensors.surgery import find
 
 # The order in which they are built: each is a method below.
 SITES = ("linear", "attention", "softmax", "activation", "layer_norm", "dropout")
@@ -41,15 +43,22 @@ class Builder:
         self.selector = selector
         self.context = context
         self.sites: list[Site] = []
+        self.undo: list[Callable[[], None]] = []
         self.numbers = itertools.count()
         kind = getattr(net.config, "_attn_implementation", None) or "eager"
         self.attention_kind = "eager" if kind == NAME else kind
 
-    def _site(self, name: str, kind: str, members: int = 1, bits: int = 0, heads: int = 0) -> Site:
+    def _site(self, name: str, kind: str, num_readers: int = 1, extra_bits: int = 0, heads: int = 0) -> Site:
         selector = for_weights(self.selector) if heads else self.selector
-        site = Site(name, kind, selector, self.context, next(self.numbers), members, bits, heads)
+        site = Site(
+            name, kind, selector, context=self.context, number=next(self.numbers), num_readers=num_readers,
+            extra_bits=extra_bits, heads=heads,
+        )  # fmt: skip
         self.sites.append(site)
         return site
+
+    def _change(self, module: nn.Module, new: type[nn.Module], **attributes: Any) -> None:
+        self.undo.append(change_class(module, new, **attributes).undo)
 
     def linear(self) -> None:
         """The linears of each layer; query, key and value share one selection."""
@@ -61,13 +70,13 @@ class Builder:
                 self._linear((layer.ffn_in, *([layer.ffn_gate] if layer.ffn_gate else [])))
                 self._ffn_out(layer.ffn_out, layer.activation)
 
-    def _linear(self, paths: Sequence[str], bits: int = 0) -> Site:
+    def _linear(self, paths: Sequence[str], extra_bits: int = 0) -> Site:
         """One site for linears that read the same tensor."""
         readers = [self._reader(path) for path in paths]
         trained = sum(self._trained(path) for path in paths)
-        site = self._site(readers[0], "linear", trained, bits)
+        site = self._site(readers[0], "linear", num_readers=trained, extra_bits=extra_bits)
         for path, reader in zip(paths, readers, strict=True):
-            replace(self.net, reader, SparseLinear.from_dense(self._dense(reader), site))
+            self._change(self._dense(reader), SparseLinear, site=site)
             if reader != path:
                 self._linear((f"{path}.q",))
         return site
@@ -79,10 +88,10 @@ class Builder:
 
     def _dense(self, path: str) -> nn.Linear:
         linear = find(self.net, path)
-        if not isinstance(linear, nn.Linear):
+        if type(linear) is not nn.Linear:
             raise UserError(
-                f"{path} is a {type(linear).__name__}, not a linear layer (GPT-2 has none: sparse backward is for"
-                " encoders and Llama-like models)"
+                f"{path} is a {type(linear).__name__}, not a plain linear layer: sparse backward is for encoders and"
+                " Llama-like models (not GPT-2), without low-rank updates"
             )
         return linear
 
@@ -93,7 +102,7 @@ class Builder:
         if self.attention_kind == "eager":
             self._linear((path,))
         else:
-            self._site(path, "linear").pin(f"{self.attention_kind} attention saves this tensor itself")
+            self._site(path, "linear").mark_saved_elsewhere(f"{self.attention_kind} attention saves this tensor itself")
             if self._reader(path) != path:
                 self._linear((f"{path}.q",))
 
@@ -103,14 +112,13 @@ class Builder:
             self._site(path, "linear").fallback = f"{type(activation).__name__} saves this tensor itself"
         elif isinstance(activation, nn.ReLU):
             trained = self._trained(path)
-            site = self._linear((path,), bits=1)
+            site = self._linear((path,), extra_bits=1)
             self._pack(activation_path, activation, site if trained else None)
         else:
             self._linear((path,))
 
     def _pack(self, path: str, relu: nn.ReLU, behind: Site | None) -> None:
-        packed = PackedReLU(relu.inplace, behind, self._site(path, "activation"))
-        replace(self.net, path, packed.train(relu.training))
+        self._change(relu, PackedReLU, behind=behind, site=self._site(path, "activation"))
 
     def activation(self) -> None:
         """One-bit ReLU; where the linears are sites it is there already."""
@@ -134,7 +142,7 @@ class Builder:
         for path, module in list(self.net.named_modules()):
             within = any(path.startswith(f"{part}.") for part in inside) and path not in weights
             if within and isinstance(module, nn.Dropout) and module.p > 0:
-                replace(self.net, path, PackedDropout(module.p, self._site(path, "dropout")).train(module.training))
+                self._change(module, PackedDropout, site=self._site(path, "dropout"))
         if not any(site.kind == "dropout" for site in self.sites):
             raise UserError("site dropout: this model has no dropout in its layers (model.dropout=0)")
 
@@ -144,7 +152,7 @@ class Builder:
             norm = find(self.net, path)
             if not isinstance(norm, nn.LayerNorm):
                 raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
-            replace(self.net, path, SparseLayerNorm.from_dense(norm, self._site(path, "layer_norm")))
+            self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
 
     def attention(self) -> None:
         """The products Q K^T and P V."""
@@ -171,10 +179,13 @@ class Builder:
                 f"site {kind} needs the attention weights, which {self.attention_kind} attention never holds (it "
                 "already saves less than eager attention): use model.attention=eager or leave the site out"
             )
-        config._attn_implementation = NAME
+        if config._attn_implementation != NAME:
+            self.undo.append(lambda: setattr(config, "_attn_implementation", "eager"))
+            config._attn_implementation = NAME
         for layer in self.parts.layers:
             if layer.attention is not None:
                 module: Any = find(self.net, layer.attention)
                 if not hasattr(module, "sparse_sites"):
                     module.sparse_sites = AttentionSites()
+                    self.undo.append(functools.partial(delattr, module, "sparse_sites"))
                 yield layer.attention, layer.num_heads, module.sparse_sites

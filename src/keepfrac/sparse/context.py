@@ -16,18 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_WORD = (1 << 64) - 1
-
-
-def mixed(*numbers: int) -> int:
-    """Return a 32-bit seed that depends on all `numbers` (splitmix64 of Steele et al. 2014)."""
-    state = 0
-    for number in numbers:
-        state = (state + 0x9E3779B97F4A7C15 + number) & _WORD
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
-        state ^= state >> 31
-    return state >> 32
+from keepfrac.tensors.rng import seed32
 
 
 @dataclass(frozen=True)
@@ -80,14 +69,14 @@ class Draw:
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Return a generator for this draw; each call returns the same sequence anew."""
-        return torch.Generator(device=device).manual_seed(mixed(self.seed, self.site, self.step))
+        return torch.Generator(device=device).manual_seed(seed32(self.seed, self.site, self.step))
 
     def rotation(self, n: int, count: int, device: torch.device) -> Tensor:
         """Return `count` of `n` units such that ceil(n / count) steps in a row visit every unit.
 
         The order is a permutation fixed for the site; step t takes its next `count` places, cyclically.
         """
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(mixed(self.seed, self.site)))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed32(self.seed, self.site)))
         places = (torch.arange(count) + self.step * count) % n
         return order[places].to(device)
 

@@ -19,7 +19,7 @@ Relative error of dX below the first of six layers, by keep_frac; MiniLM with a 
 | attention+softmax | .71  .44  .26     | .76  .65  .56    | 1.00 .90  .79   |
 | layer_norm        | .16  .08  .04     | .26  .17  .11    | .34  .26  .19   |
 
-A linear frees nothing where a neighbour saves the same tensor anyway (it is *pinned*); there the dense layer stays:
+A linear frees nothing where another operation saves the same tensor anyway (it is *pinned*): there it stays dense:
 
 * scaled_dot_product_attention saves its output, the input of the attention-output linear. With it that linear is not a
   site; the report lists it as pinned. (On a CPU, attention dropout makes PyTorch take a kernel that does not save it.
@@ -40,14 +40,18 @@ The pooler and the head see (batch, features) inputs and stay as they are.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
+from keepfrac.settings import choice, count, settings, share, some_of
 from keepfrac.sparse.builder import SITES, Builder
 from keepfrac.sparse.context import Context
-from keepfrac.sparse.selection.selectors import Selector
+from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.sparse.selection.selectors import NORMS, RULES, SCALES, SCOPES, UNITS, Selector
 from keepfrac.sparse.sparsified import Sparsified, refuse_fallbacks
 
 
@@ -83,6 +87,54 @@ def sparsify(
         if site in sites:
             getattr(build, site)()
     if not allow_fallback:
-        refuse_fallbacks([site for site in build.sites if site.fallback and not site.pinned])
-    build.context.attach(net)
-    return Sparsified(net, build.context, build.sites, selector)
+        refuse_fallbacks([site for site in build.sites if site.fallback and not site.saved_elsewhere])
+    build.undo.append(build.context.attach(net).remove)
+    return Sparsified(build.sites, build.context, selector, undo=build.undo)
+
+
+class SparseActivations(BackwardSaver):
+    """`norm`, `rand`, `bkrz`: sites that keep what a selector chooses."""
+
+    @settings
+    class Settings(BackwardSaver.Settings):
+        sites: Sequence[str] = some_of("what is made sparse; activation and dropout are exact, as packed bits", *SITES)
+        unit: str = choice("what is kept or not as one", *UNITS)
+        rule: str = choice("how units are chosen", *RULES)
+        norm: str = choice("the size by which units are ranked; var: the variance", *NORMS)
+        scale: str = choice("inverse: what is kept by chance is divided by its probability", *SCALES)
+        scope: str = choice("among whom units compete", *SCOPES)
+        coverage: float = share("of the budget, what visits all columns in turn")
+        share: float = share("of the budget, what rule=mixed draws at random")
+        selection_seed: int = count("seed of the random choices", least=0)
+
+        def check(self) -> None:
+            super().check()
+            self.selector()
+
+        def selector(self) -> Selector:
+            """Returns what chooses.
+
+            Raises:
+                UserError: two values do not go together.
+            """
+            return Selector(**{field.name: getattr(self, field.name) for field in fields(Selector)})
+
+    def convert(self, net: nn.Module) -> Sparsified:
+        own = self.settings
+        handle = sparsify(net, own.sites, own.selector(), seed=own.selection_seed)
+        self._refuse_fallbacks_of_the_first_step(net, handle)
+        return handle
+
+    @staticmethod
+    def _refuse_fallbacks_of_the_first_step(net: nn.Module, handle: Sparsified) -> None:
+        """Raises UserError, after the first forward pass in training, where a linear had to stay dense."""
+
+        def check(*_: Any) -> None:
+            if handle.context.step:
+                hook.remove()
+                handle.check()
+
+        hook = net.register_forward_hook(check)
+
+    def figures(self) -> dict[str, Any]:
+        return {**super().figures(), "never_selected": self.handle.never_selected()}

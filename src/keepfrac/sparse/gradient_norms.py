@@ -15,7 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from keepfrac.errors import UserError
+from keepfrac.settings import count, flag, settings
+from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.layers.linear import SparseLinear
+from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.sparsified import Sparsified
 
 
@@ -117,3 +121,38 @@ def _sentences(ids: Tensor, mask: Tensor | None) -> list[bytes]:
 
 def _length(sentence: bytes) -> int:
     return int.from_bytes(sentence[:4], "little")
+
+
+class WinnerTakeAllRows(BackwardSaver):
+    """`wta`: tokens' rows kept by chance, in proportion to their norm, and scaled so that the gradient is unbiased."""
+
+    @settings
+    class Settings(BackwardSaver.Settings):
+        gradient_norms: bool = flag(
+            "whether the norms of the gradients of the epoch before are used: 2 bytes per token of the training set and"
+            " site, in memory and in checkpoints; each process keeps its own"
+        )
+        selection_seed: int = count("seed of the random choices", least=0)
+
+    norms: GradientNorms | None = None
+
+    def convert(self, net: nn.Module) -> Sparsified:
+        own = self.settings
+        selector = Selector(keep_frac=own.keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
+        handle = sparsify(net, ("linear",), selector, seed=own.selection_seed)
+        if own.gradient_norms:
+            self.norms = GradientNorms(net, handle)
+        return handle
+
+    def detach(self) -> None:
+        if self.norms is not None:
+            self.norms.remove()
+        super().detach()
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | ({} if self.norms is None else {"norms": self.norms.state()})
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        if self.norms is not None and state:
+            self.norms.set_state(state["norms"])

@@ -4,6 +4,8 @@ The activation function saves its input h, and the linear behind it saves the fu
 the function of h, so it need not be saved. Exact; it costs the function once more, and no matrix product.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.pruned import LowRankLinear
+from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.tensors.change_class import change_class
 from keepfrac.tensors.surgery import find, replace
+
+EVERYTHING = {"asked": 1.0, "achieved": 1.0, "unit": None, "of": "everything"}
 
 
 class _OfActivation:
@@ -46,22 +52,31 @@ class Recomputing:
     """The handle of a changed network.
 
     Args:
-        net: the network.
-        pairs: paths of each activation function and of the linear behind it.
+        undo: what puts the stock modules back.
     """
 
-    def __init__(self, net: nn.Module, pairs: list[tuple[str, str]]) -> None:
-        self.net, self.pairs = net, pairs
+    def __init__(self, undo: list[Callable[[], None]]) -> None:
+        self._undo = undo
 
     def restore(self) -> None:
         """Puts the stock modules back; parameters stay as they are trained."""
-        stock = {changed: plain for plain, changed in CLASSES.items()}
-        for activation, path in self.pairs:
-            linear: Any = find(self.net, path)
-            replace(self.net, activation, linear.activation)
-            linear.__class__ = stock[type(linear)]
-            del linear.activation
-        self.pairs = []
+        while self._undo:
+            self._undo.pop()()
+
+    def kept(self) -> dict[str, Any]:
+        """Returns that nothing is left out of any gradient."""
+        return dict(EVERYTHING)
+
+    def report(self) -> list[dict[str, Any]]:
+        """Returns no rows: no place keeps a part."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Returns nothing: there is no state."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes nothing over."""
 
 
 def recompute_activations(net: nn.Module) -> Recomputing:
@@ -85,10 +100,31 @@ def recompute_activations(net: nn.Module) -> Recomputing:
                 f"recompute_gelu needs a plain linear behind a function without parameters; {path} is"
                 f" {find(net, path)!r} behind {find(net, function)!r}"
             )
+    undo: list[Callable[[], None]] = []
     for function, path in there:
-        linear: Any = find(net, path)
-        activation = find(net, function)
+        linear, activation = find(net, path), find(net, function)
         replace(net, function, nn.Identity())
-        linear.__class__ = CLASSES[type(linear)]
-        linear.activation = activation
-    return Recomputing(net, there)
+        undo.append(functools.partial(replace, net, function, activation))
+        undo.append(change_class(linear, CLASSES[type(linear)], activation=activation).undo)
+    return Recomputing(undo)
+
+
+class RecomputedActivations(BackwardSaver):
+    """`recompute_gelu`: the output of each feed-forward block's activation function is computed again."""
+
+    def convert(self, net: nn.Module) -> Recomputing:
+        return recompute_activations(net)
+
+
+class CheckpointedLayers(BackwardSaver):
+    """`checkpoint`: every layer is run again in the backward pass, by Transformers' switch.
+
+    It changes no layer, so that another saver may be attached too.
+    """
+
+    def convert(self, net: Any) -> Recomputing:
+        if not getattr(net, "supports_gradient_checkpointing", False):
+            raise UserError(f"method checkpoint: a {type(net).__name__} cannot be checkpointed")
+        if not net.is_activation_checkpointing:
+            net.activation_checkpointing_enable({"use_reentrant": False})
+        return Recomputing([net.activation_checkpointing_disable])

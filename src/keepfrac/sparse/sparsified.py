@@ -1,8 +1,7 @@
 """The handle on a network with sites: figures for reports, state for resuming."""
 
+from collections.abc import Callable
 from typing import Any
-
-from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context
@@ -17,25 +16,29 @@ class Sparsified:
     """The sites of a network, for reports and for resuming.
 
     Args:
-        net: the network, already changed.
-        context: shared by its sites.
         sites: all of them, also those that stay dense, in the order of the forward pass.
+        context: shared by the sites.
         selector: what was asked.
+        undo: what puts the stock modules back, to be called in reverse order.
     """
 
-    def __init__(self, net: nn.Module, context: Context, sites: list[Site], selector: Selector) -> None:
-        self.net = net
-        self.context = context
-        self.sites = sites
-        self.selector = selector
+    def __init__(
+        self, sites: list[Site], context: Context, selector: Selector, *, undo: list[Callable[[], None]]
+    ) -> None:
+        self.sites, self.context, self.selector, self._undo = sites, context, selector, undo
+
+    def restore(self) -> None:
+        """Puts the stock modules back; parameters stay as they are trained."""
+        while self._undo:
+            self._undo.pop()()
 
     def report(self) -> list[dict[str, Any]]:
         """Return one row per site, of the last forward pass in training: see `Site.report`."""
         return [site.report() for site in self.sites]
 
     def fallbacks(self) -> list[Site]:
-        """Return the sites that had to stay dense, beside those known to be pinned."""
-        return [site for site in self.sites if site.fallback is not None and not site.pinned]
+        """Return the sites that had to stay dense, beside those whose tensor is saved elsewhere."""
+        return [site for site in self.sites if site.fallback is not None and not site.saved_elsewhere]
 
     def check(self) -> None:
         """Hold that no linear fell back.
@@ -48,21 +51,21 @@ class Sparsified:
     def kept(self) -> dict[str, Any]:
         """Return asked, achieved (share of the numbers of real tokens), unit, of (what), fallbacks and pinned.
 
-        fallbacks: sites that had to stay dense; pinned: linears that do because a neighbour saves the tensor.
+        fallbacks: sites that had to stay dense; pinned: linears that do because another operation saves the tensor.
         """
-        active = [site for site in self.sites if not site.pinned and site.kind not in EXACT]
-        of = sum(site.of * site.members for site in active)
-        linears = sum(site.members for site in active if site.kind == "linear")
+        active = [site for site in self.sites if not site.saved_elsewhere and site.kind not in EXACT]
+        of = sum(site.of * site.num_readers for site in active)
+        linears = sum(site.num_readers for site in active if site.kind == "linear")
         others = sorted({site.kind for site in active} - {"linear"})
         places = [f"the inputs of {linears} linears"] if linears else []
-        achieved = sum(site.kept * site.members for site in active) / of if of else None
+        achieved = sum(site.kept * site.num_readers for site in active) / of if of else None
         return {
             "asked": self.selector.keep_frac,
             "achieved": 1.0 if self.selector.keep_frac == 1 or not active else achieved,
             "unit": "saved activations",
             "of": f"{self.selector.unit}s of {' and '.join(places + others)}" if active else "all activations",
             "fallbacks": len(self.fallbacks()),
-            "pinned": sum(site.members for site in self.sites if site.pinned and site.kind == "linear"),
+            "pinned": sum(site.num_readers for site in self.sites if site.saved_elsewhere and site.kind == "linear"),
         }
 
     def never_selected(self) -> float | None:
@@ -72,13 +75,13 @@ class Sparsified:
             return None
         return 1 - sum(int(s.sum()) for s in seen) / sum(s.numel() for s in seen)
 
-    def rng_state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
         seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
         return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
 
-    def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Continue from `rng_state()` of an earlier process."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()` of an earlier process."""
         self.context.seed, self.context.step = state["seed"], state["step"]
         for site in self.sites:
             seen = state["seen"].get(site.number)

@@ -52,6 +52,8 @@ MOVED = {
     "sparse.bits": "tensors.bits",
     "sparse.dropout": "sparse.layers.dropout",
     "sparse.keeping": "sparse.selection.keeping",
+    "sparse.late": "sparse.act8bit",
+    "sparse.late.saving.LateSaving": "sparse.act8bit.saver.Act8bit",
     "sparse.layer_norm": "sparse.layers.layer_norm",
     "sparse.linear": "sparse.layers.linear",
     "sparse.packing": "sparse.selection.packing",

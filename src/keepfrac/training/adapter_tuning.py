@@ -11,10 +11,14 @@ delivered model is:
                              W, and names the others as unexpected
 
 The scores of the model before it was merged stand in the results beside those of the delivered one.
+
+A method overrides `begin`, beside the hooks of FineTune:
+
+    begin()   runs once, when the updates are there
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,41 +26,76 @@ from torch import Tensor, nn
 
 from keepfrac.adapters.files import read_peft, start_from
 from keepfrac.adapters.layer import scale_of
-from keepfrac.adapters.selection import check_selector, select_positions
-from keepfrac.adapters.surgery import Target, adapted, attach, freeze_but, merge, part_of_weight
+from keepfrac.adapters.selection import SELECTORS, select_positions
+from keepfrac.adapters.surgery import Target, adapted, attach, freeze_but, merge, part_of_weight, trainable
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
-from keepfrac.training.adapter_account import scores_of, trained
-from keepfrac.training.finetune import Batch, FineTune, warmup_then_linear
+from keepfrac.prune.schedules import warmup_then_linear
+from keepfrac.settings import Kind, choice, count, flag, number, setting, settings, share, text
+from keepfrac.training.finetune import Batch, FineTune
 
 MERGES = ("masked", "dense", "keep", "sparse_by_construction")
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """S2, in the arguments of a method: `sparse`, `selector`, `selector_rank`, `selector_batches`, `selector_seed`."""
+@settings
+class LoraSettings(FineTune.Settings):
+    """Low-rank updates of some linears."""
 
-    count: int
-    selector: str
-    rank: int
-    batches: int
-    seed: int
+    targets: Sequence[str] = setting(
+        "what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions of"
+        " whole module paths",
+        Kind(
+            lambda value: (
+                isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) for one in value)
+            ),
+            "a list that is not empty: name roles, such as [query,value]",
+        ),
+    )
+    rank: int = count("r of every update, up to the smaller side of each weight")
+    alpha: float = number("the updates count alpha / r", ends="(]")
+    dropout: float = share("of the updates' input", "[)")
+    train_head: bool = flag("whether the task's classifier learns too")
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """Updates and their merge, in the arguments of a method; see `Adapting`."""
+@settings
+class AdapterSettings(LoraSettings):
+    """Updates of our own, and what they are merged into."""
 
-    targets: Sequence[str]
-    rank: int
-    alpha: float
-    dropout: float
-    train_head: bool
-    adapter: str | None
-    merge: str
-    sparse: Sparse | None = None
+    adapter: str | None = text("a PEFT LoRA folder to start from; null: none", null=True)
+    merge: str = choice("what is delivered: see above", *MERGES)
+
+    def check(self) -> None:
+        super().check()
+        if self.dropout and self.merge == "sparse_by_construction":
+            raise self.error("dropout", "must be 0 with merge=sparse_by_construction: W and its update have one input")
+
+
+@settings
+class SparseAdapterSettings(AdapterSettings):
+    """The same, with S2 beside the low-rank updates."""
+
+    sparse: int = count("N, values of S2 in each updated weight; 0: no S2", least=0)
+    selector: str = choice("where they stand", *SELECTORS)
+    selector_rank: int | None = count(
+        "rank of the approximation whose residual grebsmo and svd_residual look at; null: `rank`. The DSEE code's"
+        " grebsmo grew to 496",
+        null=True,
+    )
+    selector_batches: int = count("training batches whose squared gradients are summed, for gradient")
+    selector_seed: int = count("seed of what is drawn", least=0)
+
+
+class Adapters:
+    """The updates of a method's model, from their making to their merge.
+
+    Args:
+        settings: what they are; of SparseAdapterSettings: with S2.
+    """
+
+    def __init__(self, settings: AdapterSettings):
+        self.settings = settings
 
     def attach(self, module: FineTune, batches: Iterable[Batch]) -> None:
         """Gives the model its updates, unless it came with them, and freezes the rest.
@@ -68,144 +107,101 @@ class Adaptation:
         if adapted(net):
             self._check_present(net)
         else:
-            targets = targets_of(net, self.targets)
+            own, targets = self.settings, targets_of(net, self.settings.targets)
             positions = self._positions(module, targets, batches)
-            attach(net, targets, self.rank, scale_of(self.alpha, self.rank), self.dropout, positions)
-            if self.adapter:
-                start_from(net, read_peft(Path(self.adapter)))
-        if self.merge == "sparse_by_construction":
+            attach(net, targets, self.settings.rank, scale_of(own.alpha, own.rank), self.settings.dropout, positions)
+            if own.adapter:
+                start_from(net, read_peft(Path(own.adapter)))
+        if self.settings.merge == "sparse_by_construction":
             for one in adapted(net).values():
                 one.reserve_mask()
         self.freeze(module)
 
     def freeze(self, module: FineTune) -> None:
         """Only the updates learn, and the head where the task brings a new one."""
-        new_head = self.train_head and module.task.head == "sequence_classification"
+        new_head = self.settings.train_head and module.task.head == "sequence_classification"
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
     def constrain(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """With merge=sparse_by_construction: from now on training sees the masks' zeros in the updated weights."""
-        if self.merge == "sparse_by_construction":
+        if self.settings.merge == "sparse_by_construction":
             for path, one in adapted(net).items():
                 one.constrain(masks.get(f"{path}.weight"))
 
     def deliver(self, module: FineTune) -> dict[str, float]:
         """Brings the model into the form that `merge` says; returns the scores that it had before."""
-        if self.merge == "keep":
+        if self.settings.merge == "keep":
             return {}
         scores = scores_of(module)
         masks = {} if module.masks is None else dict(module.masks.items())
-        left = merge(module.net, masks, keep_zeros=self.merge != "dense")
+        left = merge(module.net, masks, keep_zeros=self.settings.merge != "dense")
         module.masks = Masks(left) if left else None
         return {f"unmerged_{name.replace('/', '_')}": value for name, value in scores.items()}
 
     def _check_present(self, net: nn.Module) -> None:
-        ranks = {part.rank for one in adapted(net).values() for part in one.parts()}
-        named = {target.path for target in targets_of(net, self.targets)}
-        if self.adapter:
+        own, ranks = self.settings, {part.rank for one in adapted(net).values() for part in one.parts()}
+        named = {target.path for target in targets_of(net, self.settings.targets)}
+        if self.settings.adapter:
             raise UserError("method.adapter: the model of model.run has updates of its own already")
-        if named != set(adapted(net)) or max(ranks) != self.rank:
+        if named != set(adapted(net)) or max(ranks) != self.settings.rank:
             raise UserError(
                 f"the model of model.run has updates of rank {max(ranks)} on {len(adapted(net))} linears: go on with"
-                f" the same method.rank (now {self.rank}) and method.targets (now {', '.join(self.targets)})"
+                f" the same method.rank (now {own.rank}) and method.targets (now {', '.join(own.targets)})"
             )
 
     def _positions(
         self, module: FineTune, targets: Sequence[Target], batches: Iterable[Batch]
     ) -> dict[Target, Tensor] | None:
-        if self.sparse is None or not self.sparse.count:
+        own, found = self.settings, {}
+        if not isinstance(own, SparseAdapterSettings) or not own.sparse:
             return None
-        chosen, found = self.sparse, {}
-        squares = gradient_squares(module, targets, batches, chosen.batches) if chosen.selector == "gradient" else {}
-        for number, target in enumerate(targets):
+        squares = gradient_squares(module, targets, batches, own.selector_batches) if own.selector == "gradient" else {}
+        for index, target in enumerate(targets):
             weight = part_of_weight(module.net.get_submodule(target.path), target)
-            generator = torch.Generator().manual_seed(1_000_003 * chosen.seed + number)
+            generator = torch.Generator().manual_seed(1_000_003 * own.selector_seed + index)
             try:
                 found[target] = select_positions(
-                    weight, chosen.count, chosen.selector, chosen.rank, generator, squares.get(target)
+                    weight, own.sparse, own.selector, own.selector_rank or own.rank, generator, squares.get(target)
                 )
             except UserError as error:
                 raise UserError(f"method.sparse: {target.path}: {error}") from error
         return found
 
 
-def check_adaptation(settings: Mapping) -> None:
-    """Checks what needs no model.
-
-    Raises:
-        UserError: names the key, its value and what is allowed.
-    """
-    if settings.get("merge", "masked") not in MERGES:
-        raise UserError(f"method.merge={settings['merge']}: must be one of {', '.join(MERGES)}")
-    for key, low in (("rank", 1), ("sparse", 0)):
-        value = settings.get(key, low)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise UserError(f"method.{key}={value}: must be a whole number >= {low}")
-    scale_of(settings["alpha"], settings["rank"])
-    if not 0 <= settings["dropout"] < 1:
-        raise UserError(f"method.dropout={settings['dropout']}: must be in [0, 1)")
-    if settings["dropout"] and settings.get("merge") == "sparse_by_construction":
-        raise UserError(
-            "method.dropout with merge=sparse_by_construction: W and its update have one input, so dropout must be 0"
-        )
-    if not settings["targets"]:
-        raise UserError("method.targets is empty: name roles, such as [query,value]")
-    if "selector" in settings:
-        check_selector(settings["selector"])
-
-
 class Adapting(FineTune):
-    """Updates of frozen linears.
+    """Updates of frozen linears; the arguments are those of FineTune."""
 
-    Args:
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-        name: the method's name in results.
-        keep_frac: see the method.
-        adaptation: the arguments from here on.
-        targets: what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions
-            of whole module paths; at least one.
-        rank: r of every update, from 1 to the smaller side of each weight.
-        alpha: the updates count alpha / r, > 0.
-        dropout: of the updates' input, in [0, 1); 0 with sparse_by_construction.
-        train_head: whether the task's classifier learns too.
-        adapter: a PEFT LoRA folder to start from; null: none.
-        merge: masked | dense | keep | sparse_by_construction, see above.
-        sparse: N, values of S2 in each updated weight, >= 0; 0: no S2.
-        selector: where they stand: grebsmo | magnitude | random | gradient | svd_residual.
-        selector_rank: of the approximation whose residual grebsmo and svd_residual look at; null: `rank`. The DSEE
-            code's grebsmo grew to 496.
-        selector_batches: training batches whose squared gradients are summed, for gradient, >= 1.
-        selector_seed: of what is drawn.
-    """
+    class Settings(AdapterSettings):
+        """Those of updates without S2."""
 
-    def __init__(self, net, task, loop, name: str, keep_frac: float, adaptation: Adaptation):
-        super().__init__(net, task, loop, name, keep_frac)
-        self.adaptation = adaptation
+    settings: AdapterSettings
+
+    def __init__(self, net, task, loop, settings: AdapterSettings):
+        super().__init__(net, task, loop, settings)
+        self.adapters = Adapters(settings)
         self.prepared = False
         self.account: dict[str, float] = {}
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if not self.prepared:
-            self.adaptation.attach(self, batches)
+            self.adapters.attach(self, batches)
             self.prepared, self.account = True, trained(self)
             self.begin()
 
     def begin(self) -> None:
         """Runs once, when the updates are there."""
-        if self.adaptation.merge == "sparse_by_construction":
+        if self.settings.merge == "sparse_by_construction":
             if self.masks is None:
                 raise UserError("method.merge=sparse_by_construction: this model has no masks, so no zeros to hold")
-            self.adaptation.constrain(self.net, dict(self.masks.items()))
+            self.adapters.constrain(self.net, dict(self.masks.items()))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)  # a run without training has not been prepared
         self.account |= trained(self)
-        self.account |= self.adaptation.deliver(self)
+        self.account |= self.adapters.deliver(self)
 
     def kept(self) -> dict:
-        return {**super().kept(), **self.account, "merge": self.adaptation.merge}
+        return {**super().kept(), **self.account, "merge": self.settings.merge}
 
 
 def restarted(progress: float, parted: float, warmup: float) -> float:
@@ -237,4 +233,42 @@ def gradient_squares(
         total = sums[target.path]
         oriented = total if isinstance(net.get_submodule(target.path), nn.Linear) else total.t()
         found[target] = oriented[target.start : target.start + (target.size or len(oriented))]
+    return found
+
+
+def trained(module: FineTune) -> dict[str, float]:
+    """Returns how much learns: parameters, their share, bytes of the gradients and of the optimizer's state."""
+    count, whole = trainable(module.net), sum(p.numel() for p in module.net.parameters())
+    found = {"trained_params": count, "trained_frac": count / whole}
+    optimizers = module._trainer.optimizers if module._trainer is not None else []
+    states = [v for o in optimizers for state in o.state.values() for v in state.values() if isinstance(v, Tensor)]
+    if states:
+        found["gradient_bytes"] = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+        found["optimizer_bytes"] = sum(value.nbytes for value in states)
+    return found
+
+
+@torch.no_grad()
+def scores_of(module: FineTune) -> dict[str, float]:
+    """Returns the scores of the model as it stands, on validation and test, as the delivered one's are made.
+
+    Empty where the run has no training: there is no trainer then that knows the precision.
+    """
+    trainer = module._trainer
+    found: dict[str, float] = {}
+    if trainer is None or not module.loop.total_steps:
+        return {}
+    module.eval()
+    loaders = {"val": module.task.val_dataloader(), "test": module.task.test_dataloader()}
+    for split, loader in loaders.items():
+        module.on_validation_epoch_start()
+        for index, batch in enumerate(loader):
+            batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
+            with trainer.precision_plugin.val_step_context():
+                module.validation_step(batch, index)
+        # the trainer is in no test here, and a temperature is fitted on validation alone
+        with module.task.tested() if split == "test" else nullcontext():
+            scores = module.val_metrics.compute()
+        found |= {f"{split}/{name}": float(value) for name, value in scores.items()}
+    module.on_validation_epoch_start()
     return found

@@ -9,15 +9,18 @@ The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two
     after_step()            after each optimizer step: schedules, masks
     finish(batches)         once, after fit, on the best weights: harden, merge, cut
     kept()                  what was asked for, what was achieved, and of what
-    watched()               figures to be logged with the losses
+    metrics_to_log()        figures to be logged with the losses
+    get_extra_state()       state that is neither parameter nor buffer, for checkpoints
+    set_extra_state(state)  takes it back
+    settled_at              progress from which the model has its final size
+    replaces_backward       whether the method brings a backward pass of its own, so that none can run beneath it
 
 Masks that came with the model hold whatever the method: they are applied after each optimizer step.
 
-State that is neither parameter nor buffer goes through `get_extra_state` and `set_extra_state` of nn.Module.
+The settings of a method are the fields of its nested `Settings`, by the names of the keys of its yaml.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
@@ -27,9 +30,13 @@ from torchmetrics import MeanMetric
 from keepfrac.distillation.distiller import Distiller
 from keepfrac.errors import UserError
 from keepfrac.prune.masks import Masks
-from keepfrac.sparse.late.saving import LateSaving
+from keepfrac.prune.schedules import warmup_then_linear
+from keepfrac.settings import Settings as AnySettings
+from keepfrac.settings import settings, share, text
+from keepfrac.sparse.protocol import BackwardSaver
 from keepfrac.tasks.base import Task
 from keepfrac.training.checkpoint import random_states, restore_random_state
+from keepfrac.training.loop import Loop
 from keepfrac.training.options import (
     Attack,
     Averages,
@@ -43,38 +50,6 @@ from keepfrac.training.options import (
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loop:
-    """Settings of the loop that every method shares.
-
-    Args:
-        lr: peak learning rate of AdamW, > 0.
-        weight_decay: of all but biases and normalisation weights, >= 0.
-        warmup: share of the steps in which the rate rises linearly, in [0, 1).
-        clip: largest norm of the gradient; None: no clipping.
-        total_steps: optimizer steps of the whole fit.
-        fgm: length of an attack on the word embeddings, > 0; None: no attack. See `regularize` for this and the rest.
-        ema: decay of the average of the weights that is evaluated and delivered, in (0, 1); None: no average.
-        r_drop: weight of the divergence of two passes, > 0; None: one pass.
-        layer_decay: factor of the rate from one layer to the one below, in (0, 1]; None: one rate.
-    """
-
-    lr: float
-    weight_decay: float
-    warmup: float
-    clip: float | None
-    total_steps: int
-    fgm: float | None = None
-    ema: float | None = None
-    r_drop: float | None = None
-    layer_decay: float | None = None
-
-
-def warmup_then_linear(progress: float, warmup: float) -> float:
-    """Returns the factor of the peak rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
-    return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
-
-
 class FineTune(pl.LightningModule):
     """Dense fine-tuning, and the loop of all methods.
 
@@ -82,25 +57,28 @@ class FineTune(pl.LightningModule):
         net: a Hugging Face model; its inputs are those of `task`.
         task: the data, the loss and the metrics.
         loop: the settings shared by all methods.
-        name: the method's name in results and logs.
-        keep_frac: 1.0: everything is kept.
+        settings: the method's own.
     """
+
+    @settings
+    class Settings(AnySettings):
+        where = "method"
+        name: str = text("the method's name in results and logs")
+        keep_frac: float = share("share that is kept; the method says of what", "(]")
 
     settled_at = 0.0
     """Progress from which the model has its final size; the best checkpoint is chosen from there on."""
 
-    own_layers = False
-    """Whether the method brings layers with a backward pass of their own, so that none can run beneath it."""
+    replaces_backward = False
+    """Whether the method brings a backward pass of its own, so that none can run beneath it."""
 
-    def __init__(self, net: nn.Module, task: Task, loop: Loop, name: str, keep_frac: float):
+    def __init__(self, net: nn.Module, task: Task, loop: Loop, settings: Settings):
         super().__init__()
-        self.net = net
-        self.name = name
-        self.keep_frac = keep_frac
-        self.loop = loop
+        self.net, self.loop, self.settings = net, loop, settings
+        self.name, self.keep_frac = settings.name, settings.keep_frac
         self.masks: Masks | None = None
         self.distiller: Distiller | None = None
-        self.saving: LateSaving | None = None
+        self.backward_saver: BackwardSaver | None = None
         self.averages: Averages | None = None
         self.attack = None if loop.fgm is None else Attack(loop.fgm)
         self._batch: Batch = {}
@@ -138,7 +116,7 @@ class FineTune(pl.LightningModule):
         """Returns asked, achieved (fractions in [0, 1]), unit and `of`; unit None: nothing was left out."""
         return {"asked": self.keep_frac, "achieved": 1.0, "unit": None, "of": "everything"}
 
-    def watched(self) -> dict[str, Tensor | float]:
+    def metrics_to_log(self) -> dict[str, Tensor | float]:
         """Returns figures of this step by their full names, such as "kept/target"."""
         return {}
 
@@ -160,22 +138,27 @@ class FineTune(pl.LightningModule):
         """The share of training that is done, in [0, 1]."""
         return min(1.0, self.global_step / max(1, self.loop.total_steps))
 
+    @property
+    def progress_with_step(self) -> float:
+        """The progress in `after_step`: Lightning counts the step after that hook."""
+        return (self.global_step + 1) / max(1, self.loop.total_steps)
+
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.net.train()  # from_pretrained leaves eval mode, in which dropout is silently off
             if self.loop.r_drop is not None:
                 divergence_of(self.task.problem)  # an error comes before training
             self.prepare(self.task.training_batches())
-            self.save_less()
+            self.attach_saver()
             if self.loop.r_drop is not None:
                 refuse_without_dropout(self.net)
             if self.loop.ema is not None:
                 self.averages = Averages(self.net, self.loop.ema)
 
-    def save_less(self) -> None:
-        """Where `backward` says so: stores less for the backward pass of the model as `prepare` left it."""
-        if self.saving is not None:
-            self.saving.attach(self.net, None if self.distiller is None else self.distiller.recipe)
+    def attach_saver(self) -> None:
+        """Where `backward` says so: saves less for the backward pass of the model as `prepare` left it."""
+        if self.backward_saver is not None:
+            self.backward_saver.attach(self.net)
 
     def configure_optimizers(self):
         own = {"lr": self.loop.lr, "weight_decay": self.loop.weight_decay, "clip": self.loop.clip}
@@ -218,8 +201,8 @@ class FineTune(pl.LightningModule):
             )
         if len(terms) > 1:
             self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, batch_size=1)
-        if watched := {**self.task.watched(terms["task"].detach()), **self.watched()}:
-            self.log_dict(watched, batch_size=1)
+        if figures := {**self.task.watched(terms["task"].detach()), **self.metrics_to_log()}:
+            self.log_dict(figures, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
         return total
 
@@ -313,11 +296,15 @@ class FineTune(pl.LightningModule):
         checkpoint["random_states"] = random_states()
         if self.averages is not None:
             checkpoint["averages"] = self.averages.state_dict()
+        if self.backward_saver is not None:
+            checkpoint["backward_saver"] = self.backward_saver.state()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.task.start_at(**checkpoint["position"])
         if self.averages is not None:
             self.averages.load_state_dict(checkpoint["averages"])
+        if self.backward_saver is not None:
+            self.backward_saver.load_state(checkpoint["backward_saver"])
         states = checkpoint["random_states"]
         self._pending_random_state = states[self.global_rank % len(states)]
 

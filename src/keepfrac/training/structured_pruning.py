@@ -1,10 +1,22 @@
 """Pruner: what all structured pruning methods share, from the budget to the cut model.
 
-A method says which units matter (`scores`, or `choose` where it names the structure itself). Once, at `settled_at`, the
-structure is chosen: the units of the highest scores whose exact cost is the budget. From then on the others are masked,
-and the rest of the fit recovers. `finish` folds what scales the kept units into the weights, slices the others away,
-and holds the cut model against its masked self on real batches. With settled_at 0 the cut comes before training, which
-then is as fast as the small model is.
+Once, at `settled_at`, the structure is chosen. From then on the other units are masked, and the rest of the fit
+recovers. `finish` folds what scales the kept units into the weights, slices the others away, and holds the cut model
+against its masked self on real batches. With settled_at 0 the cut comes before training, which then is as fast as the
+small model is.
+
+A method overrides these, beside the hooks of FineTune:
+
+    choose()            the structure that stays; UnitPruner takes the units of the highest scores within the budget
+    scores()            of a UnitPruner: how much each unit matters
+    mask(structure)     makes the model compute what the cut one will
+    unmask()            takes the masks off
+    values()            what is folded into the kept weights; None: they stay as they are
+    expected()          the counts that the model has, or will have once it is cut
+    cost_of(shape)      what keep_frac is a share of
+    fix_structure()     chooses and masks; of a method that does so in several rounds, all that are left
+    cut_units(batches)  slices away what does not stay
+    merges              whether factors at or above break-even are delivered as one dense linear
 
 keep_frac is a share of the dense original's cost, also where the model was cut before.
 """
@@ -13,7 +25,6 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,86 +36,42 @@ from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_differen
 from keepfrac.models.slicing import slice_tensors
 from keepfrac.prune.accounting import kept
 from keepfrac.prune.attach import FixedGates, attach, gates_of
-from keepfrac.prune.budget import UnitScores
+from keepfrac.prune.budget import FAMILIES, UnitScores
 from keepfrac.prune.cost import Cost, LatencyCost, MacsCost, ParamsCost
 from keepfrac.prune.latency import DTYPES, cached_table
 from keepfrac.prune.masks import Masks
-from keepfrac.prune.select import Limits, Scope, select
-from keepfrac.prune.settings import check_budget, check_settled_at
+from keepfrac.prune.select import SCOPES, Limits, Scope, select
 from keepfrac.prune.structure import LayerCounts, ModelShape, Structure
+from keepfrac.settings import choice, count, flag, mapping, one_of, record, settings, share, whole
 from keepfrac.training.finetune import Batch, FineTune
 
 TOLERANCE = 1e-4
 BATCHES = 4
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What keep_frac is a share of, and what the units that stay must respect: see the arguments of `Pruner`."""
-
-    cost: str
-    length: int
-    latency: Mapping
-    scope: Scope
-    align: Mapping[str, int]
-    floor: Mapping[str, int]
-    allow_empty: bool
-    drop_empty: bool
-
-    def __post_init__(self) -> None:
-        check_budget(vars(self))
-
-    @property
-    def limits(self) -> Limits:
-        """As a selection takes them."""
-        return Limits(self.align, self.floor, self.allow_empty)
-
-
 class Pruner(FineTune):
-    """Fine-tuning in which a share of the encoder's units stays.
+    """Fine-tuning in which a share of the encoder's units stays; the arguments are those of FineTune."""
 
-    Args:
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-        name: the method's name in results.
-        keep_frac: share of the dense encoder's cost that stays, in (0, 1]; 1 is dense fine-tuning.
-        budget: the arguments from here on, which every method has.
-        cost: params (weights of the encoder's linears) | macs | latency (measured on this device, then cached).
-        length: tokens of the sentence for which macs and latency are counted, >= 1.
-        latency: rows, dtype and repeats of the measurement of cost=latency.
-        scope: global | family | layer: among which units the budget is shared out.
-        align: by family, kept counts are multiples of this, >= 1.
-        floor: by family, the least that a sub-layer keeps which stays, >= 1.
-        allow_empty: whether a sub-layer may lose all its units.
-        drop_empty: whether a layer without units goes whole, with its norms.
-        settled_at: progress at which the structure is chosen, in [0, 1].
-    """
+    @settings
+    class Settings(FineTune.Settings):
+        length: int = count("tokens of the sentence for which MACs and latency are counted")
+        settled_at: float = share("progress at which the structure is chosen; 0: the model is cut before training")
+
+    settings: Settings
 
     merges = True
     """Whether factors at or above break-even are delivered as one dense linear, and counted so."""
 
-    def __init__(self, net, task, loop, name: str, keep_frac: float, budget: Budget, settled_at: float):
-        super().__init__(net, task, loop, name, keep_frac)
-        check_settled_at({"settled_at": settled_at})
-        self.budget, self.settled_at = budget, settled_at
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
+        self.settled_at = settings.settled_at
         self.cost: Cost | None = None
         self.layers: Sequence[Layer] = ()
         self.counts: list[LayerCounts] = []
         self.structure: Structure | None = None
         self.handles: list[RemovableHandle] = []
 
-    @staticmethod
-    def check(settings: dict) -> None:
-        """Checks what needs no model."""
-        check_budget(settings)
-        check_settled_at(settings)
-
     # what a method gives ---------------------------------------------------------------------------------------------
-
-    def scores(self) -> UnitScores:
-        """Returns how much each unit matters."""
-        raise NotImplementedError
 
     def choose(self) -> Structure:
         """Returns what stays.
@@ -112,9 +79,11 @@ class Pruner(FineTune):
         Raises:
             UserError: the budget cannot be reached; the message says the range that can.
         """
-        assert self.cost is not None
-        chosen = select(self.scores(), self.cost, self.keep_frac, self.budget.limits, self.budget.scope)
-        return chosen.without_empty_layers() if self.budget.drop_empty else chosen
+        raise NotImplementedError
+
+    def cost_of(self, shape: ModelShape) -> Cost:
+        """Returns what keep_frac is a share of."""
+        return MacsCost(shape, self.settings.length, self.merges)
 
     def values(self) -> FixedGates | None:
         """Returns what is folded into the kept weights; None: they stay as they are."""
@@ -134,26 +103,25 @@ class Pruner(FineTune):
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.cost is None:
-            self.cost = self._cost()
-            self._look()
+            self.cost = self.cost_of(shape_of(self.net))
+            self.layers, self.counts = encoder_layers(self.net), counts_of(self.net)
             if self.keep_frac < 1:
                 self.choose()  # an error comes before training
             if self.keep_frac < 1 and self.settled_at == 0:
-                self._settle()
-                self._cut(batches)
+                self.fix_structure()
+                self.cut_units(batches)
 
     def after_step(self) -> None:
-        done = (self.global_step + 1) / max(1, self.loop.total_steps)  # Lightning counts the step after this hook
-        if self.keep_frac < 1 and self.structure is None and done >= self.settled_at:
-            self._settle()
+        if self.keep_frac < 1 and self.structure is None and self.progress_with_step >= self.settled_at:
+            self.fix_structure()
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)  # a run without training has not been prepared
         if self.keep_frac == 1 or not self.layers:
             return
         if self.structure is None:
-            self._settle()
-        self._cut(batches)
+            self.fix_structure()
+        self.cut_units(batches)
 
     def kept(self) -> dict:
         if self.cost is None:
@@ -176,14 +144,12 @@ class Pruner(FineTune):
         """Returns the counts that the model has, or will have once it is cut."""
         return self.structure.counts() if self.structure and self.layers else counts_of(self.net)
 
-    def _look(self) -> None:
-        self.layers, self.counts = encoder_layers(self.net), counts_of(self.net)
-
-    def _settle(self) -> None:
+    def fix_structure(self) -> None:
+        """Chooses what stays, and masks the rest."""
         self.structure = self.choose()
         self.mask(self.structure)
 
-    def _cut(self, batches: Iterable[Batch]) -> None:
+    def cut_units(self, batches: Iterable[Batch]) -> None:
         """Slices away what does not stay, and holds the result against the masked model."""
         assert self.structure is not None
         training = self.training
@@ -204,22 +170,38 @@ class Pruner(FineTune):
         device = next(self.net.parameters()).device
         return {name: tensor.to(device) for name, tensor in self.task.inputs(batch).items()}
 
-    def _cost(self) -> Cost:
-        shape = shape_of(self.net)
-        if self.budget.cost == "latency":
+
+class CostPruner(Pruner):
+    """A pruner whose keep_frac is a share of one of several costs."""
+
+    @settings
+    class Settings(Pruner.Settings):
+        cost: str = choice(
+            "what keep_frac is a share of: weights of the encoder's linears, MACs, or latency on this device",
+            *("params", "macs", "latency"),
+        )
+        latency: Mapping = record(
+            "how the latency is measured: sentences, their precision, and passes of which the median counts",
+            rows=whole(1),
+            dtype=one_of(*DTYPES),
+            repeats=whole(1),
+        )
+
+    settings: Settings
+
+    def cost_of(self, shape: ModelShape) -> Cost:
+        if self.settings.cost == "latency":
             return self._latency(shape)
-        if self.budget.cost == "params":
-            return ParamsCost(shape, self.merges)
-        return MacsCost(shape, self.budget.length, self.merges)
+        return ParamsCost(shape, self.merges) if self.settings.cost == "params" else super().cost_of(shape)
 
     def _latency(self, shape: ModelShape) -> LatencyCost:
         """The first process measures, the others take its table."""
-        trainer, conditions = self._trainer, self.budget.latency
+        trainer, conditions = self._trainer, self.settings.latency
         device = next(self.net.parameters()).device if trainer is None else trainer.strategy.root_device
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
         dtype = DTYPES[conditions["dtype"]]
         measure = functools.partial(
-            cached_table, cache, shape, conditions["rows"], self.budget.length, device, dtype, conditions["repeats"]
+            cached_table, cache, shape, conditions["rows"], self.settings.length, device, dtype, conditions["repeats"]
         )
         if trainer is None:
             return LatencyCost(shape, measure())
@@ -227,6 +209,36 @@ class Pruner(FineTune):
             measure()
         trainer.strategy.barrier()
         return LatencyCost(shape, measure())
+
+
+class UnitPruner(CostPruner):
+    """A pruner in which the units of the highest scores stay whose exact cost is the budget."""
+
+    @settings
+    class Settings(CostPruner.Settings):
+        scope: Scope = choice("among which units the budget is shared out", *SCOPES)
+        align: Mapping[str, int] = mapping("by family, kept counts are multiples of this", whole(1), *FAMILIES)
+        floor: Mapping[str, int] = mapping(
+            "by family, the least that a sub-layer which stays keeps", whole(1), *FAMILIES
+        )
+        allow_empty: bool = flag("whether a sub-layer may lose all its units")
+        drop_empty: bool = flag("whether a layer without units goes whole, with its norms")
+
+        @property
+        def limits(self) -> Limits:
+            """What a selection must respect."""
+            return Limits(align=self.align, floor=self.floor, allow_empty=self.allow_empty)
+
+    settings: Settings
+
+    def scores(self) -> UnitScores:
+        """Returns how much each unit matters."""
+        raise NotImplementedError
+
+    def choose(self) -> Structure:
+        assert self.cost is not None
+        chosen = select(self.scores(), self.cost, self.keep_frac, self.settings.limits, self.settings.scope)
+        return chosen.without_empty_layers() if self.settings.drop_empty else chosen
 
 
 def _logits(net: nn.Module) -> Callable[[Any], Tensor]:

@@ -4,6 +4,14 @@ The matrices are the six linears of each layer; embeddings, pooler, head, biases
 stays falls along a cubic ramp, by exact rank. What is pruned stays pruned; from `settled_at` the mask is frozen and
 the rest of the fit recovers. The masks live with the model: the loop applies them after every step, and they are
 delivered beside the weights, so that later runs of any method keep the zeros.
+
+A method overrides these, beside the hooks of FineTune:
+
+    target(done)     the share that stays after `done` steps; None: the masks do not change here
+    pattern          what stays together, and what competes with what
+    score            magnitude, movement or fisher, with its `decay`
+    regrow           share of what stays that each change gives back to pruned weights of the largest gradients
+    mask_gradients   whether gradients and moments of pruned weights are zero
 """
 
 from collections.abc import Iterable
@@ -17,6 +25,7 @@ from keepfrac.models.anatomy import anatomy
 from keepfrac.prune.elements import ElementScores, Pattern, masks_of, with_regrowth
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import cubic
+from keepfrac.settings import count, settings
 from keepfrac.training.finetune import Batch, FineTune
 
 UNIT = "weights of the encoder's linears"
@@ -35,15 +44,6 @@ class Pace:
     start: float
     end: float
     updates: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise UserError(
-                f"method.warm_up={self.start}, cool_down={1 - self.end:g}: must be shares of training that leave"
-                " something between them"
-            )
-        if self.updates < 1:
-            raise UserError(f"method.updates={self.updates}: must be a whole number >= 1")
 
     def every(self, total: int) -> int:
         """Returns the optimizer steps between two changes."""
@@ -67,33 +67,21 @@ class Pace:
 
 
 class ElementPruner(FineTune):
-    """Fine-tuning in which single weights of the encoder become zero.
+    """Fine-tuning in which single weights of the encoder become zero; the arguments are those of FineTune."""
 
-    Args:
-        net: see FineTune.
-        task: see FineTune.
-        loop: see FineTune.
-        name: the method's name in results.
-        keep_frac: share of the weights of the encoder's linears that stays, in (0, 1]; 1: nothing is pruned.
-        pattern: structure and scope, of the arguments scope, floor, structure and block that every method has.
-        score: magnitude | movement | fisher.
-        decay: of fisher's moving average of squared gradients, in [0, 1).
-        regrow: share of what stays that each change gives back to pruned weights of the largest gradients, in [0, 1);
-            0: what is pruned stays pruned.
-    """
+    @settings
+    class Settings(FineTune.Settings):
+        updates: int = count("changes of the masks, about; fewer where there are fewer steps")
 
+    settings: Settings
+
+    pattern = Pattern(scope="uniform", floor=0.0, structure="element", block=1)
+    score, decay, regrow = "magnitude", 0.0, 0.0
     mask_gradients = True
     """Whether gradients and moments of pruned weights are zero."""
 
-    def __init__(
-        self, net, task, loop, name: str, keep_frac: float, pattern: Pattern, score: str, decay: float, regrow: float
-    ):
-        super().__init__(net, task, loop, name, keep_frac)
-        if not 0 <= regrow < 1:
-            raise UserError(f"method.regrow={regrow}: must be a share, in [0, 1)")
-        pattern.check(keep_frac)
-        self.pattern, self.regrow = pattern, regrow
-        self.score, self.decay = score, decay
+    def __init__(self, net, task, loop, settings: Settings):
+        super().__init__(net, task, loop, settings)
         self.scores: ElementScores | None = None
         self.names: tuple[str, ...] = ()
         self.frozen = False

@@ -1,9 +1,9 @@
 """Settings that cannot be are refused before a model is loaded."""
 
 import pytest
+from keepfrac.prune.settings import check_budget, check_gates, check_settled_at
 
 from keepfrac.errors import UserError
-from keepfrac.prune.settings import check_budget, check_gates, check_settled_at
 
 BUDGET = {
     "cost": "latency",

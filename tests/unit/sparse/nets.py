@@ -11,6 +11,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from keepfrac.tensors.change_class import change_class
+
 
 def small_net(
     family: str = "bert", attention: str = "eager", act: str = "gelu", dropout: float = 0.0, layers: int = 2
@@ -44,3 +46,9 @@ def small_batch(padded: bool = True) -> dict[str, torch.Tensor]:
 def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
     """Gradients by parameter name."""
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def changed(module, new, **attributes):
+    """`module`, made one of the class `new`."""
+    change_class(module, new, **attributes)
+    return module

@@ -4,18 +4,19 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_bytes
-from keepfrac.sparse.context import Context
 from keepfrac.models.activation import use_activation
+from keepfrac.sparse.context import Context
 from keepfrac.sparse.layers.activation import PackedReLU
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
-from tests.unit.sparse.nets import small_batch, small_net
+from tests.unit.sparse.nets import changed, small_batch, small_net
 
 
 def packed(inplace=False, behind=None):
     context = Context(0)
-    linear = None if behind is None else Site("behind", "linear", behind, context, 0, bits=1)
-    return PackedReLU(inplace, linear, Site("relu", "activation", Selector(0.3), context, 1))
+    linear = None if behind is None else Site("behind", "linear", behind, context, 0, extra_bits=1)
+    site = Site("relu", "activation", Selector(0.3), context, 1)
+    return changed(nn.ReLU(inplace), PackedReLU, behind=linear, site=site)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -78,7 +78,7 @@ def test_products_equal_autograd_with_the_kept_parts_saved(selector, device):
     with substituted(*pairs):  # without dropout the weights stay whole: softmax saves them
         expected = run(nn.Module(), qkv)
     close(run(module, qkv), expected)
-    assert module.sparse_sites.weights.pinned
+    assert module.sparse_sites.weights.saved_elsewhere
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=names)
@@ -91,7 +91,7 @@ def test_products_with_dropout_select_from_the_dropped_weights(selector, device)
     with substituted(*pairs):
         expected = run(nn.Module(), qkv, dropout=0.3)
     close(run(module, qkv, dropout=0.3), expected)
-    assert not module.sparse_sites.weights.pinned
+    assert not module.sparse_sites.weights.saved_elsewhere
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -2,7 +2,7 @@ import copy
 
 import torch
 
-from keepfrac.sparse.context import Context, Draw, Padding, mixed
+from keepfrac.sparse.context import Context, Draw, Padding
 
 
 def test_padding_lists_real_tokens():
@@ -29,13 +29,6 @@ def test_padding_belongs_to_its_shape_alone():
     assert context.padding_of_weights(2, 4, 3) is context.padding_of_weights(2, 4, 3)
     context.begin(None)
     assert context.padding(2, 3) is None
-
-
-def test_seeds_spread():
-    seeds = {mixed(a, b, c) for a in range(20) for b in range(20) for c in range(20)}
-    assert len(seeds) == 8000
-    assert all(0 <= seed < 2**32 for seed in seeds)
-    assert mixed(-1, 2**70) >= 0
 
 
 def test_a_rotation_visits_all_and_depends_on_the_site():

@@ -41,7 +41,7 @@ def test_gradients_of_a_model_equal_autograd_with_the_kept_parts_saved(selector,
     padding = Padding.of(batch["attention_mask"])
     pairs = []
     for site in handle.sites:
-        if not site.pinned:
+        if not site.saved_elsewhere:
             x = inputs[site.name]
             pairs.append((x.flatten(0, 1), kept_part(x, selector, padding, Draw(7, site.number, 1)).flatten(0, 1)))
     with substituted(*pairs):
@@ -178,12 +178,12 @@ def test_the_state_does_not_change_with_later_steps():
     net = small_net()
     handle = sparsify(net, ("linear",), Selector(0.1, rule="random"), seed=0)
     net(**small_batch()).loss.backward()
-    state, before = handle.rng_state(), handle.never_selected()
+    state, before = handle.state(), handle.never_selected()
     net(**small_batch()).loss.backward()
     assert handle.never_selected() < before
-    handle.set_rng_state(state)
+    handle.load_state(state)
     net(**small_batch()).loss.backward()
-    handle.set_rng_state(state)
+    handle.load_state(state)
     assert handle.never_selected() == before
 
 
@@ -242,13 +242,13 @@ def test_a_resumed_run_selects_as_the_uninterrupted_one(rule):
     whole = small_net()
     whole_handle = sparsify(whole, ("linear",), selector, seed=3)
     train(whole, 2)
-    state = copy.deepcopy(whole_handle.rng_state())
+    state = copy.deepcopy(whole_handle.state())
     whole.zero_grad()
     expected = train(whole, 2)
 
     resumed = small_net()
     handle = sparsify(resumed, ("linear",), selector, seed=99)
-    handle.set_rng_state(state)
+    handle.load_state(state)
     actual = train(resumed, 2)
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
@@ -278,14 +278,14 @@ def test_other_forward_passes_do_not_disturb_training():
     net, batch = small_net(), small_batch()
     handle = sparsify(net, ("linear",), Selector(0.3, rule="random"), seed=0)
     net(**batch).loss.backward()
-    before = handle.rng_state()["step"]
+    before = handle.state()["step"]
     with torch.no_grad():
         net(**batch)
     net.eval()(**batch)
     net.train()
-    assert handle.rng_state()["step"] == before
+    assert handle.state()["step"] == before
     net(batch["input_ids"], batch["attention_mask"], labels=batch["labels"])  # positional mask
-    assert handle.rng_state()["step"] == before + 1
+    assert handle.state()["step"] == before + 1
     assert handle.context.padding(4, 16).counts == (16, 11, 7, 3)
 
 

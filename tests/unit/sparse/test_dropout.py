@@ -9,11 +9,11 @@ from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.layers.dropout import PackedDropout
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
-from tests.unit.sparse.nets import gradients, small_batch, small_net
+from tests.unit.sparse.nets import changed, gradients, small_batch, small_net
 
 
 def packed(p):
-    return PackedDropout(p, Site("it", "dropout", Selector(0.3), Context(0), 0))
+    return changed(nn.Dropout(p), PackedDropout, site=Site("it", "dropout", Selector(0.3), Context(0), 0))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])

@@ -95,11 +95,11 @@ def test_evaluation_and_a_forward_without_backward_leave_no_trace():
 def test_the_table_survives_a_checkpoint(tmp_path):
     net, handle, norms = network()
     step(net, batch())
-    torch.save({"norms": norms.state(), "rng": handle.rng_state()}, tmp_path / "state.pt")
+    torch.save({"norms": norms.state(), "rng": handle.state()}, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     twin, twin_handle, twin_norms = network()
     twin_norms.set_state(state["norms"])
-    twin_handle.set_rng_state(state["rng"])
+    twin_handle.load_state(state["rng"])
     for one in (net, twin):
         one.zero_grad()
         step(one, batch())

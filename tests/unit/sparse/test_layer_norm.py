@@ -9,6 +9,7 @@ from keepfrac.sparse.context import Context, Draw
 from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
+from tests.unit.sparse.nets import changed
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
@@ -19,7 +20,7 @@ def pair(selector, dtype=torch.float64, device="cpu"):
     nn.init.normal_(dense.weight)
     context = Context(0)
     context.hooked = True
-    return dense, SparseLayerNorm.from_dense(copy.deepcopy(dense), Site("it", "layer_norm", selector, context, 0))
+    return dense, changed(copy.deepcopy(dense), SparseLayerNorm, site=Site("it", "layer_norm", selector, context, 0))
 
 
 def run(module, x, autocast=False):
@@ -60,7 +61,7 @@ def test_error_of_dx_is_small_and_falls(keep_frac, limit):
     dense, x = nn.LayerNorm(256), torch.randn(4, 32, 256)
     context = Context(0)
     site = Site("it", "layer_norm", Selector(keep_frac, unit="element", scope="sample"), context, 0)
-    sparse = SparseLayerNorm.from_dense(copy.deepcopy(dense), site)
+    sparse = changed(copy.deepcopy(dense), SparseLayerNorm, site=site)
     grad = torch.randn_like(x) + 0.2 * x  # a part of it along the input, as in training
     exact, approx = (_dx(module, x, grad) for module in (dense, sparse))
     assert (approx - exact).norm() / exact.norm() < limit

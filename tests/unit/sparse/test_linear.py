@@ -11,6 +11,7 @@ from keepfrac.sparse.context import Context, Draw, Padding
 from keepfrac.sparse.layers.linear import SparseLinear
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
+from tests.unit.sparse.nets import changed
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
@@ -22,7 +23,7 @@ def layer(selector, device="cpu", dtype=torch.float32, out=10, seed=0):
     torch.manual_seed(1)
     dense = nn.Linear(SHAPE[2], out, device=device, dtype=dtype)
     context = Context(seed)
-    sparse = SparseLinear.from_dense(copy.deepcopy(dense), Site("it", "linear", selector, context, 0))
+    sparse = changed(copy.deepcopy(dense), SparseLinear, site=Site("it", "linear", selector, context, 0))
     return dense, sparse, context
 
 
@@ -83,10 +84,10 @@ def test_gradcheck_where_everything_is_kept(unit):
 
 def _with(sparse, x, weight, bias):
     sparse.weight, sparse.bias = nn.Parameter(weight), nn.Parameter(bias)
-    from keepfrac.sparse.layers.linear import LinearOfKept
+    from keepfrac.sparse.layers.linear import SparseLinearFunction
 
     kept = sparse.site.select(x * 1)
-    return LinearOfKept.apply(x, weight, bias, kept.layout, *kept.tensors)
+    return SparseLinearFunction.apply(x, weight, bias, kept.layout, *kept.tensors)
 
 
 @pytest.mark.parametrize("unit", ["column", "token", "block", "element"])
@@ -192,8 +193,8 @@ def test_no_gradient_per_sample_is_ever_made(selector):
 
 def test_query_key_value_share_one_selection():
     selector, context = Selector(0.3, rule="random"), Context(0)
-    site = Site("attention", "linear", selector, context, 0, members=3)
-    trio = nn.ModuleList([SparseLinear.from_dense(nn.Linear(12, 10), site) for _ in range(3)])
+    site = Site("attention", "linear", selector, context, 0, num_readers=3)
+    trio = nn.ModuleList([changed(nn.Linear(12, 10), SparseLinear, site=site) for _ in range(3)])
     x = torch.randn(SHAPE) * 1.0
 
     def step():

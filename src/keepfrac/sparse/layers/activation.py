@@ -16,7 +16,7 @@ from keepfrac.sparse.selection.site import Site
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 
-class ReLUOfBits(torch.autograd.Function):
+class PackedReLUFunction(torch.autograd.Function):
     """ReLU that saves the signs of its output, packed."""
 
     @staticmethod
@@ -36,20 +36,16 @@ class ReLUOfBits(torch.autograd.Function):
         return grad * unpack_bits(bits, grad.numel()).view(grad.shape), None
 
 
-class PackedReLU(nn.Module):
+class PackedReLU(nn.ReLU):
     """ReLU whose saved bits replace its output, where the linear behind it keeps but a part of that output.
 
-    Args:
-        inplace: overwrite the input.
+    Attributes:
         behind: site of the linear that reads the output; None where that linear is frozen and saves nothing of it.
         site: what to report to.
     """
 
-    def __init__(self, inplace: bool, behind: Site | None, site: Site) -> None:
-        super().__init__()
-        self.inplace = inplace
-        self.behind = behind
-        self.site = site
+    behind: Site | None
+    site: Site
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
@@ -63,13 +59,9 @@ class PackedReLU(nn.Module):
             self.site.bytes_kept = self.site.bytes_predicted = self.site.bytes_dense
             return F.relu(x, inplace=self.inplace)
         self.site.bytes_kept = self.site.bytes_predicted = -(-x.numel() // 8)
-        return ReLUOfBits.apply(x, self.inplace)
+        return PackedReLUFunction.apply(x, self.inplace)
 
     def _saves(self, x: Tensor) -> bool:
         if self.behind is None:
             return True
         return x.dim() == 3 and self.behind.selector.keep_frac < 1 and self.behind.smaller(x.shape, x.element_size())
-
-    def extra_repr(self) -> str:
-        """Return `inplace=True` where it is."""
-        return "inplace=True" if self.inplace else ""

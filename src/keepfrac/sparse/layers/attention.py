@@ -94,7 +94,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-class ScoresOfKept(torch.autograd.Function):
+class SparseScoresFunction(torch.autograd.Function):
     """Q K^T that saves a part of Q and K."""
 
     @staticmethod
@@ -117,7 +117,7 @@ class ScoresOfKept(torch.autograd.Function):
             return torch.matmul(grad, key), torch.matmul(grad.mT, query), None, None
 
 
-class ValuesOfKept(torch.autograd.Function):
+class SparseValuesFunction(torch.autograd.Function):
     """D V that saves a part of D and V."""
 
     @staticmethod
@@ -151,7 +151,7 @@ def _count_dropout(site: Site, probabilities: Tensor, dtype: torch.dtype, bits: 
     site.bytes_predicted += bits
 
 
-class SoftmaxValuesOfKept(torch.autograd.Function):
+class SparseSoftmaxValuesFunction(torch.autograd.Function):
     """dropout(softmax(S)) V that saves a part of P and V, and the dropout mask as bits."""
 
     @staticmethod
@@ -229,7 +229,7 @@ def attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     if sites.softmax is not None and sites.softmax.smaller(scores.flatten(0, 1).shape, scores.element_size()):
-        output, weights = SoftmaxValuesOfKept.apply(scores, value, dropout, sites.softmax, sites.value)
+        output, weights = SparseSoftmaxValuesFunction.apply(scores, value, dropout, sites.softmax, sites.value)
     else:
         if sites.softmax is not None:
             sites.softmax.stay_whole(scores.numel(), scores.numel() * scores.element_size())
@@ -242,7 +242,7 @@ def attention(
 def _scores(query: Tensor, key: Tensor, sites: AttentionSites) -> Tensor:
     if sites.query is None or sites.key is None:
         return torch.matmul(query, key.transpose(2, 3))
-    return ScoresOfKept.apply(query, key, sites.query, sites.key)
+    return SparseScoresFunction.apply(query, key, sites.query, sites.key)
 
 
 def _values(weights: Tensor, probabilities: Tensor, value: Tensor, sites: AttentionSites) -> Tensor:
@@ -250,10 +250,10 @@ def _values(weights: Tensor, probabilities: Tensor, value: Tensor, sites: Attent
         return torch.matmul(weights, value)
     weights = weights.to(value.dtype)
     # Softmax saves its output: where that is the operand itself, a part of it would come on top.
-    pinned = weights.untyped_storage().data_ptr() == probabilities.untyped_storage().data_ptr()
+    saved = weights.untyped_storage().data_ptr() == probabilities.untyped_storage().data_ptr()
     if sites.weights is not None:
-        sites.weights.pin("softmax saves this tensor itself" if pinned else None)
-    return ValuesOfKept.apply(weights, value, None if pinned else sites.weights, sites.value)
+        sites.weights.mark_saved_elsewhere("softmax saves this tensor itself" if saved else None)
+    return SparseValuesFunction.apply(weights, value, None if saved else sites.weights, sites.value)
 
 
 AttentionInterface.register(NAME, attention)

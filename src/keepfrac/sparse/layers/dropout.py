@@ -26,7 +26,7 @@ def noise_of_bits(bits: Tensor, like: Tensor, p: float) -> Tensor:
     return unpack_bits(bits, like.numel()).view(like.shape).to(like.dtype).div_(1 - p)
 
 
-class DropoutOfBits(torch.autograd.Function):
+class PackedDropoutFunction(torch.autograd.Function):
     """F.dropout that saves its mask packed."""
 
     @staticmethod
@@ -48,9 +48,7 @@ class DropoutOfBits(torch.autograd.Function):
 class PackedDropout(nn.Dropout):
     """`nn.Dropout` that saves one bit per number."""
 
-    def __init__(self, p: float, site: Site) -> None:
-        super().__init__(p)
-        self.site = site
+    site: Site
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
@@ -60,4 +58,4 @@ class PackedDropout(nn.Dropout):
         self.site.kept = self.site.of = x.numel()
         self.site.bytes_dense = x.numel() * (x.element_size() if x.device.type == "cpu" else 1)
         self.site.bytes_kept = self.site.bytes_predicted = -(-x.numel() // 8)
-        return DropoutOfBits.apply(x, self.p)
+        return PackedDropoutFunction.apply(x, self.p)

@@ -23,7 +23,7 @@ from keepfrac.sparse.selection.packing import unpack_or_whole
 from keepfrac.sparse.selection.site import Site
 
 
-class LayerNormOfKept(torch.autograd.Function):
+class SparseLayerNormFunction(torch.autograd.Function):
     """F.layer_norm whose backward pass uses what was kept of the normalised input."""
 
     @staticmethod
@@ -68,18 +68,6 @@ class SparseLayerNorm(nn.LayerNorm):
 
     site: Site
 
-    @classmethod
-    def from_dense(cls, norm: nn.LayerNorm, site: Site) -> "SparseLayerNorm":
-        """Return a layer that shares the parameters of `norm`: same objects, same names."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.normalized_shape, layer.eps = norm.normalized_shape, norm.eps
-        layer.elementwise_affine = norm.elementwise_affine
-        layer.weight, layer.bias = norm.weight, norm.bias
-        layer.train(norm.training)
-        layer.site = site
-        return layer
-
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised, scaled and shifted x."""
@@ -88,7 +76,7 @@ class SparseLayerNorm(nn.LayerNorm):
             return super().forward(x)
         if torch.is_autocast_enabled(x.device.type) and x.device.type == "cuda":
             x = x.float()  # autocast runs layer_norm in float32 there, on a CPU as it comes
-        return LayerNormOfKept.apply(x, self.weight, self.bias, self.eps, self.site)
+        return SparseLayerNormFunction.apply(x, self.weight, self.bias, self.eps, self.site)
 
     def _saves(self, x: Tensor) -> bool:
         if self.site.smaller(x.shape, x.element_size()):

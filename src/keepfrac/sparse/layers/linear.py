@@ -42,7 +42,7 @@ def weight_gradient(grad: Tensor, layout: Layout, tensors: tuple[Tensor, ...]) -
     return grad.t() @ unpack(layout, tensors).reshape(-1, features)
 
 
-class LinearOfKept(torch.autograd.Function):
+class SparseLinearFunction(torch.autograd.Function):
     """F.linear whose weight gradient uses what was kept of the input."""
 
     @staticmethod
@@ -88,22 +88,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 class SparseLinear(nn.Linear):
     """`nn.Linear` that keeps a part of its input for the backward pass.
 
-    It is `nn.Linear` to the bit in eval mode, without grad, with keep_frac 1, and for inputs that are not
-    (batch, length, features). With a frozen weight it saves nothing of its input.
+    A linear becomes one by `change_class`. It is `nn.Linear` to the bit in eval mode, without grad, with keep_frac 1,
+    and for inputs that are not (batch, length, features). With a frozen weight it saves nothing of its input.
     """
 
     site: Site
-
-    @classmethod
-    def from_dense(cls, linear: nn.Linear, site: Site) -> "SparseLinear":
-        """Return a layer that shares the parameters of `linear`: same objects, same names."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = linear.weight, linear.bias
-        layer.train(linear.training)
-        layer.site = site
-        return layer
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
@@ -116,4 +105,4 @@ class SparseLinear(nn.Linear):
         if kept is None:
             return F.linear(x, self.weight, self.bias)
         bias = None if self.bias is None else self.bias.to(cast.dtype)
-        return LinearOfKept.apply(cast, self.weight.to(cast.dtype), bias, kept.layout, *kept.tensors)
+        return SparseLinearFunction.apply(cast, self.weight.to(cast.dtype), bias, kept.layout, *kept.tensors)

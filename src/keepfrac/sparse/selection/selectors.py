@@ -43,6 +43,7 @@ from torch import Tensor
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Draw
+from keepfrac.tensors.rng import num_certain, systematic
 
 UNITS = ("column", "token", "block", "element")
 RULES = ("top", "sampled", "mixed", "random", "stratified", "shifted_relu")
@@ -247,19 +248,15 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
     order = scores.argsort(descending=True)
     ranked = scores[order]
     tail = ranked.flip(0).cumsum(0).flip(0)
-    left = k - torch.arange(len(scores), device=scores.device)
-    # Unit i is certain while its share of the budget that is left reaches 1; the shares fall with i.
-    certain = int((ranked[:k] * left[:k] >= tail[:k]).long().cumprod(0).sum())
+    certain = num_certain(ranked, tail, k)
     sure, rest = order[:certain], order[certain:]
     drawn = k - certain
     if drawn == 0:
         return sure, torch.ones(certain, dtype=torch.float32, device=scores.device)
     rest = rest[torch.randperm(len(rest), generator=generator, device=generator.device)]
     chance = scores[rest] * (drawn / scores[rest].sum())
-    ends = chance.cumsum(0)
     start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
-    ticks = (start + torch.arange(drawn, device=scores.device)) * (ends[-1] / drawn)
-    hit = torch.searchsorted(ends, ticks, right=True).clamp_(max=len(rest) - 1)
+    hit = systematic(chance, chance.cumsum(0)[-1], drawn, start)
     weight = torch.cat([torch.ones(certain, device=scores.device), 1 / chance[hit]])
     return torch.cat([sure, rest[hit]]), weight.float()
 

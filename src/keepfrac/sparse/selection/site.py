@@ -25,8 +25,8 @@ class Site:
         selector: what to keep.
         context: of the network.
         number: tells the site's random draws from those of others.
-        members: how many operations read the one tensor (3 for query, key and value).
-        bits: how many further bits per number it costs elsewhere to save less here (1 for a packed ReLU in front).
+        num_readers: how many operations read the one tensor (3 for query, key and value).
+        extra_bits: further bits per number that it costs elsewhere to save less here (1 for a packed ReLU in front).
         heads: of attention weights (batch * heads, length, length); 0 for other activations.
     """
 
@@ -37,8 +37,8 @@ class Site:
         selector: Selector,
         context: Context,
         number: int,
-        members: int = 1,
-        bits: int = 0,
+        num_readers: int = 1,
+        extra_bits: int = 0,
         heads: int = 0,
     ) -> None:
         self.name = name
@@ -46,11 +46,11 @@ class Site:
         self.selector = selector
         self.context = context
         self.number = number
-        self.members = members
-        self.bits = bits
+        self.num_readers = num_readers
+        self.extra_bits = extra_bits
         self.heads = heads
         self.fallback: str | None = None
-        self.pinned = False
+        self.saved_elsewhere = False
         self.kept = 0
         self.of = 0
         self.bytes_dense = 0
@@ -73,14 +73,14 @@ class Site:
         self._memo = (weakref.ref(source, self._forget), source._version, kept)
         return kept
 
-    def pin(self, by: str | None) -> None:
+    def mark_saved_elsewhere(self, by: str | None) -> None:
         """Note that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
-        self.fallback, self.pinned = by, by is not None
+        self.fallback, self.saved_elsewhere = by, by is not None
 
     def smaller(self, shape: torch.Size | tuple[int, ...], item: int) -> bool:
         """Return whether keeping a part of an activation of this shape and item size saves bytes."""
         batch, length, features = shape
-        extra = -(-batch * length * features // 8) * self.bits
+        extra = -(-batch * length * features // 8) * self.extra_bits
         return smaller((batch, length, features), item, self.selector, self._padding(batch, length), extra)
 
     def _padding(self, batch: int, length: int) -> Padding | None:
@@ -90,7 +90,7 @@ class Site:
 
     def _select(self, x: Tensor, cast: bool) -> Kept | None:
         # Autocast makes a cast per operation, and a dense layer saves each of them.
-        self.bytes_dense = x.numel() * x.element_size() * (self.members if cast else 1)
+        self.bytes_dense = x.numel() * x.element_size() * (self.num_readers if cast else 1)
         padding, shape = self._padding(x.shape[0], x.shape[1]), (x.shape[0], x.shape[1], x.shape[2])
         self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding)
         if not self.smaller(x.shape, x.element_size()):
@@ -136,7 +136,7 @@ class Site:
             "asked": self.selector.keep_frac,
             "achieved": self.kept / self.of if self.of else None,
             "fallback": self.fallback,
-            "pinned": self.pinned,
+            "pinned": self.saved_elsewhere,
             "bytes_dense": self.bytes_dense,
             "bytes_kept": self.bytes_kept,
             "bytes_predicted": self.bytes_predicted,

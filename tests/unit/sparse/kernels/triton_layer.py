@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from tests.unit.sparse.late.nets import batch, converted, error, gradients, network
+from tests.unit.sparse.act8bit.nets import batch, converted, error, gradients, network
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -21,7 +21,7 @@ def test_a_layer_trains_as_with_the_plain_functions(store, dtype, limit, keep_fr
     found = {}
     for choice in ("triton", "torch"):
         net = network(p=0.1, width=40, heads=2, inner=70, layers=1).to(DEVICE)
-        handle = converted(net, keep_frac, "wta", store, skip_zero_rows=True, context="recompute", kernels=choice)
+        handle = converted(net, keep_frac, store=store, skip_zero_rows=True, context="recompute", kernels=choice)
         assert handle.runs_on == choice and {row["kernels"] for row in handle.report()} == {choice}
         with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
             found[choice] = gradients(net, data)

@@ -1,0 +1,212 @@
+"""The model families, one row each: the only file that spells how a family calls its parts.
+
+Everything else asks here, most of it by `models.anatomy`: which linear is the query, where the LayerNorm stands, what
+the configuration calls the number of layers, whether attention can be watched, what is left of a removed sub-layer.
+
+To add a family, write its row in FAMILIES under its `config.model_type` (often `replace` of a row that is there), and a
+tiny configuration of it in `tests/unit/models/tiny.py`; then `python -m tests.contract.test_families --write` tries
+every feature on it and writes what works into this folder's README.
+
+This file leans on nothing but Python: a cut model is delivered with a copy of it, beside `pruned.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+PRUNED = "pruned_"
+"""Prefix of the model_type of a family's cut models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one family spells its parts.
+
+    Attributes:
+        layers, embeddings: paths inside the base model: the list of layers; the module whose output the first reads.
+        attention: the module that calls the attention function (it owns query, key and value); this path and all the
+            following are inside a layer.
+        query, key, value, attention_output, ffn_in, ffn_out: the six linears. One linear whose outputs are query, key
+            and value, in equal parts and this order, is named three times.
+        ffn_gate: a third linear of the feed-forward block, whose activation multiplies what `ffn_in` gives; None: none.
+        activation: the activation between `ffn_in` and `ffn_out`; with a gate, that of the gate.
+        feed_forward: the module of `ffn_in` and the activation, and of `ffn_out` unless its LayerNorm has a module.
+        layer_norms: of the attention, of the feed-forward block.
+        norm_at: where they stand: "after" the sum with the residual, or "before" the sub-layer.
+        probability_dropout: the dropout module of the attention probabilities; None: the family has no such module.
+        attention_dropout: that of the attention sub-layer's output.
+        ffn_dropout: that of the feed-forward block's output.
+        num_heads: attribute of the attention module with the number of heads; None: it has none.
+        head_dim: attribute with the width of one head.
+        width: attribute with num_heads * head_dim, where the forward pass reads it.
+        layout: how a linear holds its matrix: "plain" (outputs, inputs), or "conv1d" (inputs, outputs).
+        causal: whether a token sees only what stands before it: a decoder.
+        attention_interface: whether attention goes through Transformers' AttentionInterface. Without it nobody can
+            watch or replace the attention function, and what has to is refused.
+        removed: what stands where a cut removed a sub-layer: "norm", its LayerNorm of the residual alone, or "zeros",
+            which its caller adds to the residual. None: a model of this family cannot be cut.
+        why_not_cut: the rest of that refusal, where there is more to say.
+        depth, neurons, function: keys of the configuration: number of layers, feed-forward width, activation.
+        dropouts, attention_dropouts: keys of the configuration with the rates of hidden and of attention dropout.
+        new_parts: names of modules that a task brings anew: heads, and an encoder's pooler.
+        first_token_readers: classes of poolers and heads that are given all hidden states and read the first token.
+        first_token_views: modules of the head that are given the first token as a view of all hidden states.
+    """
+
+    layers: str
+    embeddings: str = "embeddings"
+    attention: str
+    query: str
+    key: str
+    value: str
+    attention_output: str
+    ffn_in: str
+    ffn_out: str
+    ffn_gate: str | None = None
+    activation: str
+    feed_forward: str
+    layer_norms: tuple[str, str]
+    norm_at: str = "after"
+    probability_dropout: str | None = None
+    attention_dropout: str | None = None
+    ffn_dropout: str | None = None
+    num_heads: str | None
+    head_dim: str = "head_dim"
+    width: str | None = None
+    layout: str = "plain"
+    causal: bool = False
+    attention_interface: bool = True
+    removed: str | None = "zeros"
+    why_not_cut: str = ""
+    depth: str = "num_hidden_layers"
+    neurons: str = "intermediate_size"
+    function: str = "hidden_act"
+    dropouts: tuple[str, ...] = ()
+    attention_dropouts: tuple[str, ...] = ()
+    new_parts: tuple[str, ...] = ()
+    first_token_readers: tuple[str, ...] = ()
+    first_token_views: tuple[str, ...] = ()
+
+
+BERT = Family(
+    layers="encoder.layer",
+    attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attention_output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    activation="intermediate.intermediate_act_fn",
+    feed_forward="intermediate",
+    layer_norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    probability_dropout="attention.self.dropout",
+    attention_dropout="attention.output.dropout",
+    ffn_dropout="output.dropout",
+    num_heads="num_attention_heads",
+    head_dim="attention_head_size",
+    width="all_head_size",
+    removed="norm",
+    dropouts=("hidden_dropout_prob",),
+    attention_dropouts=("attention_probs_dropout_prob",),
+    new_parts=("classifier", "pooler", "cls"),
+    first_token_readers=("BertPooler",),
+)
+ROBERTA = replace(
+    BERT,
+    new_parts=("classifier", "pooler", "lm_head"),
+    first_token_readers=("RobertaPooler", "RobertaClassificationHead"),
+)
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "relu_head_bert": replace(
+        BERT,
+        removed=None,
+        why_not_cut="it has SparseBERT's head: train it with method.head=own distill.head=own",
+    ),
+    "roberta": ROBERTA,
+    "roberta-prelayernorm": replace(
+        ROBERTA,
+        layer_norms=("attention.LayerNorm", "intermediate.LayerNorm"),
+        norm_at="before",
+        removed=None,
+        first_token_readers=("RobertaPreLayerNormPooler", "RobertaPreLayerNormClassificationHead"),
+    ),
+    "distilbert": Family(
+        layers="transformer.layer",
+        attention="attention",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_output="attention.out_lin",
+        ffn_in="ffn.lin1",
+        ffn_out="ffn.lin2",
+        activation="ffn.activation",
+        feed_forward="ffn",
+        layer_norms=("sa_layer_norm", "output_layer_norm"),
+        probability_dropout="attention.dropout",
+        ffn_dropout="ffn.dropout",
+        num_heads="n_heads",
+        head_dim="attention_head_size",
+        depth="n_layers",
+        neurons="hidden_dim",
+        function="activation",
+        dropouts=("dropout",),
+        attention_dropouts=("attention_dropout",),
+        new_parts=("classifier", "pre_classifier", "vocab_projector", "vocab_transform"),
+        first_token_views=("pre_classifier",),
+    ),
+    "gpt2": Family(
+        layers="h",
+        embeddings="drop",
+        attention="attn",
+        query="attn.c_attn",
+        key="attn.c_attn",
+        value="attn.c_attn",
+        attention_output="attn.c_proj",
+        ffn_in="mlp.c_fc",
+        ffn_out="mlp.c_proj",
+        activation="mlp.act",
+        feed_forward="mlp",
+        layer_norms=("ln_1", "ln_2"),
+        norm_at="before",
+        probability_dropout="attn.attn_dropout",
+        attention_dropout="attn.resid_dropout",
+        ffn_dropout="mlp.dropout",
+        num_heads="num_heads",
+        width="split_size",
+        layout="conv1d",
+        causal=True,
+        depth="n_layer",
+        neurons="n_inner",
+        function="activation_function",
+        dropouts=("resid_pdrop", "embd_pdrop"),
+        attention_dropouts=("attn_pdrop",),
+        new_parts=("score", "lm_head"),
+    ),
+    "llama": Family(
+        layers="layers",
+        embeddings="embed_tokens",
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        attention_output="self_attn.o_proj",
+        ffn_in="mlp.up_proj",
+        ffn_out="mlp.down_proj",
+        ffn_gate="mlp.gate_proj",
+        activation="mlp.act_fn",
+        feed_forward="mlp",
+        layer_norms=("input_layernorm", "post_attention_layernorm"),
+        norm_at="before",
+        num_heads=None,
+        causal=True,
+        attention_dropouts=("attention_dropout",),
+        new_parts=("score", "lm_head"),
+    ),
+}
+
+
+def family_of(model_type: str | None) -> Family | None:
+    """Returns the row of a dense or cut model's `config.model_type`; None of a family that is not known."""
+    return FAMILIES.get((model_type or "").removeprefix(PRUNED))

@@ -1,0 +1,244 @@
+"""One call of a layer: its seed, the padding of its batch, and the numbers that its blocks need.
+
+A seed is a hash of (the run's seed, the rank, the layer, how often the layer has been called). Masks differ between
+steps, layers and ranks; the backward pass regenerates them from the seed; a resumed run goes on with the same ones
+after the number of calls is restored.
+"""
+
+import math
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from keepfrac.errors import UserError
+from keepfrac.sparse.act8bit.linears import Layout
+from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
+from keepfrac.tensors.rng import seed63
+
+# what draws by chance inside a block: the output's dropout, the attention's (per sample), the two choices of rows
+OUTPUT, PROBABILITIES, ROWS_OUT, ROWS_IN = range(4)
+
+
+class SeedCounter:
+    """The seeds of one layer's calls.
+
+    Args:
+        seed: the run's.
+        layer: the layer's number.
+    """
+
+    REMEMBERED = 256  # calls whose repetition is recognised by their input; beyond, the latest is repeated
+
+    def __init__(self, seed: int, layer: int) -> None:
+        self.seed, self.layer, self.calls = seed, layer, 0
+        self._call_of: OrderedDict[int, int] = OrderedDict()
+
+    def seed_for(self, hidden: Tensor) -> int:
+        """Returns the seed of this call of the layer on `hidden`; a repetition under checkpointing gets the first's."""
+        address = hidden.data_ptr()
+        if _is_recomputation():
+            call = self._call_of.get(address, self.calls)
+        else:
+            self.calls += 1
+            call = self._call_of[address] = self.calls
+            self._call_of.move_to_end(address)
+            if len(self._call_of) > self.REMEMBERED:
+                self._call_of.popitem(last=False)
+        return seed63(self.seed, _rank(), self.layer, call)
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def _is_recomputation() -> bool:
+    """Whether a backward pass is running: a forward in it is activation checkpointing, which repeats an earlier one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class KeyPadding(NamedTuple):
+    """Which tokens of a batch are real.
+
+    Args:
+        bias: (batch, length) floats to add to the scores of each key, 0 where it is real; None where all are.
+        real: the number of real tokens.
+    """
+
+    bias: Tensor | None
+    real: int
+
+
+def _per_key(mask: Tensor) -> Tensor:
+    """(batch, length) of a 4-D mask (batch, 1, queries, length) that hides the same keys from every query.
+
+    Raises:
+        UserError: it does not.
+    """
+    if mask.dim() != 4 or mask.shape[1] != 1:
+        raise UserError(f"method late needs an attention mask of shape (batch, length); got {tuple(mask.shape)}")
+    row = mask[:, 0, 0]
+    if not torch.equal(mask, row[:, None, None].expand_as(mask)):
+        raise UserError("method late needs the same attention mask for every query: causal masks do not fit")
+    return row
+
+
+def read_padding(mask: Tensor | None, x: Tensor) -> KeyPadding:
+    """Reads the mask that reaches a layer.
+
+    Args:
+        mask: None (all real); (batch, length) with 1 = real; or (batch, 1, queries, length), booleans with True = real
+            or floats to be added to the scores.
+        x: (batch, length, width), the layer's input.
+
+    Raises:
+        UserError: a mask that differs between queries, or of another shape.
+    """
+    batch, length = x.shape[:2]
+    if mask is None:
+        return KeyPadding(None, batch * length)
+    row = mask if mask.dim() == 2 else _per_key(mask)
+    row = row.expand(batch, length)
+    if mask.dim() == 2 or not row.dtype.is_floating_point:
+        row = torch.zeros(batch, length, device=x.device).masked_fill_(row == 0, -torch.inf)
+    real = int((row == 0).sum())
+    return KeyPadding(None if real == batch * length else row.float().contiguous(), real)
+
+
+class PaddingReader:
+    """`read_padding`, once for all layers that are given the same mask."""
+
+    def __init__(self) -> None:
+        self._last: tuple | None = None
+
+    def __call__(self, mask: Tensor | None, x: Tensor) -> KeyPadding:
+        if mask is None:
+            return read_padding(None, x)
+        if self._last is None or self._last[0]() is not mask or self._last[1] != mask._version:
+            self._last = (weakref.ref(mask), mask._version, read_padding(mask, x))
+        return self._last[2]
+
+    def __deepcopy__(self, memo: dict) -> "PaddingReader":
+        return PaddingReader()
+
+    def __reduce__(self) -> tuple:
+        return (PaddingReader, ())
+
+
+@dataclass
+class RowStats:
+    """What one block has done so far, in numbers.
+
+    Args:
+        real_rows: real tokens that have come by in backward passes.
+        used_rows: rows that its weight gradients were made of, in the mean over its matmuls.
+        saved_bytes: what the last forward pass stored for this block, parameters and shared inputs aside.
+        dense_bytes: what PyTorch would have stored for it.
+    """
+
+    real_rows: float = 0.0
+    used_rows: float = 0.0
+    saved_bytes: int = 0
+    dense_bytes: int = 0
+
+    def add(self, real: int, *used: int) -> None:
+        """Counts one backward pass: `used` rows for each choice that it made."""
+        if used:
+            self.real_rows += real
+            self.used_rows += sum(used) / len(used)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the real tokens that formed weight gradients; None before the first backward pass."""
+        return self.used_rows / self.real_rows if self.real_rows else None
+
+
+class NormNumbers(NamedTuple):
+    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm stands in front of it."""
+
+    eps: float
+    p: float
+    pre_norm: bool
+
+
+class AttentionNumbers(NamedTuple):
+    """Of an attention block: number of heads, factor of the scores, dropout of the probabilities."""
+
+    heads: int
+    scale: float
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The numbers of one call of one block: all that a Function keeps on its context besides saved tensors.
+
+    Args:
+        settings: what the user asked for.
+        storage: how this layer stores.
+        shape: (batch, length).
+        real: how many of the batch * length tokens are real.
+        norm: around the block.
+        seed: of this call; the masks and the choice of rows are regenerated from it.
+        attention: None in a feed-forward block.
+        activation: the feed-forward's activation function, without parameters.
+        layouts: of the block's linears, what is not a tensor of their updates: see `linears`.
+        stats: the block's counts.
+    """
+
+    settings: Act8bitSettings
+    storage: StorageFormat
+    shape: tuple[int, int]
+    real: int
+    norm: NormNumbers
+    seed: int
+    attention: AttentionNumbers | None = None
+    activation: nn.Module | None = None
+    layouts: tuple[Layout, ...] = ()
+    stats: RowStats
+
+    def budget(self) -> int:
+        """Returns how many rows a weight gradient may use: keep_frac of the real tokens, all at keep_frac 1."""
+        total = self.shape[0] * self.shape[1]
+        if self.settings.keep_frac == 1:
+            return total
+        return max(1, math.ceil(self.settings.keep_frac * self.real))
+
+    def seed_of(self, site: int, sample: int = 0) -> int:
+        """Returns the seed of one source of chance in this call: PROBABILITIES are per sample."""
+        return seed63(self.seed, site, sample)
+
+    def count_saved(
+        self, x: Tensor, kept: tuple[Tensor, ...], compute: torch.dtype, inner: int | None, reads: bool = True
+    ) -> None:
+        """Notes what this call stores, and what PyTorch stores for the same operations.
+
+        Dense, per token: the block's input (where `reads`: its first linears learn) and `inner` numbers in the compute
+        dtype (query, key, value and context, or both sides of the activation function), the LayerNorm's input in x's
+        dtype, one byte per number of the output's dropout mask, and the logsumexp of a fused attention: 16.5 times
+        batch * length * width floats for a BERT layer. `inner` None: a LayerNorm alone.
+        """
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        per_row = width * x.element_size()
+        if inner is not None:
+            mask = width if self.norm.p > 0 else 0
+            per_row += (width * reads + inner) * compute.itemsize + mask
+            per_row += 4 * self.attention.heads if self.attention else 0
+        self.stats.saved_bytes = sum(tensor.nbytes for tensor in kept)
+        self.stats.dense_bytes = rows * per_row
+
+
+def refuse_double_backward() -> None:
+    """The gradient is made of rounded and sampled numbers: its own derivative would mean nothing.
+
+    Raises:
+        RuntimeError: the backward pass was asked to be differentiable.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "method late has no second derivative: call backward or autograd.grad without create_graph=True"
+        )

@@ -1,0 +1,213 @@
+"""Feed-forward, dropout, residual and LayerNorm as one autograd function that saves 8-bit numbers.
+
+    h = x W1' + b1      a = z o act(h)      y = LayerNorm(dropout(a W2' + b2) + x)      z: gates of the neurons, if any
+
+Saved: x (in the stored form that its LayerNorm left), h (which gives act's slope and, for the chosen rows, a), the
+normalised rows of y's LayerNorm and its 1 / deviation. Both passes go over pieces of CHUNK tokens, so that h and its
+gradient, four times as wide as the rest, never exist as a whole. One choice of rows serves both weights: the gradient
+of h has its zero rows where that of the output has, and is large where that is large. The gradient of z goes over all
+rows. With the LayerNorm in front see norms.py.
+GELU is stored, differentiated and rebuilt by its kernels, any other activation function by PyTorch.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2CLS, GELUActivation
+
+from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
+from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack, without_autocast
+from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
+from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose, gather, live_rows
+from keepfrac.sparse.kernels import kernels_for, plain
+
+CHUNK = 2048  # tokens
+
+
+# classes, or classes with arguments
+_STOCK = frozenset(one[0] if isinstance(one, tuple) else one for one in ACT2CLS.values())
+Stored = tuple[Tensor, Tensor]
+"""Inputs of an activation function, (rows, width), as they are stored: data, scales."""
+
+
+class Gelu:
+    """The exact GELU: stored, differentiated and rebuilt by one kernel each.
+
+    Args:
+        kernels: compiled or plain.
+    """
+
+    def __init__(self, kernels) -> None:
+        self.kernels, self.forward = kernels, kernels.gelu_
+
+    @staticmethod
+    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """Returns where inputs of the function, (rows, width), are stored."""
+        return plain.empty(*shape, kind, device)
+
+    def backward(self, grad: Tensor, stored: Stored, index: Tensor) -> Tensor:
+        """Returns grad times the function's slope at the stored rows `index`; grad may be overwritten."""
+        return self.kernels.gelu_grad_(grad, *stored, index)
+
+    def rows(self, stored: Stored, chosen: Choice, dtype: torch.dtype) -> Tensor:
+        """Returns the function of the chosen stored rows, each times its factor."""
+        return self.kernels.gelu_rows(*stored, chosen.index, chosen.weight, dtype)
+
+
+class OtherActivation:
+    """Another elementwise function.
+
+    Its input is kept in bfloat16 at least, whatever is asked: with 8-bit steps a kink (ReLU's) would be missed by many
+    numbers near it, and functions that do not vanish below -4 would be cut there.
+
+    Args:
+        function: for example a ReLU.
+    """
+
+    def __init__(self, function: nn.Module) -> None:
+        self.function = function
+
+    @staticmethod
+    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """As `Gelu.room`."""
+        return plain.empty(*shape, torch.bfloat16 if kind == torch.uint8 else kind, device)
+
+    def forward(self, h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
+        """Stores h into data; returns the function of h."""
+        data.copy_(h)
+        return self.function(h)
+
+    def backward(self, grad: Tensor, stored: Stored, index: Tensor) -> Tensor:
+        """As `Gelu.backward`."""
+        with torch.enable_grad():
+            h = stored[0].index_select(0, index).to(grad.dtype).requires_grad_()
+            (slope,) = torch.autograd.grad(self.function(h), h, grad)
+        return slope
+
+    def rows(self, stored: Stored, chosen: Choice, dtype: torch.dtype) -> Tensor:
+        """As `Gelu.rows`."""
+        x = self.function(gather(stored[0], chosen.index).to(dtype))
+        return x if chosen.weight is None else x * chosen.weight.to(dtype).unsqueeze(1)
+
+
+def is_known(function: nn.Module) -> bool:
+    """Returns whether it is one of transformers' activation functions, without parameters."""
+    return type(function) in _STOCK and not list(function.parameters())
+
+
+def activation_for(function: nn.Module | None, kernels) -> Gelu | OtherActivation:
+    """Returns what stores, applies and differentiates an activation function."""
+    assert function is not None
+    return Gelu(kernels) if type(function) is GELUActivation else OtherActivation(function)
+
+
+def pieces(count: int) -> list[slice]:
+    """Returns slices of CHUNK that cover range(count)."""
+    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+
+
+def chosen_in(chosen: Choice, live: Tensor | None, parts: list[slice]) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Returns for each piece of the live rows: the places in it of the chosen rows, and their factors.
+
+    Places None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
+    """
+    index, weight = chosen.index, chosen.weight
+    if index is None:
+        return [(None, None)] * len(parts)
+    places = index if live is None else torch.searchsorted(live, index)
+    edges = torch.tensor([part.start for part in parts], device=places.device)
+    starts = [*torch.searchsorted(places, edges).tolist(), len(places)]
+    ranges = [slice(*pair) for pair in pairwise(starts)]
+    return [
+        (places[some] - part.start, None if weight is None else weight[some])
+        for part, some in zip(parts, ranges, strict=True)
+    ]
+
+
+class FeedForwardBlock(torch.autograd.Function):
+    """See the module. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
+
+    @staticmethod
+    def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, _bias, call, *tensors):
+        compute = compute_dtype(x)
+        kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
+        first, last = (FusedLinear([one], compute) for one in unpack(tensors, call.layouts))
+        activation = activation_for(call.activation, kernels)
+        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
+        with without_autocast(x):
+            residual = x.reshape(-1, x.shape[-1]).contiguous()
+            entered = around.enter(residual)
+            out = residual.new_empty(residual.shape, dtype=compute)
+            inner = activation.room((len(residual), len(first.bias)), kind, x.device)
+            factors = None if gates is None else gates.to(compute)
+            for part in pieces(len(residual)):
+                h = first.forward(entered[part].to(compute))
+                a = activation.forward(h, inner[0][part], inner[1][part])
+                last.forward(a if factors is None else a * factors, out=out[part])
+            y = around.leave(out, residual)
+        kept = (*inner, *around.kept)
+        ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, *kept, *tensors)
+        ctx.call, ctx.compute = call, compute
+        ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
+        ctx.set_materialize_grads(False)  # or zeros would be made for the two
+        needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
+        sides = 1 + needs.inner  # of the activation function
+        call.count_saved(x, kept, compute, inner=sides * len(first.bias), reads=needs.input)
+        # not a view: autograd forbids to change a view of a custom function in place
+        return torch.ops.aten._unsafe_view(y, x.shape), *around.output
+
+    @staticmethod
+    def backward(ctx, dy, _data, _scales):
+        refuse_double_backward()
+        if dy is None:
+            return (None,) * len(ctx.needs_input_grad)
+        saved = ctx.saved_tensors
+        *packed, gamma, beta, gates = saved[:7]
+        inner = saved[7:9]
+        call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
+        needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
+        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[9:12])
+        first, last = (FusedLinear([one], compute) for one in unpack(saved[12:], call.layouts))
+        activation = activation_for(call.activation, kernels)
+        stored = around.input(PackedInput(*packed))
+        with without_autocast(dy):
+            rows = dy.reshape(-1, dy.shape[-1]).contiguous()
+            d_out, norms, total = around.open(rows)
+            learns, chosen = needs.input or needs.last, ALL
+            if learns:
+                chosen = choose(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
+            live = live_rows(norms, settings.skip_zero_rows)
+            every = torch.arange(len(rows), device=dy.device) if live is None else live
+            first_grads, last_grads = Gradients(first, needs.into), Gradients(last, needs.back)
+            factors = None if gates is None else gates.to(compute)
+            d_gates = torch.zeros_like(gates) if needs.gates else None
+            parts = pieces(len(every))
+            for part, (places, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
+                tokens = every[part]
+                here = part if live is None else tokens
+                some = Choice(gather(tokens, places), weight)
+                g = gather(d_out, here)
+                if needs.last:
+                    a = activation.rows(inner, some, compute)
+                    last_grads.add(gather(g, places), a if factors is None else a * factors)
+                d_a = last.input_grad(g, None)
+                if d_gates is not None:
+                    a = activation.rows(inner, Choice(tokens, None), compute)
+                    d_gates += (d_a * a).sum(0, dtype=d_gates.dtype)
+                if factors is not None:
+                    d_a = d_a * factors
+                d_h = activation.backward(d_a, inner, tokens)
+                first_grads.add_biases(d_h)
+                if needs.input:
+                    first_grads.add(gather(d_h, places), stored.unpack(kernels, compute, some))
+                if ctx.needs_input_grad[0] or call.norm.pre_norm:
+                    first.add_input_grad(total, here, d_h)
+            last_grads.add_biases(d_out)
+            d_x = around.close(rows, total)
+            if learns:
+                call.stats.add(call.real, chosen.count(call.real))
+        return (
+            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, d_gates, None, None,
+            *first_grads.totals, *last_grads.totals,
+        )  # fmt: skip

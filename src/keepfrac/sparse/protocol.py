@@ -1,0 +1,104 @@
+"""What every way to save less for the backward pass has in common. It knows torch, and no training loop.
+
+    saver = Act8bit(Act8bit.Settings.of(yaml))
+    saver.attach(net)      the network is changed in place: parameters, their names and the forward pass stay
+    ...                    training
+    saver.detach()         the stock modules are back, with the trained weights
+
+While it is attached a saver holds the `Handle` of the changed network; `sparsify`, `recompute_activations` and
+`act8bit.convert` give such a handle to whoever has no use for settings of a run.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+from torch import nn
+
+from keepfrac import settings as written
+from keepfrac.settings import settings, share, text
+
+
+class Handle(Protocol):
+    """A network that was changed in place."""
+
+    def restore(self) -> None:
+        """Puts the stock modules back; parameters stay as they are trained."""
+
+    def report(self) -> list[dict[str, Any]]:
+        """Returns one row per place, of the last forward pass: site, kind, asked, achieved, fallback and bytes."""
+
+    def kept(self) -> dict[str, Any]:
+        """Returns what was asked for, what was achieved, the unit, and of what."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, of plain values and tensors."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from `state()` of an earlier process."""
+
+
+class BackwardSaver(ABC):
+    """A way to save less, by its settings.
+
+    Args:
+        settings: checked.
+    """
+
+    @settings
+    class Settings(written.Settings):
+        where = "backward"
+        name: str = text("its name in results")
+        keep_frac: float = share("share that is kept of what enters the weight gradients", "(]")
+
+    draws_masks = False
+    """Whether its dropout masks are its own, not torch's."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.handle: Any = None
+        self._kept: dict[str, Any] = {}
+
+    @abstractmethod
+    def convert(self, net: nn.Module) -> Handle:
+        """Changes `net` in place.
+
+        Raises:
+            UserError: it cannot be done with this network.
+        """
+
+    def attach(self, net: nn.Module) -> None:
+        """Changes `net` in place, unless that is done; what is to be frozen is frozen before.
+
+        Raises:
+            UserError: it cannot be done with this network.
+        """
+        if self.handle is None:
+            self.handle = self.convert(net)
+
+    def detach(self) -> None:
+        """Puts the stock modules back, if they are not in place."""
+        if self.handle is not None:
+            self._kept = self.figures()
+            self.handle.restore()
+            self.handle = None
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what `kept` does, while it is attached."""
+        return self.handle.kept()
+
+    def kept(self) -> dict[str, Any]:
+        """Returns asked, achieved, unit and `of`; empty before `attach`."""
+        return self._kept if self.handle is None else self.figures()
+
+    def report(self) -> list[dict[str, Any]]:
+        """Returns one row per place where less is saved; empty while it is not attached."""
+        return [] if self.handle is None else self.handle.report()
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs; empty while it is not attached."""
+        return {} if self.handle is None else self.handle.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from `state()` of an earlier process."""
+        if self.handle is not None and state:
+            self.handle.load_state(state)
