@@ -153,13 +153,15 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
     kept = [(i, s) for i, s in enumerate(structure.layers) if not s.dropped]
     if len(kept) < len(layers) and getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
         raise UserError("a model whose attention is scaled by its layer's number cannot lose whole layers")
-    shape = shape_of(net)
+    shape, low_rank = shape_of(net), _ranks_of(net, state, layers, [i for i, _ in kept])
+    if low_rank and shape.causal:
+        raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
     sizes = {
         family_of(net).depth: len(kept),
         "head_dim": shape.head_dim,
         "layer_heads": [len(s.heads) for _, s in kept],
         "layer_ffn": [len(s.neurons) for _, s in kept],
-        "low_rank": _ranks_of(net, state, layers, [i for i, _ in kept]) or None,
+        "low_rank": low_rank or None,
         "original_layers": shape.num_layers,
     }
     config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
