@@ -120,7 +120,7 @@ ROBERTA = replace(
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "relu_head_bert": replace(
-        BERT, removed=None, why_not_cut="it has SparseBERT's head: train it with method.head=own distill.head=own"
+        BERT, removed=None, why_not_cut="its head is SparseBERT's; train it with method.head=own distill.head=own"
     ),
     "roberta": ROBERTA,
     "roberta-prelayernorm": replace(

@@ -115,7 +115,7 @@ def reshape(model: Any, config: Any) -> None:
     """Gives the layers the sizes that the configuration records; in `__init__`, before weights are loaded.
 
     Raises:
-        ValueError: a list of another length than the layers, a negative size, or an unknown low-rank module, or a decoder's.
+        ValueError: a list of another length than the layers, a negative size, an unknown low-rank module.
     """
     base, family = getattr(model, model.base_model_prefix, model), FAMILIES[config.model_type.removeprefix(PRUNED)]
     layers = base.get_submodule(family.layers)
