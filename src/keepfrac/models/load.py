@@ -8,11 +8,12 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
@@ -234,21 +235,18 @@ def load_body(folder: Path) -> nn.Module:
             " and give NEW_FOLDER"
         )
     try:
-        architectures = AutoConfig.from_pretrained(folder).architectures or [""]
-        known = [
-            head
-            for head in HEADS.values()
-            if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}
-        ]
-        net = (known[0] if known else transformers.AutoModel).from_pretrained(folder)
+        net = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"model {folder}: {_first_line(error)}") from error
-    return _with_updates(net, folder)
-
-
-def _with_updates(net: nn.Module, folder: Path) -> nn.Module:
     attach_saved(net, folder)
     return net
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Returns the Auto class of the head that a configuration names, AutoModel where it names none of HEADS."""
+    wanted = (config.architectures or [""])[0]
+    known = (head for head in HEADS.values() if wanted in {cls.__name__ for cls in head._model_mapping.values()})
+    return next(known, transformers.AutoModel)
 
 
 def quieten() -> None:

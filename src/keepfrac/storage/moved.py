@@ -34,7 +34,6 @@ MOVED = {
     "measure.sparsity": "measurement.sparsity",
     "models.fewer_tokens": "models.vocabulary.pruning",
     "models.fused": "tensors.layouts",
-    "models.pruned_decoders": "models.pruned",
     "models.original": "models.dense_reference",
     "models.vocabulary": "models.vocabulary.tokenizers",
     "probe": "run.probe",

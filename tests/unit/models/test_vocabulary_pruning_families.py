@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import transformers as hf
-from tests.unit.models.test_vocabulary_pruning import LEARNT, READ, UNREAD
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from keepfrac.errors import UserError
@@ -17,6 +16,7 @@ from keepfrac.models.vocabulary.pruning import (
     state_of,
     tokens_to_keep,
 )
+from tests.unit.models.test_vocabulary_pruning import LEARNT, READ, UNREAD
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
