@@ -187,6 +187,16 @@ def test_the_readme_says_what_works():
     assert matrix() == stands, "type `python -m tests.contract.test_families --write`"
 
 
+def test_no_other_file_spells_a_family():
+    paths = {value for row in FAMILIES.values() for value in vars(row).values() if isinstance(value, str)}
+    paths = {path for path in paths if path.count(".") and " " not in path}
+    assert len(paths) > 30
+    for file in README.parents[1].rglob("*.py"):
+        if file.name != "families.py" and file.parent.name != "late":  # its blocks name their parts themselves
+            text = file.read_text(encoding="utf-8")
+            assert not [path for path in paths if f'"{path}"' in text or f".{path}" in text], file
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_row_names_what_is_there(family):
     net, row = tiny_of(family), FAMILIES[family]
