@@ -36,7 +36,7 @@ from keepfrac.prune.masks import num_kept
 from keepfrac.prune.select import select_counts
 from keepfrac.prune.structure import Indices, LayerCounts, LayerStructure, Structure
 from keepfrac.settings import choice, in_range, mapping, number, settings, share
-from keepfrac.training.adapter_tuning import Adapters, SparseAdapterSettings, restarted, trained
+from keepfrac.training.adapter_tuning import Adapters, SparseAdapterSettings, trained, warm_restart
 from keepfrac.training.finetune import Batch
 from keepfrac.training.structured_pruning import BATCHES, TOLERANCE, Pruner
 
@@ -105,7 +105,7 @@ class DseeStructured(Pruner):
         self.prepare(batches)
         self.account |= trained(self)
         super().finish(batches)
-        self.account |= self.adapters.deliver(self)
+        self.account |= self.adapters.merge_for_export(self)
 
     def kept(self) -> dict:
         found = {**super().kept(), **self.account, "merge": self.settings.merge}
@@ -168,7 +168,7 @@ class DseeStructured(Pruner):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _rate(self, progress: float) -> float:
-        return restarted(progress, self.settled_at, self.loop.warmup)
+        return warm_restart(progress, self.settled_at, self.loop.warmup)
 
     def _own_rate(self, progress: float) -> float:
         return self._rate(progress) if progress < self.settled_at else 0.0

@@ -108,7 +108,7 @@ class L0Prune(UnitPruner):
         def _check_times(self) -> None:
             rising(self, "prefinetune", "target_warmup", "settled_at")
             if self.prefinetune == self.target_warmup:
-                raise self.error("prefinetune", f"must be below method.target_warmup={self.target_warmup}")
+                raise self.error("prefinetune", f"must rise to method.target_warmup={self.target_warmup}")
             if not self.train_weights and self.settled_at < 1:
                 raise self.error("train_weights", "leaves nothing to train after settled_at: set settled_at=1")
             if self.gate_schedule == "inverse_root" and self.gate_warmup == 0:

@@ -29,11 +29,11 @@ from keepfrac.models.targets import linears_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import cubic, ramp
 from keepfrac.settings import choice, count, flag, settings, share
-from keepfrac.training.adapter_tuning import Adapting, SparseAdapterSettings, restarted
+from keepfrac.training.adapter_tuning import AdapterTuning, SparseAdapterSettings, warm_restart
 from keepfrac.training.finetune import Batch
 
 
-class LoraSparse(Adapting):
+class LoraSparse(AdapterTuning):
     """Low-rank and sparse updates of frozen, pruned linears."""
 
     @settings
@@ -128,12 +128,12 @@ class LoraSparse(Adapting):
     def set_extra_state(self, state: dict) -> None:
         self.level, self.settled = state["level"], state["settled"]
         if self.settled or self.level:
-            self.adapters.constrain(self.net, {})  # the masks themselves come with the weights
+            self.adapters.apply_mask_in_forward(self.net, {})  # the masks themselves come with the weights
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _rate(self, progress: float) -> float:
-        return restarted(progress, self.settled_at, self.loop.warmup)
+        return warm_restart(progress, self.settled_at, self.loop.warmup)
 
     def _choose(self, share: float) -> dict[str, Tensor]:
         assert self.s1 is not None
@@ -144,9 +144,9 @@ class LoraSparse(Adapting):
         masks = self._choose(share)
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
-        if self.averages is not None:
-            self.averages.prune(masks)  # else they would remember the weights from before
-        self.adapters.constrain(self.net, masks)
+        if self.ema is not None:
+            self.ema.prune(masks)  # else they would remember the weights from before
+        self.adapters.apply_mask_in_forward(self.net, masks)
 
     def _settle(self) -> None:
         if self._blind():

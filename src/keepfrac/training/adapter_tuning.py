@@ -122,13 +122,13 @@ class Adapters:
         new_head = self.settings.train_head and module.task.head == "sequence_classification"
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
-    def constrain(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """With merge=sparse_by_construction: from now on training sees the masks' zeros in the updated weights."""
         if self.settings.merge == "sparse_by_construction":
             for path, one in adapted(net).items():
                 one.constrain(masks.get(f"{path}.weight"))
 
-    def deliver(self, module: FineTune) -> dict[str, float]:
+    def merge_for_export(self, module: FineTune) -> dict[str, float]:
         """Brings the model into the form that `merge` says; returns the scores that it had before."""
         if self.settings.merge == "keep":
             return {}
@@ -168,7 +168,7 @@ class Adapters:
         return found
 
 
-class Adapting(FineTune):
+class AdapterTuning(FineTune):
     """Updates of frozen linears; the arguments are those of FineTune."""
 
     class Settings(AdapterSettings):
@@ -193,22 +193,22 @@ class Adapting(FineTune):
         if self.settings.merge == "sparse_by_construction":
             if self.masks is None:
                 raise UserError("method.merge=sparse_by_construction: this model has no masks, so no zeros to hold")
-            self.adapters.constrain(self.net, dict(self.masks.items()))
+            self.adapters.apply_mask_in_forward(self.net, dict(self.masks.items()))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)  # a run without training has not been prepared
         self.account |= trained(self)
-        self.account |= self.adapters.deliver(self)
+        self.account |= self.adapters.merge_for_export(self)
 
     def kept(self) -> dict:
         return {**super().kept(), **self.account, "merge": self.settings.merge}
 
 
-def restarted(progress: float, parted: float, warmup: float) -> float:
-    """Returns the factor of the rate: the loop's schedule up to progress `parted`, and once more from there."""
-    if progress < parted:
-        return warmup_then_linear(progress / parted, warmup)
-    return warmup_then_linear((progress - parted) / (1 - parted), warmup)
+def warm_restart(progress: float, restart_at: float, warmup: float) -> float:
+    """Returns the factor of the rate: the loop's schedule up to progress `restart_at`, and once more from there."""
+    if progress < restart_at:
+        return warmup_then_linear(progress / restart_at, warmup)
+    return warmup_then_linear((progress - restart_at) / (1 - restart_at), warmup)
 
 
 def gradient_squares(
