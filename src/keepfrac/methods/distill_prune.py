@@ -29,10 +29,12 @@ class DistillPrune(WeightPruner):
 
     @settings
     class Settings(WeightPruner.Settings):
-        scope: str = choice("uniform: the same share of each matrix; global: all matrices compete", *SCOPES)
+        scope: str = choice(
+            "where keep_frac holds; uniform: the same share of each matrix; global: all matrices compete", *SCOPES
+        )
         floor: float = share("under global, the least that each matrix keeps, as a part of keep_frac")
-        score: str = choice("of a weight", *SCORES)
-        decay: float = share("of fisher's moving average of squared gradients", "[)")
+        score: str = choice("how much a weight matters", *SCORES)
+        decay: float = share("decay of fisher's moving average of squared gradients", "[)")
         structure: str = choice("what stays together; 2:4 and 4:8 keep 0.5", *STRUCTURES)
         block: int = count("edge of a square block, a divisor of the matrices' edges")
         warm_up: float = share("share of training before the first change of the masks", "[)")

@@ -46,13 +46,17 @@ class DseeStructured(Pruner):
 
     @settings
     class Settings(SparseAdapterSettings, Pruner.Settings):
-        neurons_keep_frac: float | None = share("of the feed-forward neurons; null: keep_frac", "(]", null=True)
+        neurons_keep_frac: float | None = share(
+            "share of the feed-forward neurons that stays; null: keep_frac", "(]", null=True
+        )
         merge: str = choice("what is delivered, see `training.adapter_tuning`", "masked", "dense", "keep")
-        score: str = choice("of a unit, see above", "l1", "delta", "w_delta")
+        score: str = choice(
+            "of a unit: its coefficient, its update, or the sum of weight and update", "l1", "delta", "w_delta"
+        )
         scope: str = choice("layer: the same numbers in every layer", "layer", "global")
         l1: Mapping[str, float] = mapping("weights of the losses of score=l1", in_range(0), "heads", "neurons")
         coefficient_lr: float = number("learning rate of the coefficients of score=l1", ends="(]")
-        settled_at: float = share("progress at which the units are chosen and the rate begins anew", "[)")
+        settled_at: float = share("progress at which the units are chosen and the learning rate restarts", "[)")
 
         def check(self) -> None:
             super().check()
@@ -161,9 +165,12 @@ class DseeStructured(Pruner):
         dense = getattr(shape, f"num_{family}")
         if self.settings.scope == "layer":
             count = max(1, num_kept(share, dense))
-            return [select_counts([one], min(count, len(one)), min(1, len(one)), 1, even=False)[0] for one in scores]
+            return [
+                select_counts([one], min(count, len(one)), floor=min(1, len(one)), align=1, even=False)[0]
+                for one in scores
+            ]
         count = max(len(scores), num_kept(share, dense * shape.num_layers))
-        return select_counts(scores, count, 1, 1, even=False)
+        return select_counts(scores, count, floor=1, align=1, even=False)
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -38,13 +38,13 @@ class LoraSparse(AdapterTuning):
 
     @settings
     class Settings(SparseAdapterSettings):
-        score: str = choice("of S1: |W|, the update's size where there is one, or the sum's", *SCORES)
-        scope: str = choice("of S1's share; groups: {with an update}, {the rest}, each by itself", *SCOPES)
+        score: str = choice("of a weight in S1: |W|, the size of its update if it has one, or of the sum", *SCORES)
+        scope: str = choice("where S1's share holds; groups: of the linears with an update, and of the rest", *SCOPES)
         pooler: bool = flag("whether S1 holds for the pooler too, as in the original's code")
-        schedule: str = choice("of S1's share", "one_shot", "cubic")
+        schedule: str = choice("how S1's share falls", "one_shot", "cubic")
         ramp_from: float = share("progress at which a cubic share begins to fall", "[)")
         updates: int = count("how often a cubic share falls on the way")
-        settled_at: float = share("progress from which S1 is fixed and the rate begins anew", "[)")
+        settled_at: float = share("progress from which S1 is fixed and the learning rate restarts", "[)")
 
         def check(self) -> None:
             super().check()
@@ -93,7 +93,7 @@ class LoraSparse(AdapterTuning):
             level = int(self.settings.updates * ramp(done, self.settings.ramp_from, self.settled_at))
             if level > self.level and not self._blind():
                 self.level = level
-                self._prune(cubic(done, self.keep_frac, self.settings.ramp_from, self.settled_at))
+                self._prune(cubic(done, self.keep_frac, start=self.settings.ramp_from, end=self.settled_at))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)
@@ -137,7 +137,8 @@ class LoraSparse(AdapterTuning):
 
     def _choose(self, share: float) -> dict[str, Tensor]:
         assert self.s1 is not None
-        return choose_s1(self.net, self.paths, share, self.settings.score, self.settings.scope, dict(self.s1.items()))
+        own, present = self.settings, dict(self.s1.items())
+        return choose_s1(self.net, self.paths, share, score=own.score, scope=own.scope, present=present)
 
     def _prune(self, share: float) -> None:
         assert self.s1 is not None

@@ -32,8 +32,8 @@ class SparseBackward(FineTune):
         norm: str = choice("the size by which units are ranked; var: the variance", *NORMS)
         scale: str = choice("inverse: what is kept by chance is divided by its probability", *SCALES)
         scope: str = choice("among whom units compete", *SCOPES)
-        coverage: float = share("of the budget, what visits all columns in turn")
-        share: float = share("of the budget, what rule=mixed draws at random")
+        coverage: float = share("share of the budget that visits all columns in turn")
+        share: float = share("share of the budget that rule=mixed draws at random")
         selection_seed: int = count("seed of the random choices", least=0)
 
         def check(self) -> None:

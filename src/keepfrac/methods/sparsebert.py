@@ -60,7 +60,7 @@ class SparseBert(WeightPruner):
         every = max(1, round(total / self.settings.updates))
         if done >= total or done % every:
             return None
-        return cubic((done // every) / (total // every), self.keep_frac, 0.0, 1.0)
+        return cubic((done // every) / (total // every), self.keep_frac, start=0.0, end=1.0)
 
     def _rate(self, progress: float) -> float:
         """Undoes the bias correction of Adam, and is constant otherwise."""

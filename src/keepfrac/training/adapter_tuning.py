@@ -53,9 +53,9 @@ class LoraSettings(FineTune.Settings):
             "a list that is not empty: name roles, such as [query,value]",
         ),
     )
-    rank: int = count("r of every update, up to the smaller side of each weight")
+    rank: int = count("rank r of every update, up to the smaller side of each weight")
     alpha: float = number("the updates count alpha / r", ends="(]")
-    dropout: float = share("of the updates' input", "[)")
+    dropout: float = share("dropout rate of the updates' input", "[)")
     train_head: bool = flag("whether the task's classifier learns too")
 
 
@@ -64,7 +64,7 @@ class AdapterSettings(LoraSettings):
     """Updates of our own, and what they are merged into."""
 
     adapter: str | None = text("a PEFT LoRA folder to start from; null: none", null=True)
-    merge: str = choice("what is delivered: see above", *MERGES)
+    merge: str = choice("what is delivered, see `training.adapter_tuning`", *MERGES)
 
     def check(self) -> None:
         super().check()
@@ -77,14 +77,14 @@ class SparseAdapterSettings(AdapterSettings):
     """The same, with S2 beside the low-rank updates."""
 
     sparse: int = count("N, values of S2 in each updated weight; 0: no S2", least=0)
-    selector: str = choice("where they stand", *SELECTORS)
+    selector: str = choice("how the places of S2's values are chosen", *SELECTORS)
     selector_rank: int | None = count(
         "rank of the approximation whose residual grebsmo and svd_residual look at; null: `rank`. The DSEE code's"
         " grebsmo grew to 496",
         null=True,
     )
     selector_batches: int = count("training batches whose squared gradients are summed, for gradient")
-    selector_seed: int = count("seed of what is drawn", least=0)
+    selector_seed: int = count("seed of the random places", least=0)
 
 
 class Adapters:
@@ -109,7 +109,8 @@ class Adapters:
         else:
             own, targets = self.settings, targets_of(net, self.settings.targets)
             positions = self._positions(module, targets, batches)
-            attach(net, targets, self.settings.rank, scale_of(own.alpha, own.rank), self.settings.dropout, positions)
+            scale = scale_of(own.alpha, own.rank)
+            attach(net, targets, own.rank, scale=scale, dropout=own.dropout, positions=positions)
             if own.adapter:
                 start_from(net, read_peft(Path(own.adapter)))
         if self.settings.merge == "sparse_by_construction":
@@ -161,7 +162,12 @@ class Adapters:
             generator = torch.Generator().manual_seed(1_000_003 * own.selector_seed + index)
             try:
                 found[target] = select_positions(
-                    weight, own.sparse, own.selector, own.selector_rank or own.rank, generator, squares.get(target)
+                    weight,
+                    own.sparse,
+                    own.selector,
+                    rank=own.selector_rank or own.rank,
+                    generator=generator,
+                    squares=squares.get(target),
                 )
             except UserError as error:
                 raise UserError(f"method.sparse: {target.path}: {error}") from error

@@ -63,7 +63,7 @@ class PruningSchedule:
         begun = done - int(self.start * total)
         if begun <= 0 or begun % self.every(total):
             return None
-        return cubic(progress, keep_frac, self.start, self.end)
+        return cubic(progress, keep_frac, start=self.start, end=self.end)
 
 
 class WeightPruner(FineTune):
@@ -182,7 +182,7 @@ class WeightPruner(FineTune):
         scores = {name: self.scores.of(name, weight) for name, weight in weights.items()}
         if self.regrow and all(weight.grad is not None for weight in weights.values()):
             gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-            masks = with_regrowth(scores, gradients, present, share, self.regrow, self.pattern)
+            masks = with_regrowth(scores, gradients, present, keep_frac=share, share=self.regrow, pattern=self.pattern)
         else:
             masks = masks_of(scores, present, share, self.pattern)
         self.masks.update(masks)
