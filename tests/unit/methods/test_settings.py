@@ -14,11 +14,11 @@ GAINS = {"proportional": 0, "integral": 0.02, "quadratic": 30, "limit": 10}
 RANKS = {"families": ["heads", "ranks"]}
 
 
-def made(method: str, keep_frac: float = 0.3, **changed):
+def made(method: str, **changed):
     """The settings of a method as its yaml has them, with some changed."""
     own = OmegaConf.load(CONF / "method" / f"{method}.yaml")
     own.pop("defaults", None)
-    whole = OmegaConf.create({"keep_frac": keep_frac, "seed": 0, "clip": 1.0, "method": own})
+    whole = OmegaConf.create({"keep_frac": 0.3, "seed": 0, "clip": 1.0, "method": own})
     given = OmegaConf.to_container(whole, resolve=True)["method"] | changed
     return build_target(given["_target_"]).Settings.of(given)
 
