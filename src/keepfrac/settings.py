@@ -235,7 +235,7 @@ def rising(settings: Settings, *names: str) -> None:
     known = [name for name in names if getattr(settings, name) is not None]
     for low, high in pairwise(known):
         if getattr(settings, low) > getattr(settings, high):
-            raise settings.error(low, f"must not be above {settings.key(high)}={getattr(settings, high)}")
+            raise settings.error(low, f"must rise, and {settings.key(high)}={getattr(settings, high)} is below it")
 
 
 def _shown(value: Any) -> str:
