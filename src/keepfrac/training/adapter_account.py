@@ -1,7 +1,5 @@
 """What a run reports of a model with updates: how much learns, and its scores before it is merged."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -34,14 +32,12 @@ def scores_of(module: FineTune) -> dict[str, float]:
     module.eval()
     loaders = {"val": module.task.val_dataloader(), "test": module.task.test_dataloader()}
     for split, loader in loaders.items():
-        module.on_validation_epoch_start()
+        module.start_scores(split)
         for index, batch in enumerate(loader):
-            batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
+            batch = module.task.to_device(batch, module.device)
             with trainer.precision_plugin.val_step_context():
                 module.validation_step(batch, index)
-        # the trainer is in no test here, and a temperature is fitted on validation alone
-        with module.task.tested() if split == "test" else nullcontext():
-            scores = module.val_metrics.compute()
+        scores = module.val_metrics.compute()
         found |= {f"{split}/{name}": float(value) for name, value in scores.items()}
-    module.on_validation_epoch_start()
+    module.start_scores("val")
     return found

@@ -228,7 +228,7 @@ def gradient_squares(
     mode = net.training
     net.eval()  # no dropout: the positions depend on the data alone
     for _, batch in zip(range(count), batches, strict=False):
-        loss, _ = module.loss_of({name: tensor.to(device) for name, tensor in batch.items()})
+        loss, _ = module.loss_of(module.task.to_device(batch, device))
         for path, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
             sums[path] += gradient.square()
     net.train(mode)

@@ -73,7 +73,7 @@ def test_pairs_given_labels_and_a_subset(make_task, file):
 def test_a_regression(make_task, file):
     task = make_task("csv", problem="regression", train_file=file("a.csv", rows(200, labels=(0.5, 2))), **NAMED)
     assert (task.labels, task.num_labels) == (None, 1)
-    assert set(task.metrics().keys()) == {"pearson", "spearman", "pearson_and_spearman"}
+    assert set(task.metrics("val").keys()) == {"pearson", "spearman", "pearson_and_spearman"}
     assert set(task.splits.train["label"]) == {0.5, 2.0}
 
 

@@ -323,7 +323,7 @@ def test_no_run_of_tokens_twice_in_a_text_but_those_of_the_prompt_may_come(e2e):
 
 def test_scores_and_examples_are_those_of_the_texts(e2e):
     task = e2e(metrics=["rouge_l"], best_metric="rouge_l")
-    metrics = task.metrics()
+    metrics = task.metrics("val")
     batch = next(iter(task.val_dataloader()))
     first = {number: task.references(number)[1] for number in batch["numbers"].tolist()}
     rows = [task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in first.values()]

@@ -67,7 +67,7 @@ def test_a_task_by_folder(make_task, name, tokenizer):
     assert described["source"] == f"folder {FIXTURES / task.layout.folder}"
     batch = next(iter(task.train_dataloader()))
     assert batch["input_ids"].shape[0] == 4
-    assert set(task.metrics().keys()) >= {task.best_metric}
+    assert set(task.metrics("val").keys()) >= {task.best_metric}
     train, validation = set(task.splits.train["text"]), set(task.splits.validation["text"])
     assert not train & validation
 

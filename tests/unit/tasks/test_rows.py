@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keepfrac.errors import UserError
-from keepfrac.tasks.rows import Rows, cut, cut_three, cut_validation, place, places, stratified, subset
+from keepfrac.tasks.rows import Rows, cut, cut_three, cut_validation, hash_bucket, hash_buckets, stratified, subset
 
 TEXTS = [f"sentence number {i}" for i in range(20_000)]
 
@@ -12,12 +12,12 @@ def rows_of(texts, labels=None):
 
 
 def test_a_place_depends_on_the_words_alone():
-    assert place("A  Red door ") == place("a red DOOR") != place("a red doors")
-    assert all(0 <= place(text) < 1 for text in [*TEXTS[:100], "", "\ud800"])
+    assert hash_bucket("A  Red door ") == hash_bucket("a red DOOR") != hash_bucket("a red doors")
+    assert all(0 <= hash_bucket(text) < 1 for text in [*TEXTS[:100], "", "\ud800"])
 
 
 def test_places_are_spread_evenly():
-    counts, _ = np.histogram(places(TEXTS), bins=10, range=(0, 1))
+    counts, _ = np.histogram(hash_buckets(TEXTS), bins=10, range=(0, 1))
     assert abs(counts - 2000).max() < 200
 
 
@@ -35,7 +35,7 @@ def test_a_split_does_not_depend_on_the_other_rows():
 
 @pytest.mark.parametrize("most", [1, 100, 1999])
 def test_the_most_is_kept_and_equal_places_stay_together(most):
-    where = np.repeat(places(TEXTS[:2000]), 3)
+    where = np.repeat(hash_buckets(TEXTS[:2000]), 3)
     mask = cut(where, 0.5, most)
     assert mask.sum() <= most
     assert most - mask.sum() < 3

@@ -32,6 +32,12 @@ class Table:
         return UserError(f"{self.path}, line {self.lines[row]}: {fault}")
 
 
+def text_columns(text: str, text_pair: str | None, label: str) -> dict[str, str]:
+    """Returns what a column is for -> its name, of the columns that there are."""
+    named = {"text": text, "text_pair": text_pair, "label": label}
+    return {purpose: column for purpose, column in named.items() if column is not None}
+
+
 def read_table(path: Path, columns: Mapping[str, str]) -> Table:
     """Reads the columns that are asked for; everything is text, "null", "NA" and the empty string too.
 
