@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Inputs = Mapping[str, Tensor]
+Pairs = list[tuple[int, int]]
+"""Layers of the student, each with its layer of the teacher."""
 
 
 class Activations(NamedTuple):
@@ -98,7 +100,9 @@ class Distiller(nn.Module):
         with recorded(net, paths) as scores:
             return Activations(net(**inputs, **wanted), scores)
 
-    def terms(self, net: PreTrainedModel, student: Activations, teacher: Activations, mask: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, net: PreTrainedModel, student: Activations, teacher: Activations, mask: Tensor
+    ) -> dict[str, Tensor]:
         """Returns the weighted terms by name: att and rep summed over the student's layers, cls."""
         recipe, found = self.recipe, {}
         if recipe.w_att or recipe.w_rep:
@@ -111,7 +115,7 @@ class Distiller(nn.Module):
             found["cls"] = recipe.w_cls * self._logits(net, student, teacher)
         return found
 
-    def _attention(self, pairs: list[tuple[int, int]], student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
+    def _attention(self, pairs: Pairs, student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
         terms = [
             attention_loss(student.scores[own], teacher.scores[other], mask, self.recipe.padding)
             for own, other in pairs
@@ -119,7 +123,7 @@ class Distiller(nn.Module):
         ]
         return torch.stack(terms).sum() if terms else torch.zeros((), device=mask.device)
 
-    def _hidden(self, pairs: list[tuple[int, int]], student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
+    def _hidden(self, pairs: Pairs, student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
         own, wanted = student.outputs.hidden_states, teacher.outputs.hidden_states
         projection = self.projection or nn.Identity()
         terms = [hidden_loss(projection(own[i]), wanted[j], mask, self.recipe.padding) for i, j in pairs]

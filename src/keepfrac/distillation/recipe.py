@@ -24,9 +24,7 @@ class Recipe(Settings):
         "teacher",
     )
     w_att: float = number("weight of the attention scores before the softmax, summed over the student's layers")
-    w_rep: float = number(
-        "weight of the hidden states, summed over the embeddings' output and the student's layers"
-    )
+    w_rep: float = number("weight of the hidden states, summed over the embeddings' output and the student's layers")
     w_cls: float = number("weight of the logits")
     w_label: float = number("weight of the task's own loss")
     temperature: float = number("temperature of the logits", 0, ends="(]")

@@ -338,5 +338,7 @@ class Task(pl.LightningDataModule):
             num_workers=num_workers,
             multiprocessing_context="fork" if num_workers else None,  # jobs of a process pool cannot pickle theirs
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            generator=torch.Generator().manual_seed(self.settings.seed),  # else each iteration draws from the global one
+            generator=torch.Generator().manual_seed(
+                self.settings.seed
+            ),  # else each iteration draws from the global one
         )

@@ -109,6 +109,5 @@ class DataToText(GenerationTask):
             if not found:
                 raise UserError(f"{source} has no {split} split; there are {', '.join(dataset)}; {own}")
         return {
-            split: read_split(dataset[found[0]], self.layout, f"{source}, {found[0]}")
-            for split, found in names.items()
+            split: read_split(dataset[found[0]], self.layout, f"{source}, {found[0]}") for split, found in names.items()
         }, source

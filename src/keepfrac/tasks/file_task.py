@@ -4,17 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepfrac.errors import UserError
-from keepfrac.settings import choice, flag, setting, settings, text as text_field
+from keepfrac.settings import choice, flag, setting, settings
+from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import LIST
-from keepfrac.tasks.data.files import (
-    Table,
-    found_labels,
-    label_sets,
-    read_table,
-    text_columns,
-    to_label_rows,
-    to_rows,
-)
+from keepfrac.tasks.data.files import Table, found_labels, label_sets, read_table, text_columns, to_label_rows, to_rows
 from keepfrac.tasks.rows import Rows, Splits, cut_three, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 
@@ -28,7 +21,9 @@ class FileTask(TextTask):
 
         problem: str = choice("what is predicted", "classification", "regression")
         train_file: str | None = text_field("the training rows (.csv, .tsv or .jsonl)", null=True)
-        validation_file: str | None = text_field("rows that choose the best checkpoint; null: cut from train", null=True)
+        validation_file: str | None = text_field(
+            "rows that choose the best checkpoint; null: cut from train", null=True
+        )
         test_file: str | None = text_field("rows that are reported; null: cut from train", null=True)
         text: str = text_field("column of the text")
         text_pair: str | None = text_field("column of the second text; null: one text", null=True)
@@ -45,7 +40,7 @@ class FileTask(TextTask):
 
         def check(self) -> None:
             if self.multi_label and self.problem != "classification":
-                raise self.error("problem", "several labels (task.multi_label=true) are a classification")
+                raise self.error("problem", "allowed with task.multi_label=true is classification")
             if self.label_separator and not self.multi_label:
                 raise self.error("label_separator", "must be null without task.multi_label=true")
             if self.labels is not None and self.problem == "regression":

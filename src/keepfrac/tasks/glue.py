@@ -75,9 +75,10 @@ class GlueTask(TextTask):
         )
 
     def _test_in_words(self) -> str:
-        if self.settings.folder:
-            return f"test is {self.layout.tests[self.settings.test][0]} of {self.settings.folder}, which need not be GLUE's own split"
-        return TEST[self.settings.test]
+        folder, test = self.settings.folder, self.settings.test
+        if folder:
+            return f"test is {self.layout.tests[test][0]} of {folder}, which need not be GLUE's own split"
+        return TEST[test]
 
     def _wanted(self) -> dict[str, tuple[str, str]]:
         """Returns name -> (file, hub split) of the sets to read; MNLI's other dev set comes along."""
@@ -87,7 +88,9 @@ class GlueTask(TextTask):
         }
 
     def _from_hub(self) -> tuple[dict[str, Rows], str, dict] | None:
-        if self.settings.data_dir or self.settings.folder or os.environ.get("GLUE_DATA"):  # a folder that the user named
+        if (
+            self.settings.data_dir or self.settings.folder or os.environ.get("GLUE_DATA")
+        ):  # a folder that the user named
             return None
         dataset = hub_dataset(HUB, self.name)
         if dataset is None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from keepfrac.errors import DataMissing
-from keepfrac.settings import choice, setting, settings, text as text_field
+from keepfrac.settings import choice, setting, settings
+from keepfrac.settings import text as text_field
 from keepfrac.storage import archives
 from keepfrac.tasks.base import LIST
 from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns, to_rows

@@ -74,7 +74,8 @@ class MlmTask(TextTask):
     class Settings(TextTask.Settings):
         """The texts, and how they are masked."""
 
-        of: Mapping | None = anything("settings of the task whose texts are taken; null: `text_file`")
+        # a key with the name of a class method, which the class keeps
+        of: Mapping | None = anything("settings of the task whose texts are taken; null: `text_file`")  # type: ignore[assignment]
         text_file: str | None = text(
             "a file with one text per line, UTF-8, empty lines left out; null: `of`", null=True
         )
@@ -99,11 +100,13 @@ class MlmTask(TextTask):
             raise UserError(
                 f"task {self.name}: type either task@task.of=<a task, such as gaiic> or task.text_file=<a file>"
             )
-        train, held_out, source, how, notes = _of_task(of) if of else _of_file(text_file)
+        train, held_out, source, how, notes = _of_task(of) if of else _of_file(str(text_file))
         half = cut(hash_buckets([f"half {text}" for text in held_out]), 0.5)
         validation, test = (_rows(np.array(held_out, dtype=object)[mask].tolist()) for mask in (~half, half))
         how += ", halved by another hash, is validation and test"
-        return Splits(subset(_rows(train), self.settings.rows, "text"), validation, test, source, how, None, notes=notes)
+        return Splits(
+            subset(_rows(train), self.settings.rows, "text"), validation, test, source, how, None, notes=notes
+        )
 
     # tokens ---------------------------------------------------------------------------------------------------------
 

@@ -141,10 +141,22 @@ def test_labels_may_stand_between_separators_and_hold_blanks(make_task, file):
         (["a b", "b b"], {}, "line 3: label 'b' stands there twice"),
         (["a b", "a;;b"], {"label_separator": ";"}, "line 3: nothing between two separators of 'a;;b'"),
         (["a", "a"], {}, "1 different labels"),
-        (["a b"], {"problem": "regression"}, "problem=regression: allowed are classification"),
-        (["a b"], {"label_separator": ""}, "label_separator=''"),
-        (["a", "b"], {"label_separator": ";", "multi_label": False}, "label_separator=';'"),
-        (["a b"], {"problem": "multi_label", "multi_label": False}, "allowed are classification and regression"),
+        (
+            ["a b"],
+            {"problem": "regression"},
+            "problem=regression: allowed with task.multi_label=true is classification",
+        ),
+        (["a b"], {"label_separator": ""}, "label_separator=: must be a text, or null"),
+        (
+            ["a", "b"],
+            {"label_separator": ";", "multi_label": False},
+            "label_separator=;: must be null without task.multi_label=true",
+        ),
+        (
+            ["a b"],
+            {"problem": "multi_label", "multi_label": False},
+            "problem=multi_label: must be one of classification, regression",
+        ),
     ],
 )
 def test_what_is_wrong_with_several_labels_is_named(make_task, file, labels, overrides, named):

@@ -140,13 +140,13 @@ def test_meanings_without_a_good_reference_are_counted_in_the_account(make_task,
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"layout": "rotowire"}, "layout=rotowire: allowed are e2e, dart, webnlg"),
+        ({"layout": "rotowire"}, "layout=rotowire: must be one of e2e, dart, webnlg"),
         ({"prompt": "say it"}, r"must have \{meaning\}"),
-        ({"beams": 0}, "beams=0: allowed are whole numbers from 1"),
+        ({"beams": 0}, "beams=0: must be a whole number >= 1"),
         ({"no_repeat": -1}, "no_repeat=-1"),
         ({"eval_examples": 0}, "eval_examples=0"),
         ({"max_new_tokens": 48}, "must be less than task.max_length=48"),
-        ({"label_smoothing": 1.0}, r"must be in \[0, 1\)"),
+        ({"label_smoothing": 1.0}, r"must be a number in \[0, 1\)"),
         (
             {"metrics": ["accuracy"], "best_metric": None},
             "no metric of a generation; allowed are bleu, nist, rouge_l, chrf",

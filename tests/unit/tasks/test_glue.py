@@ -173,7 +173,7 @@ def test_what_is_wrong_is_said_with_file_and_line(make_task, tmp_path, name, con
 def test_test_sets_that_a_task_does_not_have(make_task):
     with pytest.raises(UserError, match=r"task\.test=official: allowed for sst2 are dev"):
         make_task("sst2", test="official")
-    with pytest.raises(UserError, match=r"task\.name=typo: allowed are cola, "):
+    with pytest.raises(UserError, match=r"task\.name=typo: must be one of cola, "):
         make_task("sst2", name="typo")
 
 

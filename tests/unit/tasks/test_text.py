@@ -188,7 +188,11 @@ def test_it_can_be_sent_to_another_process(toy):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"problem": "generation"}, "task.problem=generation: allowed are classification and regression"),
+        ({"rows": 0}, "task.rows=0: must be a whole number >= 1, or null"),
+        ({"rows": -1}, "task.rows=-1"),
+        ({"rows": 1.5}, "task.rows=1.5"),
+        ({"rows": True}, "task.rows=true"),
+        ({"rows": "ten"}, "task.rows=ten"),
         ({"max_length": 2}, "task.max_length=2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"best_metric": "mcc"}, "task.best_metric=mcc: allowed are loss and this task's metrics, accuracy"),

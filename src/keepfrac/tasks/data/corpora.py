@@ -102,7 +102,6 @@ def _texts(annotations, key: str) -> list[str]:
     return [one[key] for one in annotations if one.get("comment", "good") in ("good", "")]
 
 
-
 def read_folder(folder: Path, layout: CorpusLayout) -> dict[str, CorpusSplit]:
     """Reads the three splits of a corpus from a folder.
 

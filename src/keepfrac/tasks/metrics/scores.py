@@ -16,7 +16,6 @@ from keepfrac.errors import UserError
 from keepfrac.tasks.metrics import multi_label, text
 from keepfrac.tasks.metrics.masked_lm import MaskedAccuracy, Perplexity
 
-
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -38,7 +37,7 @@ class WholeSetScore(Metric):
         self.add_state("target", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds the predictions and targets of a batch: classes or scores (rows,), or logits and truth (rows, labels)."""
+        """Adds a batch: predicted and true classes or scores (rows,), or logits and truth (rows, labels)."""
         self.preds.append(preds.float())
         self.target.append(target.float())
 
