@@ -58,7 +58,7 @@ class Store:
         folder: where they lie.
         make: gives the candidates of some sentences; called for chunks that are not there yet.
         leads: whether this process of the run makes them; the others read.
-        tell: is told (sentences done, all sentences) after each chunk that was made.
+        tell: called with (sentences done, all sentences) after each chunk that was made.
     """
 
     folder: Path

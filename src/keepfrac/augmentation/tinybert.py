@@ -40,7 +40,7 @@ from keepfrac.tasks.tokens import cache_root
 
 log = logging.getLogger(__name__)
 
-TOLD_SECONDS = 10.0
+LOG_EVERY_SECONDS = 10.0
 Tell = Callable[[int, int], None]
 
 
@@ -105,7 +105,7 @@ class TinyBertAugmentation:
             leads: whether this process of the run does the work; the others wait for it and read.
             device: where the masked language model runs, "cpu" or "cuda".
             bf16: whether it computes in bfloat16.
-            tell: is told (sentences done, all sentences) while the work is done.
+            tell: called with (sentences done, all sentences) while the work is done.
 
         Raises:
             UserError: the task has no sentences, or none of their words can be replaced.
@@ -128,12 +128,12 @@ class TinyBertAugmentation:
         """Returns the candidates of each sentence, from the cache where they are: p, N and the seed come later."""
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
         entry = cache_root().with_name("augment") / maker.key(sentences)
-        store = Store(entry, maker, leads, _Watch(tell))
+        store = Store(entry, maker, leads, _LoggedProgress(tell))
         return dict(zip(sentences, store.candidates(sentences), strict=True))
 
 
-class _Watch:
-    """Tells how far the work is, and writes a line to the log every few seconds."""
+class _LoggedProgress:
+    """Passes on how far the work is, and writes a line to the log every few seconds."""
 
     def __init__(self, tell: Tell):
         self.tell, self.begin, self.logged = tell, time.monotonic(), 0.0
@@ -141,7 +141,7 @@ class _Watch:
     def __call__(self, done: int, of: int) -> None:
         self.tell(done, of)
         now = time.monotonic()
-        if now - self.logged > TOLD_SECONDS or done == of:
+        if now - self.logged > LOG_EVERY_SECONDS or done == of:
             self.logged = now
             log.info("augment: %d of %d sentences after %.0f s", done, of, now - self.begin)
 

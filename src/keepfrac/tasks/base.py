@@ -1,26 +1,20 @@
 """Task: what a run learns and is judged by. How rows are encoded and what the loss is, is the subclasses'."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MetricCollection
 
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, count, setting, settings, text
-from keepfrac.settings import Settings as AnySettings
-from keepfrac.tasks.batches import EvaluationBatches, TrainingBatches
+from keepfrac.tasks.loading import Batch, BatchedData
 from keepfrac.tasks.metrics import multi_label, scores
 from keepfrac.tasks.rows import Rows, Splits
 
-Batch = dict[str, Tensor]
 DEFAULT_METRICS = {
     "classification": ("accuracy",),
     "regression": ("pearson_and_spearman", "pearson", "spearman"),
@@ -33,29 +27,13 @@ LIST = Kind(
 )
 
 
-def token_sums(values: Tensor, places: Tensor) -> Tensor:
-    """Returns the sum over each row of `values` (tokens,), which stand at the true `places` (rows, length); (rows,)."""
-    rows = places.nonzero()[:, 0]
-    return values.new_zeros(len(places)).index_add(0, rows, values)
+def token_sums(values: Tensor, positions: Tensor) -> Tensor:
+    """Returns the sum of each row, (rows,), of `values` (tokens,) at the true `positions` (rows, length)."""
+    rows = positions.nonzero()[:, 0]
+    return values.new_zeros(len(positions)).index_add(0, rows, values)
 
 
-class Encoded(Protocol):
-    """Rows as a model takes them: indexable, with the length and the number of truncated rows."""
-
-    @property
-    def truncated(self) -> int:
-        """How many rows were cut."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
-
-
-class Task(pl.LightningDataModule):
+class Task(BatchedData):
     """Data, labels, metrics, loss and prediction of one task.
 
     A subclass gives `head`, `problem`, `read`, `encode`, `collate`, `loss` and `predict`.
@@ -65,10 +43,8 @@ class Task(pl.LightningDataModule):
     """
 
     @settings
-    class Settings(AnySettings):
+    class Settings(BatchedData.Settings):
         """What every task has."""
-
-        where: ClassVar[str] = "task"
 
         name: str = text("the task's name in results")
         rows: int | None = count("training rows, stratified, the same for every seed; null: all", null=True)
@@ -77,10 +53,6 @@ class Task(pl.LightningDataModule):
         best_metric: str | None = text(
             'the metric, or "loss", that chooses the best checkpoint; null: the first metric', null=True
         )
-        batch_size: int = count("rows of one process in a training batch")
-        eval_batch_size: int = count("most rows of one process in an evaluation batch")
-        seed: int = count("of the order of training batches; splits and subsets never depend on it", 0)
-        num_workers: int = count("processes that prepare batches", 0)
 
     settings: Settings
     head: str
@@ -91,8 +63,8 @@ class Task(pl.LightningDataModule):
     """True: a prediction needs the model itself, not the outputs of one forward pass."""
 
     def __init__(self, settings: Settings):
-        super().__init__()
-        self.settings, self.name, self.batch_size = settings, settings.name, settings.batch_size
+        super().__init__(settings)
+        self.name = settings.name
         self.metric_names = tuple(settings.metrics or self.default_metrics())
         self.best_metric = settings.best_metric or self.metric_names[0]
         if self.best_metric not in {*self.metric_names, "loss"}:
@@ -101,23 +73,12 @@ class Task(pl.LightningDataModule):
         scores.check(self.metric_names, self.problem)
         self.tokenizer: Any = None
         self.calibration = multi_label.Calibration()
-        self._encoded: dict[str, Encoded] = {}
-        self._batches: TrainingBatches | None = None
-        self._start = (0, 0)
 
     # what a kind of task gives --------------------------------------------------------------------------------------
 
     @abstractmethod
     def read(self) -> Splits:
         """Reads and divides the data."""
-
-    @abstractmethod
-    def encode(self, rows: Rows) -> Encoded:
-        """Brings rows into the form that the model takes."""
-
-    @abstractmethod
-    def collate(self, items: list) -> Batch:
-        """Makes a batch of encoded rows."""
 
     def use(self, tokenizer) -> None:
         """Takes the tokenizer (again, where a method changes it); what was encoded before is dropped.
@@ -153,7 +114,7 @@ class Task(pl.LightningDataModule):
         """Returns (predictions, targets) of whatever kind of task."""
         return self.generate(net, batch) if self.generates else self.predict(outputs, batch)
 
-    def weight(self, batch: Batch, targets: Tensor) -> int:
+    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
         """Returns how many equal parts the loss of a batch is a mean over."""
         return len(targets)
 
@@ -234,10 +195,6 @@ class Task(pl.LightningDataModule):
         """Returns what the model takes of a batch: all but the labels."""
         return {name: value for name, value in batch.items() if name != "labels"}
 
-    def to_device(self, batch: Batch, device: torch.device) -> Batch:
-        """Returns a batch on a device."""
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
     # what is stated -------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
@@ -255,90 +212,3 @@ class Task(pl.LightningDataModule):
             "truncated": {split: data.truncated for split, data in self._encoded.items()} or None,
             **splits.notes,
         }
-
-    # batches --------------------------------------------------------------------------------------------------------
-
-    def encoded(self, split: str) -> Encoded:
-        """Returns the encoded rows of "train", "val", "test" or an extra test set."""
-        if split not in self._encoded:
-            self._encoded[split] = self.encode(self.splits.named()[split])
-        return self._encoded[split]
-
-    def prepare_data(self) -> None:
-        """Encodes everything in the first process of a machine, so that the others find it done."""
-        self.setup()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes everything."""
-        for split in self.splits.named():
-            self.encoded(split)
-
-    def start_at(self, epoch: int, batch: int) -> None:
-        """Training goes on at this batch of this epoch, in the order of a run that was never interrupted."""
-        self._start = (epoch, batch)
-        if self._batches is not None:
-            self._batches.start_at(epoch, batch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration over training data is that of `epoch`."""
-        if epoch != self._start[0]:
-            self._start = (epoch, 0)
-        if self._batches is not None:
-            self._batches.set_epoch(epoch)
-
-    def train_dataloader(self) -> DataLoader:
-        """Returns the training batches, from the position given by `start_at`."""
-        data = self.encoded("train")
-        self._batches = TrainingBatches(data.lengths, self.batch_size, self.settings.seed, *self._share())
-        self._batches.start_at(*self._start)
-        return self._loader(data, self._batches, self.settings.num_workers)
-
-    def training_batches(self) -> Iterator[Batch]:
-        """Yields training batches for scores that need data: lazily, the same in every process."""
-        data = self.encoded("train")
-        yield from self._loader(data, TrainingBatches(data.lengths, self.batch_size, self.settings.seed), 0)
-
-    def batches_per_epoch(self, world: int) -> int:
-        """Returns how many training batches each of `world` processes takes in an epoch."""
-        return max(1, len(self.splits.train) // (self.batch_size * world))
-
-    def probe_batch(self, rows: int) -> Batch:
-        """Returns the first rows of the validation split as one batch: what costs are measured on."""
-        data = self.encoded("val")
-        return self.collate([data[i] for i in range(min(rows, len(data)))])
-
-    def val_dataloader(self) -> DataLoader:
-        """Returns the validation batches."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> DataLoader:
-        """Returns the test batches."""
-        return self._evaluation("test")
-
-    def extra_dataloaders(self) -> dict[str, DataLoader]:
-        """Returns further labelled test sets by name, such as MNLI's mismatched one."""
-        return {split: self._evaluation(split) for split in self.splits.extra}
-
-    def _evaluation(self, split: str) -> DataLoader:
-        data = self.encoded(split)
-        batches = EvaluationBatches(data.lengths, self.settings.eval_batch_size, *self._share())
-        return self._loader(data, batches, self.settings.num_workers)
-
-    def _share(self) -> tuple[int, int]:
-        """Returns this process's rank and how many there are."""
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-    def _loader(self, data: Encoded, batches, num_workers: int) -> DataLoader:
-        dataset: Dataset = data  # type: ignore[assignment]
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=num_workers,
-            multiprocessing_context="fork" if num_workers else None,  # jobs of a process pool cannot pickle theirs
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            generator=torch.Generator().manual_seed(
-                self.settings.seed
-            ),  # else each iteration draws from the global one
-        )

@@ -77,7 +77,6 @@ class GaiicTask(TextTask):
 
     The given test rows are the test set, unless there are folds: then a fold of the training rows is, and the given
     test is not read at all.
-
     """
 
     @settings

@@ -67,7 +67,6 @@ class MlmTask(TextTask):
     Of a task (`task@task.of=gaiic`): its training texts, each of a pair by itself; its validation texts, halved by a
     hash, are validation and test, and its test set has no part in it. Of a file: its lines; a tenth by a hash is held
     out and halved in the same way.
-
     """
 
     @settings

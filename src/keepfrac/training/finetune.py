@@ -292,7 +292,7 @@ class FineTune(pl.LightningModule):
         task = self.task
         predictions, targets = task.scored(self.net, outputs, batch)
         self.val_metrics.update(predictions, targets)
-        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.weight(batch, targets))
+        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.num_loss_terms(batch, targets))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")

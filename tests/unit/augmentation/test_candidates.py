@@ -11,7 +11,7 @@ SENTENCES = [f"sentence {i}" for i in range(10)]
 
 
 def made(texts):
-    """Of each sentence two choices, one of which has nothing."""
+    """Of each sentence two words, one of which has no candidates."""
     return [
         [WordCandidates(0, 8, "masked_lm", (text[::-1], "word")), WordCandidates(9, len(text), "none", ())]
         for text in texts

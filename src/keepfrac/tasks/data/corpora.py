@@ -106,7 +106,7 @@ def read_folder(folder: Path, layout: CorpusLayout) -> dict[str, CorpusSplit]:
     """Reads the three splits of a corpus from a folder.
 
     Raises:
-        DataMissing: a split has no file there; the names that are looked for are said.
+        DataMissing: a split has no file there; the message has the names that are looked for.
     """
     return {split: _read_split(files_of(folder, layout, split), layout) for split in SPLITS}
 
@@ -143,7 +143,7 @@ def read_split(records: Iterable[Mapping], layout: CorpusLayout, where: str) -> 
         where: what the records were read from, for errors.
 
     Raises:
-        UserError: a record lacks a column or holds no text; its number is said.
+        UserError: a record lacks a column or holds no text; the message has its number.
     """
     pairs, without_reference = [], []
     for number, record in enumerate(records, start=1):

@@ -1,4 +1,4 @@
-"""A user's own tables: csv, tsv and jsonl files with named columns; what is wrong with one is said by file and line."""
+"""A user's own tables: csv, tsv and jsonl files with named columns; errors name the file and the line."""
 
 import csv
 import json

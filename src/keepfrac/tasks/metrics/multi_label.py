@@ -86,8 +86,8 @@ def mean_average_precision(logits: Tensor, targets: Tensor) -> Tensor:
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Returns sum over bins of their share times |mean p - share of true labels| (Naeini et al. 2015)."""
     p, y = logits.sigmoid().flatten(), targets.flatten()
-    place = (p * BINS).long().clamp(max=BINS - 1)
-    gaps = p.new_zeros(BINS).index_add_(0, place, p - y)
+    bins = (p * BINS).long().clamp(max=BINS - 1)
+    gaps = p.new_zeros(BINS).index_add_(0, bins, p - y)
     return gaps.abs().sum() / len(p)
 
 
@@ -134,7 +134,7 @@ SCALED: dict[str, Score] = {"scaled_one_minus_mlogloss": one_minus_mlogloss, "sc
 NAMES = (*SCORES, *SCALED, "temperature")
 
 
-def scores(split: str, calibration: Calibration) -> dict[str, Score]:
+def score_functions(split: str, calibration: Calibration) -> dict[str, Score]:
     """Returns the functions of all NAMES: of logits and truth, both float64 (rows, labels).
 
     Args:

@@ -162,8 +162,8 @@ def collection(
     """
     check(names, problem, num_labels)
     if problem == "multi_label":
-        several = multi_label.scores(split, calibration)
-        return MetricCollection({name: WholeSetScore(several[name]) for name in names})
+        functions = multi_label.score_functions(split, calibration)
+        return MetricCollection({name: WholeSetScore(functions[name]) for name in names})
     return MetricCollection({name: _metric(name, num_labels) for name in names})
 
 
