@@ -65,7 +65,7 @@ def test_any_method_learns_from_a_teacher(composed, teacher, method):
 
 def test_the_teacher_is_in_no_checkpoint_in_eval_and_without_gradient(composed, teacher, monkeypatch):
     seen = []
-    original = Distiller._taught
+    original = Distiller._forward_teacher
 
     def taught(self, inputs):
         found = original(self, inputs)
@@ -73,7 +73,7 @@ def test_the_teacher_is_in_no_checkpoint_in_eval_and_without_gradient(composed, 
         seen.append((modes, found.outputs.logits.requires_grad, found.scores[1].requires_grad))
         return found
 
-    monkeypatch.setattr(Distiller, "_taught", taught)
+    monkeypatch.setattr(Distiller, "_forward_teacher", taught)
     cfg = composed(f"distill.teacher={teacher}", "checkpoint_every=2", "probe_steps=0", "model.dropout=0.1")
     with monkeypatch.context() as patch:
         kill_at(patch, 5)

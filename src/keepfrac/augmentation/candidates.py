@@ -6,18 +6,17 @@ together share the work. An entry may be deleted at any time.
 """
 
 import contextlib
-import io
+import gzip
+import json
 import logging
 import os
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import numpy as np
 
 from keepfrac.errors import UserError
 from keepfrac.tensors.barrier import wait_for_all
@@ -30,7 +29,7 @@ KINDS = ("none", "masked_lm", "neighbours")
 
 
 @dataclass(frozen=True)
-class Choice:
+class WordCandidates:
     """One word of a sentence and what may stand in its place.
 
     Args:
@@ -46,9 +45,9 @@ class Choice:
     words: tuple[str, ...]
 
 
-Choices = list[list[Choice]]
-"""Of each sentence its choices."""
-Make = Callable[[Sequence[str]], Choices]
+Candidates = list[list[WordCandidates]]
+"""Of each sentence, the candidates of its words."""
+Make = Callable[[Sequence[str]], Candidates]
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class Store:
 
     Args:
         folder: where they lie.
-        make: gives the choices of some sentences; called for chunks that are not there yet.
+        make: gives the candidates of some sentences; called for chunks that are not there yet.
         leads: whether this process of the run makes them; the others read.
-        tell: is told (sentences done, all sentences) after each chunk that was made.
+        tell: called with (sentences done, all sentences) after each chunk that was made.
     """
 
     folder: Path
@@ -67,16 +66,16 @@ class Store:
     leads: bool
     tell: Callable[[int, int], None]
 
-    def choices(self, sentences: Sequence[str]) -> Choices:
-        """Returns the choices of all sentences.
+    def candidates(self, sentences: Sequence[str]) -> Candidates:
+        """Returns the candidates of all sentences.
 
         Raises:
             UserError: the cache cannot be written, and other processes of this run need it.
         """
-        found: Choices = []
+        found: Candidates = []
         for number, start in enumerate(range(0, len(sentences), CHUNK)):
             part = sentences[start : start + CHUNK]
-            path = self.folder / f"{number:06d}.npz"
+            path = self.folder / f"{number:06d}.json.gz"
             chunk = load(path, len(part))
             if chunk is None and self.leads:
                 chunk = self._made(path, part)
@@ -91,7 +90,7 @@ class Store:
             found += chunk
         return found
 
-    def _made(self, path: Path, sentences: Sequence[str]) -> Choices:
+    def _made(self, path: Path, sentences: Sequence[str]) -> Candidates:
         """Makes a chunk, or takes over what another job made in the meantime."""
         with _held(self.folder):
             chunk = load(path, len(sentences))
@@ -116,15 +115,15 @@ def _held(folder: Path):
             lock.release()
 
 
-def save(choices: Choices, path: Path) -> None:
+def save(found: Candidates, path: Path) -> None:
     """Writes a chunk; a disk that is full or read-only costs the cache, not the run."""
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **_arrays(choices))
+    rows = [[(word.start, word.end, word.kind, word.words) for word in one] for one in found]
+    content = gzip.compress(json.dumps(rows).encode(), mtime=0)
     scratch = None
     try:
         number, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         with os.fdopen(number, "wb") as file:
-            file.write(content.getvalue())
+            file.write(content)
         Path(scratch).replace(path)
     except OSError as error:
         log.warning("the augmentation is not cached: %s", error)
@@ -132,40 +131,11 @@ def save(choices: Choices, path: Path) -> None:
             Path(scratch).unlink(missing_ok=True)
 
 
-def load(path: Path, sentences: int) -> Choices | None:
+def load(path: Path, sentences: int) -> Candidates | None:
     """Returns a chunk of so many sentences; None where there is none that can be read."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            found = _choices({name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error):
+        rows = json.loads(gzip.decompress(path.read_bytes()))
+        found = [[WordCandidates(start, end, kind, tuple(words)) for start, end, kind, words in one] for one in rows]
+    except (OSError, EOFError, TypeError, ValueError, zlib.error):
         return None
     return found if len(found) == sentences else None
-
-
-def _arrays(choices: Choices) -> dict[str, np.ndarray]:
-    """Returns arrays that say the same: candidates as numbers in a list of words, -1 where there are fewer."""
-    flat = [choice for one in choices for choice in one]
-    words = sorted({word for choice in flat for word in choice.words})
-    number = {word: i for i, word in enumerate(words)}
-    table = np.full((len(flat), max((len(choice.words) for choice in flat), default=0)), -1, dtype=np.int32)
-    for row, choice in zip(table, flat, strict=True):
-        row[: len(choice.words)] = [number[word] for word in choice.words]
-    return {
-        "counts": np.array([len(one) for one in choices], dtype=np.int32),
-        "spans": np.array([(choice.start, choice.end) for choice in flat], dtype=np.int32).reshape(-1, 2),
-        "kinds": np.array([KINDS.index(choice.kind) for choice in flat], dtype=np.int8),
-        "candidates": table,
-        "words": np.array(words, dtype=np.str_),
-    }
-
-
-def _choices(arrays: dict[str, np.ndarray]) -> Choices:
-    words = [str(word) for word in arrays["words"]]
-    flat = [
-        Choice(start, end, KINDS[kind], tuple(words[i] for i in row if i >= 0))
-        for (start, end), kind, row in zip(
-            arrays["spans"].tolist(), arrays["kinds"].tolist(), arrays["candidates"].tolist(), strict=True
-        )
-    ]
-    ends = np.cumsum(arrays["counts"]).tolist()
-    return [flat[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from keepfrac.augmentation.words import Sentence, is_word
 
@@ -63,22 +64,19 @@ class MaskedWords:
 
     def _inputs(self, asked: Sequence[tuple[Sentence, int]]) -> dict[str, Tensor]:
         special = self.tokenizer
-        rows, halves = [], []
+        rows, types = [], []
         for sentence, position in asked:
             ids = sentence.ids[: self.limit]
             masked = [*ids[:position], special.mask_token_id, *ids[position + 1 :]]
-            rows.append([special.cls_token_id, *masked, special.sep_token_id, *ids, special.sep_token_id])
-            halves.append(len(ids) + 2)
-        longest = max(map(len, rows))
-        ids_of = torch.full((len(rows), longest), special.pad_token_id or 0)
-        mask, types = torch.zeros_like(ids_of), torch.zeros_like(ids_of)
-        for i, (row, half) in enumerate(zip(rows, halves, strict=True)):
-            ids_of[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-            types[i, half : len(row)] = 1
-        batch = {"input_ids": ids_of, "attention_mask": mask}
+            first, second = [special.cls_token_id, *masked, special.sep_token_id], [*ids, special.sep_token_id]
+            rows.append(torch.tensor(first + second))
+            types.append(torch.tensor([0] * len(first) + [1] * len(second)))
+        batch = {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=special.pad_token_id or 0),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        }
         if "token_type_ids" in special.model_input_names:
-            batch["token_type_ids"] = types
+            batch["token_type_ids"] = pad_sequence(types, batch_first=True)
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _keep_masked(self, body, arguments, output):

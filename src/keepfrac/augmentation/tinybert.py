@@ -23,69 +23,64 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from keepfrac.augmentation.candidates import KINDS, Choice, Store
-from keepfrac.augmentation.maker import Maker, Recipe, folder_of
+from keepfrac.augmentation.candidates import KINDS, Store, WordCandidates
+from keepfrac.augmentation.maker import Maker, folder_of
 from keepfrac.augmentation.neighbours import glove_digest
 from keepfrac.augmentation.variants import more_rows
 from keepfrac.errors import UserError
+from keepfrac.settings import Settings as AnySettings
+from keepfrac.settings import choice, count, mapping, settings, share, text, whole
 from keepfrac.storage.fingerprint import fingerprint_of_folder
 from keepfrac.tasks.rows import TEXTS, Rows
 from keepfrac.tasks.tokens import cache_root
 
 log = logging.getLogger(__name__)
 
-WORDS = ("auto", "masked_lm", "neighbours")
-TOLD_SECONDS = 10.0
+LOG_EVERY_SECONDS = 10.0
 Tell = Callable[[int, int], None]
 
 
 class TinyBertAugmentation:
-    """Enlarges the training rows of a task.
+    """Enlarges the training rows of a task."""
 
-    Args:
-        name: the augmentation's name in results.
-        times: sentences drawn of each sentence, >= 1; None: by task, as `times_of` says.
-        times_of: task -> sentences drawn of each sentence; `other` holds for tasks that are not in it.
-        p: probability of a word to be replaced, in [0, 1].
-        candidates: M, words among which its replacement is drawn, >= 1.
-        words: "auto": from the masked language model where there is one; "masked_lm": no head is an error;
-            "neighbours": from the table alone, which needs no forward pass.
-        model: the masked language model: a run's folder, a model's folder or a name on the hub.
-        package: its offline source; None: there is none.
-        glove: a GloVe text file for words of several pieces; None: the model's input embeddings.
-        glove_words: lines of that file that are read, >= 1.
-        seed: of the draws, >= 0.
-    """
+    @settings
+    class Settings(AnySettings):
+        """Where candidates come from, and how many sentences are drawn."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        times: int | None,
-        times_of: Mapping[str, int],
-        p: float,
-        candidates: int,
-        words: str,
-        model: str,
-        package: str | None,
-        glove: str | None,
-        glove_words: int,
-        seed: int,
-    ):
-        if words not in WORDS:
-            raise UserError(f"augment.words={words}: allowed are {', '.join(WORDS)}")
-        for key, value in {"times": times, "candidates": candidates, "glove_words": glove_words}.items():
-            if value is not None and value < 1:
-                raise UserError(f"augment.{key}={value}: allowed are whole numbers from 1")
-        if not 0 <= p <= 1:
-            raise UserError(f"augment.p={p}: allowed are numbers in [0, 1]")
-        self.name, self.times, self.times_of, self.p = name, times, times_of, p
-        self.candidates, self.words, self.seed = candidates, words, seed
-        self.model, self.package = model, package
-        self.glove, self.glove_words = glove, glove_words
+        where: ClassVar[str] = "augment"
+
+        name: str = text("the augmentation's name in results")
+        times: int | None = count("sentences drawn of each sentence; null: by task, as `times_of` says", null=True)
+        times_of: Mapping[str, int] = mapping(
+            "task -> sentences drawn of each sentence; `other` holds for tasks that are not in it", whole(1)
+        )
+        p: float = share("probability of a word to be replaced")
+        candidates: int = count("M, words among which a word's replacement is drawn")
+        words: str = choice(
+            "auto: from the masked language model where there is one; masked_lm: no head is an error; neighbours: from"
+            " the table alone, which needs no forward pass",
+            "auto",
+            "masked_lm",
+            "neighbours",
+        )
+        model: str = text("the masked language model: a run's folder, a model's folder or a name on the hub")
+        package: str | None = text("its offline source; null: there is none", null=True)
+        glove: str | None = text(
+            "a GloVe text file for words of several pieces; null: the model's input embeddings", null=True
+        )
+        glove_words: int = count("lines of that file that are read")
+        seed: int = count("of the draws", 0)
+
+        def check(self) -> None:
+            if "other" not in self.times_of:
+                raise self.error("times_of", "needs a number for `other`")
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
 
     @staticmethod
     def contents(settings: dict) -> dict:
@@ -110,36 +105,35 @@ class TinyBertAugmentation:
             leads: whether this process of the run does the work; the others wait for it and read.
             device: where the masked language model runs, "cpu" or "cuda".
             bf16: whether it computes in bfloat16.
-            tell: is told (sentences done, all sentences) while the work is done.
+            tell: called with (sentences done, all sentences) while the work is done.
 
         Raises:
             UserError: the task has no sentences, or none of their words can be replaced.
         """
+        own = self.settings
         if "text" not in rows:
-            raise UserError(f"augment={self.name}: task {task} has no sentences; allowed are tasks of texts")
-        choices = self._choices(rows, leads, device, torch.bfloat16 if bf16 else torch.float32, tell)
-        words = _counted(choices.values())
+            raise UserError(f"augment={own.name}: task {task} has no sentences; allowed are tasks of texts")
+        found = self._candidates(rows, leads, Maker(own, device, torch.bfloat16 if bf16 else torch.float32), tell)
+        words = _counted(found.values())
         if sum(words.values()) == words["none"]:
-            raise UserError(f"augment={self.name}: no word of task {task}'s training rows can be replaced")
-        times = self.times or self.times_of.get(task, self.times_of["other"])
-        more = more_rows(rows, choices.__getitem__, times, self.p, self.seed)
-        log.info("augment=%s: %d training rows became %d (words: %s)", self.name, len(rows), len(more), words)
-        table = f"GloVe {Path(self.glove).name}" if self.glove else "input embeddings"
-        account = {"name": self.name, "times": times, "rows_before": len(rows), "words": words}
-        return more, {**account, "model": self.model, "table": table}
+            raise UserError(f"augment={own.name}: no word of task {task}'s training rows can be replaced")
+        times = own.times or own.times_of.get(task, own.times_of["other"])
+        more = more_rows(rows, found.__getitem__, times, own.p, own.seed)
+        log.info("augment=%s: %d training rows became %d (words: %s)", own.name, len(rows), len(more), words)
+        table = f"GloVe {Path(own.glove).name}" if own.glove else "input embeddings"
+        account = {"name": own.name, "times": times, "rows_before": len(rows), "words": words}
+        return more, {**account, "model": own.model, "table": table}
 
-    def _choices(self, rows: Rows, leads: bool, device: str, dtype: torch.dtype, tell: Tell) -> dict[str, list[Choice]]:
-        """Returns the choices of each sentence, from the cache where they are there: p, N and the seed come later."""
+    def _candidates(self, rows: Rows, leads: bool, maker: Maker, tell: Tell) -> dict[str, list[WordCandidates]]:
+        """Returns the candidates of each sentence, from the cache where they are: p, N and the seed come later."""
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
-        folder = folder_of(self.model, self.package)
-        recipe = Recipe(folder, self.model, self.words, self.candidates, self.glove, self.glove_words, dtype)
-        entry = cache_root().with_name("augment") / recipe.key(sentences)
-        store = Store(entry, Maker(recipe, device), leads, _Watch(tell))
-        return dict(zip(sentences, store.choices(sentences), strict=True))
+        entry = cache_root().with_name("augment") / maker.key(sentences)
+        store = Store(entry, maker, leads, _LoggedProgress(tell))
+        return dict(zip(sentences, store.candidates(sentences), strict=True))
 
 
-class _Watch:
-    """Tells how far the work is, and writes a line to the log every few seconds."""
+class _LoggedProgress:
+    """Passes on how far the work is, and writes a line to the log every few seconds."""
 
     def __init__(self, tell: Tell):
         self.tell, self.begin, self.logged = tell, time.monotonic(), 0.0
@@ -147,12 +141,12 @@ class _Watch:
     def __call__(self, done: int, of: int) -> None:
         self.tell(done, of)
         now = time.monotonic()
-        if now - self.logged > TOLD_SECONDS or done == of:
+        if now - self.logged > LOG_EVERY_SECONDS or done == of:
             self.logged = now
             log.info("augment: %d of %d sentences after %.0f s", done, of, now - self.begin)
 
 
-def _counted(choices: Iterable[list[Choice]]) -> dict[str, int]:
+def _counted(found: Iterable[list[WordCandidates]]) -> dict[str, int]:
     """Returns how many words of the sentences have candidates of each kind."""
-    found = Counter(choice.kind for one in choices for choice in one)
-    return {kind: found[kind] for kind in KINDS}
+    counts = Counter(word.kind for one in found for word in one)
+    return {kind: counts[kind] for kind in KINDS}

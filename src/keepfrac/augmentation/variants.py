@@ -5,29 +5,31 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from keepfrac.augmentation.candidates import Choice
+from keepfrac.augmentation.candidates import WordCandidates
 from keepfrac.tasks.rows import TEXTS, Rows
 
 
-def variants(text: str, choices: Sequence[Choice], times: int, p: float, random: np.random.Generator) -> list[str]:
+def variants(
+    text: str, words: Sequence[WordCandidates], times: int, p: float, random: np.random.Generator
+) -> list[str]:
     """Returns up to `times` other sentences: draws that equal the text or an earlier draw are left out.
 
     Args:
         text: the sentence.
-        choices: its words, in order, and what may stand in their places.
+        words: its words, in order, and what may stand in their places.
         times: how many are drawn.
         p: probability of each word to be replaced, by one of its candidates, all alike.
         random: gives the draws.
     """
-    open_ = [choice for choice in choices if choice.words]
-    replaced = random.random((times, len(open_))) < p
-    picks = random.random((times, len(open_)))
+    replaceable = [word for word in words if word.words]
+    replaced = random.random((times, len(replaceable))) < p
+    picks = random.random((times, len(replaceable)))
     drawn = [
         _with(
             text,
             [
-                (choice, choice.words[int(pick * len(choice.words))])
-                for choice, pick, yes in zip(open_, which, flags, strict=True)
+                (word, word.words[int(pick * len(word.words))])
+                for word, pick, yes in zip(replaceable, which, flags, strict=True)
                 if yes
             ],
         )
@@ -36,24 +38,26 @@ def variants(text: str, choices: Sequence[Choice], times: int, p: float, random:
     return [one for one in dict.fromkeys(drawn) if one != text]
 
 
-def _with(text: str, replacements: Sequence[tuple[Choice, str]]) -> str:
+def _with(text: str, replacements: Sequence[tuple[WordCandidates, str]]) -> str:
     """Returns the text with words in their new places; all else stays, character for character."""
     parts, end = [], 0
-    for choice, word in replacements:
-        capital = text[choice.start].isupper()
-        parts += [text[end : choice.start], word[0].upper() + word[1:] if capital else word]
-        end = choice.end
+    for word, new in replacements:
+        capital = text[word.start].isupper()
+        parts += [text[end : word.start], new[0].upper() + new[1:] if capital else new]
+        end = word.end
     return "".join([*parts, text[end:]])
 
 
-def more_rows(rows: Rows, choices_of: Callable[[str], Sequence[Choice]], times: int, p: float, seed: int) -> Rows:
+def more_rows(
+    rows: Rows, candidates_of: Callable[[str], Sequence[WordCandidates]], times: int, p: float, seed: int
+) -> Rows:
     """Returns the rows, each followed by its variants: of the first sentence, then of the second, the other as it is.
 
     What is drawn depends on the seed and on a row's own texts, not on its place or on the rows around it.
 
     Args:
         rows: with a column `text` and perhaps `text_pair`; all other columns are copied.
-        choices_of: gives the choices of a sentence.
+        candidates_of: gives the candidates of a sentence.
         times: draws of each sentence.
         p: probability of each word to be replaced.
         seed: of the draws.
@@ -65,7 +69,7 @@ def more_rows(rows: Rows, choices_of: Callable[[str], Sequence[Choice]], times: 
         random = np.random.default_rng([seed, *_numbers(own)])
         made = [own]
         for place, text in enumerate(own):
-            others = variants(text, choices_of(text), times, p, random)
+            others = variants(text, candidates_of(text), times, p, random)
             made += [(*own[:place], other, *own[place + 1 :]) for other in others]
         origin += [i] * len(made)
         for column, values in zip(columns, zip(*made, strict=True), strict=True):

@@ -24,7 +24,6 @@ from keepfrac.storage import results
 from keepfrac.storage.build import build
 from keepfrac.storage.provenance import device_name, provenance
 from keepfrac.tasks.base import Task
-from keepfrac.tasks.metrics import scores
 from keepfrac.tasks.rows import Rows
 
 log = logging.getLogger(__name__)
@@ -109,43 +108,31 @@ class Linear:
         return self.weights.size + self.biases.size
 
 
-class Judge:
-    """The task's metrics; what is fitted on validation, such as the temperature, serves the test.
-
-    Args:
-        task: gives names, problem and labels.
-    """
-
-    def __init__(self, task: Task):
-        self.task, self.testing = task, False
-        self.metrics = scores.collection(task.metric_names, task.problem, task.num_labels, lambda: self.testing)
-
-    def __call__(self, model: Linear, split: str) -> dict[str, float]:
-        """Returns the scores of "val" or "test" by their full names."""
-        rows, self.testing = self.task.splits.named()[split], split == "test"
-        logits, found = model.logits(texts(rows)), truth(rows, self.task.num_labels)
-        self.metrics.reset()
-        if self.task.problem == "multi_label":
-            self.metrics.update(logits, torch.from_numpy(found))
-        else:
-            self.metrics.update(logits.argmax(1), torch.tensor(rows["label"]))
-        return {f"{split}/{name}": float(value) for name, value in self.metrics.compute().items()}
+def score(model: Linear, task: Task, split: str) -> dict[str, float]:
+    """Returns the scores of "val" or "test" by their full names, as the task's metrics give them."""
+    rows, metrics = task.splits.named()[split], task.metrics(split)
+    logits = model.logits(texts(rows))
+    if task.problem == "multi_label":
+        metrics.update(logits, torch.from_numpy(truth(rows, task.num_labels)))
+    else:
+        metrics.update(logits.argmax(1), torch.tensor(rows["label"]))
+    return {f"{split}/{name}": float(value) for name, value in metrics.compute().items()}
 
 
 def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     """Returns the model of the best C on validation, and its scores on validation and test."""
-    judge, train = Judge(task), task.splits.train
+    train = task.splits.train
     sentences, found = texts(train), truth(train, task.num_labels)
     sign = 1 if task.direction == "max" else -1
     tried = [Linear(settings.words, c).fit(sentences, found) for c in CS]
-    judged = [judge(model, "val") for model in tried]
+    judged = [score(model, task, "val") for model in tried]
     best = max(range(len(CS)), key=lambda i: sign * judged[i][f"val/{task.best_metric}"])
-    model, validated = tried[best], judge(tried[best], "val")  # again: its temperature is to serve the test
+    model, validated = tried[best], score(tried[best], task, "val")  # again: its temperature is to serve the test
     if settings.refit:
         held_out = task.splits.validation
         found = np.concatenate([found, truth(held_out, task.num_labels)])
         model = Linear(settings.words, model.c).fit(sentences + texts(held_out), found)
-    return model, validated | judge(model, "test")
+    return model, validated | score(model, task, "test")
 
 
 def beside(folder: Path, settings: Settings) -> Path:

@@ -29,11 +29,10 @@ def distiller_of(settings: dict, task, tokenizer, net) -> Distiller | None:
     if task.head != "sequence_classification":
         raise UserError(f"distill.teacher: distillation is of classes or a number for a text; task={task.name} is none")
     assert recipe.teacher is not None
-    labels = (task.labels, task.num_labels)
-    teacher = load_teacher(recipe.teacher, task.head, *labels, tokenizer, getattr(task, "max_length", None))
+    teacher = load_teacher(recipe.teacher, task.head, task.labels, task.num_labels, tokenizer, task.settings.max_length)
     if recipe.start == "teacher":
         _start_from(teacher, net)
-    return Distiller(recipe, with_relu_head(teacher) if recipe.head == "relu" else teacher, net)
+    return Distiller(with_relu_head(teacher) if recipe.head == "relu" else teacher, net, recipe)
 
 
 def _start_from(teacher, net) -> None:

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Inputs = Mapping[str, Tensor]
+Pairs = list[tuple[int, int]]
+"""Layers of the student, each with its layer of the teacher."""
 
 
-class Seen(NamedTuple):
-    """What one forward pass gave: the outputs, and the attention scores by layer from 1 (empty: not wanted)."""
+class Activations(NamedTuple):
+    """What one forward pass gives: the outputs, and the attention scores by layer from 1 (empty: not wanted)."""
 
     outputs: Any
     scores: dict[int, Tensor]
@@ -38,21 +40,23 @@ class Distiller(nn.Module):
     """A teacher beside a student.
 
     Args:
-        recipe: weights and settings of the terms.
-        teacher: in eval mode, without gradients.
+        teacher: without gradients.
         student: the model as it is before training, for the checks and the width of its hidden states.
+        settings: weights and settings of the terms.
 
     Raises:
         UserError: the student cannot be held to this teacher so.
     """
 
-    def __init__(self, recipe: Recipe, teacher: PreTrainedModel, student: PreTrainedModel):
+    Settings = Recipe
+
+    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Recipe):
         super().__init__()
-        self.recipe = recipe
+        self.recipe = recipe = settings
         self._teacher = (teacher.train(recipe.teacher_mode == "train"),)  # in a tuple: no part of the model
         self.projection: nn.Linear | None = None
         if recipe.w_rep:
-            self._bridge(student.config.hidden_size, teacher.config.hidden_size)
+            self.projection = self._projection(student.config.hidden_size, teacher.config.hidden_size)
         for net in (student, teacher) if recipe.w_att else ():
             check_recordable(net)
         if recipe.w_att or recipe.w_rep:
@@ -63,31 +67,32 @@ class Distiller(nn.Module):
         """The teacher."""
         return self._teacher[0]
 
-    def _bridge(self, own: int, wanted: int) -> None:
+    def _projection(self, own: int, wanted: int) -> nn.Linear | None:
         if self.recipe.projection:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                self.projection = nn.Linear(own, wanted)
-        elif own != wanted:
+                return nn.Linear(own, wanted)
+        if own != wanted:
             raise UserError(
                 f"the student's hidden states are {own} wide, the teacher's {wanted}: set distill.projection=true, or"
                 " distill.w_rep=0 (distill=logits)"
             )
+        return None
 
     def forward(self, net: PreTrainedModel, inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
         """Returns the student's outputs, and the weighted terms by name."""
         inputs = self._padded(inputs)
-        taught = self._taught(inputs)
-        seen = self._look(net, inputs)
-        return seen.outputs, self.terms(net, seen, taught, inputs["attention_mask"])
+        teacher = self._forward_teacher(inputs)
+        student = self._forward_with_activations(net, inputs)
+        return student.outputs, self.terms(net, student, teacher, inputs["attention_mask"])
 
     @torch.no_grad()
-    def _taught(self, inputs: Inputs) -> Seen:
+    def _forward_teacher(self, inputs: Inputs) -> Activations:
         if self.teacher.device != inputs["input_ids"].device:
             self.teacher.to(inputs["input_ids"].device)
-        return self._look(self.teacher, inputs)
+        return self._forward_with_activations(self.teacher, inputs)
 
-    def _look(self, net: PreTrainedModel, inputs: Inputs) -> Seen:
+    def _forward_with_activations(self, net: PreTrainedModel, inputs: Inputs) -> Activations:
         wanted = {"output_hidden_states": True} if self.recipe.w_rep else {}
         paths = {
             number: layer.attention
@@ -97,37 +102,39 @@ class Distiller(nn.Module):
         with recorded(net, paths) as scores:
             outputs = net(**inputs, **wanted)
         check_recorded(paths, scores)
-        return Seen(outputs, scores)
+        return Activations(outputs, scores)
 
-    def terms(self, net: PreTrainedModel, seen: Seen, taught: Seen, mask: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, net: PreTrainedModel, student: Activations, teacher: Activations, mask: Tensor
+    ) -> dict[str, Tensor]:
         """Returns the weighted terms by name: att and rep summed over the student's layers, cls."""
         recipe, found = self.recipe, {}
         if recipe.w_att or recipe.w_rep:
             pairs = list(enumerate(layer_map(recipe.layer_map, _depth(net), _depth(self.teacher)), start=1))
         if recipe.w_att:
-            found["att"] = recipe.w_att * self._attention(pairs, seen, taught, mask)
+            found["att"] = recipe.w_att * self._attention(pairs, student, teacher, mask)
         if recipe.w_rep:
-            found["rep"] = recipe.w_rep * self._hidden([(0, 0), *pairs], seen, taught, mask)
+            found["rep"] = recipe.w_rep * self._hidden([(0, 0), *pairs], student, teacher, mask)
         if recipe.w_cls:
-            found["cls"] = recipe.w_cls * self._logits(net, seen, taught)
+            found["cls"] = recipe.w_cls * self._logits(net, student, teacher)
         return found
 
-    def _attention(self, pairs: list[tuple[int, int]], seen: Seen, taught: Seen, mask: Tensor) -> Tensor:
+    def _attention(self, pairs: Pairs, student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
         terms = [
-            attention_loss(seen.scores[own], taught.scores[other], mask, self.recipe.padding)
+            attention_loss(student.scores[own], teacher.scores[other], mask, self.recipe.padding)
             for own, other in pairs
-            if own in seen.scores and other in taught.scores  # a sub-layer that was cut away has none
+            if own in student.scores and other in teacher.scores  # a sub-layer that was cut away has none
         ]
         return torch.stack(terms).sum() if terms else torch.zeros((), device=mask.device)
 
-    def _hidden(self, pairs: list[tuple[int, int]], seen: Seen, taught: Seen, mask: Tensor) -> Tensor:
-        own, wanted = seen.outputs.hidden_states, taught.outputs.hidden_states
-        bridge = self.projection or nn.Identity()
-        terms = [hidden_loss(bridge(own[i]), wanted[j], mask, self.recipe.padding) for i, j in pairs]
+    def _hidden(self, pairs: Pairs, student: Activations, teacher: Activations, mask: Tensor) -> Tensor:
+        own, wanted = student.outputs.hidden_states, teacher.outputs.hidden_states
+        projection = self.projection or nn.Identity()
+        terms = [hidden_loss(projection(own[i]), wanted[j], mask, self.recipe.padding) for i, j in pairs]
         return torch.stack(terms).sum()
 
-    def _logits(self, net: PreTrainedModel, seen: Seen, taught: Seen) -> Tensor:
-        logits = (seen.outputs.logits, taught.outputs.logits)
+    def _logits(self, net: PreTrainedModel, student: Activations, teacher: Activations) -> Tensor:
+        logits = (student.outputs.logits, teacher.outputs.logits)
         if net.config.problem_type == "multi_label_classification":
             return labels_loss(*logits, self.recipe.temperature)
         return logits_loss(*logits, self.recipe.temperature, self.recipe.average)

@@ -22,10 +22,10 @@ def examine(teacher: nn.Module, task, device: torch.device, precision: str) -> d
     """
     mode = teacher.training
     teacher.to(device).eval()
-    metrics, losses, rows = task.metrics().to(device), 0.0, 0
+    metrics, losses, rows = task.metrics("val").to(device), 0.0, 0
     predicted, true = [], []
     for batch in task.val_dataloader():
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        batch = task.to_device(batch, device)
         with autocast(device, precision):
             outputs = teacher(**task.inputs(batch))
         predictions, targets = task.scored(teacher, outputs, batch)

@@ -233,7 +233,7 @@ class TaylorPrune(UnitPruner):
         for start, end in pairwise(cuts):
             rows = places[start:end]
             batch = self.task.collate([data[int(i)] for i in order[rows]])
-            yield rows, {name: tensor.to(device) for name, tensor in batch.items()}
+            yield rows, self.task.to_device(batch, device)
 
     @torch.no_grad()
     def _draw(self) -> Tensor:

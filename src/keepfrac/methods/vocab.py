@@ -112,7 +112,7 @@ class VocabPrune(FineTune):
         same = np.array_equal(after.starts, before.starts) and np.array_equal(old[after.ids], before.ids)
         if not same:
             raise UserError(
-                f"the pruned {type(self.task.tokenizer).__name__} divides the training texts in another way than the"  # type: ignore[attr-defined]
+                f"the pruned {type(self.task.tokenizer).__name__} divides the training texts in another way than the"
                 " whole one: this vocabulary cannot be pruned"
             )
         said = slice(None) if self.net.get_output_embeddings() is None else old  # type: ignore[operator]

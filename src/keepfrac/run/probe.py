@@ -31,14 +31,14 @@ class Probe:
     def batch(self) -> Batch:
         """Returns the batch on the device of the model."""
         self.dense.to(self._device())
-        return {name: tensor.to(self._device()) for name, tensor in self._batch.items()}
+        return self.module.task.to_device(self._batch, self._device())
 
     def own_batch(self) -> Batch:
         """Returns the same rows as the method's model takes them: it may have a tokenizer of its own."""
         task = self.module.task
         if getattr(task, "tokenizer", None) is self._tokenizer:
             return self.batch()
-        return {name: tensor.to(self._device()) for name, tensor in task.probe_batch(self._rows).items()}
+        return task.to_device(task.probe_batch(self._rows), self._device())
 
     def _device(self) -> torch.device:
         return next(self.module.net.parameters()).device

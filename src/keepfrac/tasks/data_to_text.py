@@ -11,149 +11,103 @@ from pathlib import Path
 import numpy as np
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.corpora import LAYOUTS, SPLITS, Pairs, grouped, pairs_of, read_folder
+from keepfrac.settings import choice, count, settings, text
+from keepfrac.tasks.data.corpora import LAYOUTS, SPLITS, CorpusSplit, read_folder, read_split
 from keepfrac.tasks.data.hub_data import hub_dataset
 from keepfrac.tasks.generation import GenerationTask
 from keepfrac.tasks.rows import SUBSET_SEED, Rows, Splits, subset
 
-HOW = "the corpus' own splits; a training row is one reference, a row of validation or test a meaning with its own"
+HOW = "the corpus' own splits; a training row is one reference, a row of validation or test an MR with its own"
 
 
 class DataToText(GenerationTask):
-    """A corpus of meanings with references.
+    """A corpus of meaning representations (MRs) with references."""
 
-    Args:
-        name: the task's name in results.
-        layout: e2e, dart or webnlg: how its files are read.
-        path: dataset on the hub, owner/name.
-        config: configuration of the dataset on the hub; None: its only one.
-        revision: branch on the hub that holds the parquet copy; None: the main one.
-        data_dir: the user's folder with the three files, read instead of the hub; None: the folder that the environment
-            variable <LAYOUT>_DATA names, else the hub.
-        eval_examples: how many meanings of validation and of test are generated for, the same for every seed; None:
-            all.
-        prompt: see GenerationTask, as for all others.
-    """
+    @settings
+    class Settings(GenerationTask.Settings):
+        """The corpus, and where it is read."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        layout: str,
-        path: str,
-        config: str | None,
-        revision: str | None,
-        data_dir: str | None,
-        eval_examples: int | None,
-        prompt: str,
-        rows: int | None,
-        max_length: int,
-        max_new_tokens: int,
-        beams: int,
-        length_penalty: float,
-        no_repeat: int,
-        label_smoothing: float,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        if layout not in LAYOUTS:
-            raise UserError(f"task.layout={layout}: allowed are {', '.join(LAYOUTS)}")
-        if eval_examples is not None and not (isinstance(eval_examples, int) and eval_examples >= 1):
-            raise UserError(f"task.eval_examples={eval_examples}: allowed are whole numbers from 1, and null for all")
-        super().__init__(
-            name=name,
-            prompt=prompt,
-            rows=rows,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            beams=beams,
-            length_penalty=length_penalty,
-            no_repeat=no_repeat,
-            label_smoothing=label_smoothing,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
+        layout: str = choice("how its files are read", *LAYOUTS)
+        path: str = text("dataset on the hub, owner/name")
+        config: str | None = text("configuration of the dataset on the hub; null: its only one", null=True)
+        revision: str | None = text("branch on the hub that holds the parquet copy; null: the main one", null=True)
+        data_dir: str | None = text(
+            "the folder with the three files, read instead of the hub; null: the folder that the environment variable"
+            " <LAYOUT>_DATA names, else the hub",
+            null=True,
         )
-        self.layout, self.variable = LAYOUTS[layout], f"{layout.upper()}_DATA"
-        self.path, self.config, self.revision = path, config, revision
-        self.data_dir, self.eval_examples = data_dir, eval_examples
+        eval_examples: int | None = count(
+            "MRs of validation and of test that are generated for, the same for every seed; null: all", null=True
+        )
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.layout, self.variable = LAYOUTS[settings.layout], f"{settings.layout.upper()}_DATA"
         self._references: list[list[str]] = []
-        self._unsaid: dict[str, list[str]] = {}
 
     def references(self, number: int) -> Sequence[str]:
-        """Returns the references of a meaning by its number."""
+        """Returns the references of an MR by its number."""
         return self._references[number]
 
     def read(self) -> Splits:
-        """Reads the first source there is; bounds the meanings that are generated for."""
-        self._unsaid = {}
-        pairs, source = self._pairs()
+        """Reads the first source there is; bounds the MRs that are generated for."""
+        corpus, source = self._corpus()
         self._references = []
-        train = Rows({"text": [m for m, _ in pairs["train"]], "reference": [r for _, r in pairs["train"]]})
-        validation, test = (self._meanings(pairs[split]) for split in ("validation", "test"))
-        return Splits(
-            train=subset(train, self.rows, "text"),
-            validation=validation,
-            test=test,
-            source=source,
-            how=HOW,
-            labels=None,
-            notes=self._notes(pairs),
-        )
+        pairs = corpus["train"].pairs
+        train = Rows({"text": [mr for mr, _ in pairs], "reference": [reference for _, reference in pairs]})
+        by_mr = {split: part.by_mr() for split, part in corpus.items()}
+        validation, test = (self._evaluation_rows(by_mr[split]) for split in ("validation", "test"))
+        notes = self._notes(corpus, by_mr)
+        return Splits(subset(train, self.settings.rows, "text"), validation, test, source, HOW, None, notes=notes)
 
-    def _meanings(self, pairs: Pairs) -> Rows:
-        """Returns one row per meaning, numbered on from what is there already."""
-        found = grouped(pairs)
-        kept = list(found)
-        if self.eval_examples is not None:
+    def _evaluation_rows(self, by_mr: dict[str, list[str]]) -> Rows:
+        """Returns one row per MR, numbered on from what is there already."""
+        kept, wanted = list(by_mr), self.settings.eval_examples
+        if wanted is not None:
             order = np.random.default_rng(SUBSET_SEED).permutation(len(kept))
-            kept = [kept[i] for i in np.sort(order[: self.eval_examples])]
-        start = len(self._references)
-        self._references += [found[meaning] for meaning in kept]
-        numbers = list(range(start, len(self._references)))
-        return Rows({"text": kept, "references": [found[meaning] for meaning in kept], "number": numbers})
+            kept = [kept[i] for i in np.sort(order[:wanted])]
+        start, references = len(self._references), [by_mr[mr] for mr in kept]
+        self._references += references
+        return Rows({"text": kept, "references": references, "number": list(range(start, start + len(kept)))})
 
-    def _notes(self, pairs: dict[str, Pairs]) -> dict:
-        found = {split: grouped(some) for split, some in pairs.items()}
-        unsaid = {split: len(set(some) - set(found[split])) for split, some in self._unsaid.items()}
+    def _notes(self, corpus: dict[str, CorpusSplit], by_mr: dict[str, dict]) -> dict:
         search = ", ".join(f"{key}={value}" for key, value in self.search.items())
-        asked = "all" if self.eval_examples is None else f"{self.eval_examples} of"
+        wanted = self.settings.eval_examples
+        asked = "all" if wanted is None else f"{wanted} of"
         return {
-            "meanings": {split: len(some) for split, some in found.items()},
-            "meanings_without_references": unsaid,  # left out, such as those whose texts a checker all refused
+            "meanings": {split: len(some) for split, some in by_mr.items()},
+            # left out, such as those whose texts a checker all refused
+            "meanings_without_references": {
+                split: len({*part.without_reference} - by_mr[split].keys()) for split, part in corpus.items()
+            },
             "generated": f"for {asked} the meanings of validation and test, {search}, "
-            f"max_new_tokens={self.max_new_tokens}",
+            f"max_new_tokens={self.settings.max_new_tokens}",
         }
 
-    def _pairs(self) -> tuple[dict[str, Pairs], str]:
-        folder = self.data_dir or os.environ.get(self.variable)
+    def _corpus(self) -> tuple[dict[str, CorpusSplit], str]:
+        folder = self.settings.data_dir or os.environ.get(self.variable)
         if folder:
             path = Path(folder).expanduser()
-            return read_folder(path, self.layout, self._unsaid), f"folder {path}"
+            return read_folder(path, self.layout), f"folder {path}"
         return self._from_hub()
 
-    def _from_hub(self) -> tuple[dict[str, Pairs], str]:
+    def _from_hub(self) -> tuple[dict[str, CorpusSplit], str]:
+        path, revision = self.settings.path, self.settings.revision
         wanted = ", ".join(self.layout.files.values())
         own = f"type task.data_dir=<your folder with {wanted}>, or set the environment variable {self.variable} to it"
         try:
-            dataset = hub_dataset(self.path, self.config, self.revision)
+            dataset = hub_dataset(path, self.settings.config, revision)
         except UserError as error:  # also a script data set, which no longer loads
             raise UserError(f"{error}; or {own}") from error
         if dataset is None:
-            raise DataMissing(f"task {self.name}: the model hub ({self.path}) does not answer; {own}")
-        source = f"hub {self.path}" + (f", {self.revision}" if self.revision else "")
+            raise DataMissing(f"task {self.name}: the model hub ({path}) does not answer; {own}")
+        source = f"hub {path}" + (f", {revision}" if revision else "")
         names = {split: [name for name in dataset if name.startswith(SPLITS[split])] for split in SPLITS}
         for split, found in names.items():
             if not found:
                 raise UserError(f"{source} has no {split} split; there are {', '.join(dataset)}; {own}")
         return {
-            split: pairs_of(dataset[found[0]], self.layout, f"{source}, {found[0]}", self._unsaid.setdefault(split, []))
-            for split, found in names.items()
+            split: read_split(dataset[found[0]], self.layout, f"{source}, {found[0]}") for split, found in names.items()
         }, source

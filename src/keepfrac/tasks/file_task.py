@@ -4,106 +4,76 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keepfrac.errors import UserError
-from keepfrac.tasks.data.files import Table, found_labels, label_sets, read_table, to_label_rows, to_rows
+from keepfrac.settings import choice, flag, setting, settings
+from keepfrac.settings import text as text_field
+from keepfrac.tasks.base import LIST
+from keepfrac.tasks.data.files import Table, found_labels, label_sets, read_table, text_columns, to_label_rows, to_rows
 from keepfrac.tasks.rows import Rows, Splits, cut_three, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 
-PROBLEMS = ("classification", "regression")
-
 
 class FileTask(TextTask):
-    """One text per row, or two, and a class, several labels or a number.
+    """One text per row, or two, and a class, several labels or a number."""
 
-    Args:
-        name: the task's name in results.
-        problem: "classification" or "regression".
-        train_file: the training rows (.csv, .tsv or .jsonl).
-        validation_file: rows that choose the best checkpoint; None: cut from train.
-        test_file: rows that are reported; None: cut from train.
-        text: column of the text.
-        text_pair: column of the second text; None: one text.
-        label: column of the class, the labels or the number.
-        multi_label: true: a row has any number of labels, none included.
-        label_separator: with multi_label, what stands between labels; None: white space.
-        labels: the classes as they stand in the files, in the order of their numbers; None: those of train, sorted.
-        rows: how many training rows to take; None: all.
-        max_length: most tokens of a row, special tokens included.
-        metrics: names of the metrics; None: those that fit the problem.
-        best_metric: the metric, or "loss", that chooses the best checkpoint; None: the first metric.
-        batch_size: rows of one process in a training batch.
-        eval_batch_size: most rows of one process in an evaluation batch.
-        seed: of the order of training batches.
-        num_workers: processes that prepare batches.
-    """
+    @settings
+    class Settings(TextTask.Settings):
+        """The files and their columns."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        problem: str,
-        train_file: str | None,
-        validation_file: str | None,
-        test_file: str | None,
-        text: str,
-        text_pair: str | None,
-        label: str,
-        multi_label: bool,
-        label_separator: str | None,
-        labels: Sequence | None,
-        rows: int | None,
-        max_length: int,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        if problem not in PROBLEMS or (multi_label and problem != "classification"):
-            kinds = "classification" if multi_label else " and ".join(PROBLEMS)
-            raise UserError(f"task.problem={problem}: allowed are {kinds}" + " of several labels" * multi_label)
-        if label_separator == "" or (label_separator and not multi_label):
-            raise UserError(
-                f"task.label_separator={label_separator!r}: allowed are null, and with task.multi_label=true some text"
-            )
-        super().__init__(
-            name=name,
-            problem="multi_label" if multi_label else problem,
-            rows=rows,
-            max_length=max_length,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
+        problem: str = choice("what is predicted", "classification", "regression")
+        train_file: str | None = text_field("the training rows (.csv, .tsv or .jsonl)", null=True)
+        validation_file: str | None = text_field(
+            "rows that choose the best checkpoint; null: cut from train", null=True
         )
-        self.separator = label_separator
-        if labels is not None and problem == "regression":
-            raise UserError(f"task.labels={list(labels)}: a regression has none; leave it null")
-        if labels is not None and len(set(labels)) < max(2, len(labels)):
-            raise UserError(f"task.labels={list(labels)}: allowed are two or more different labels")
-        self.files = {"train": train_file, "validation": validation_file, "test": test_file}
-        named = {"text": text, "text_pair": text_pair, "label": label}
-        self.columns = {purpose: column for purpose, column in named.items() if column is not None}
-        self.given_labels = None if labels is None else tuple(str(one) for one in labels)
+        test_file: str | None = text_field("rows that are reported; null: cut from train", null=True)
+        text: str = text_field("column of the text")
+        text_pair: str | None = text_field("column of the second text; null: one text", null=True)
+        label: str = text_field("column of the class, the labels or the number")
+        multi_label: bool = flag("a row has any number of labels, none included")
+        label_separator: str | None = text_field(
+            "with multi_label, what stands between labels; null: white space", null=True
+        )
+        labels: Sequence | None = setting(
+            "the classes as they stand in the files, in the order of their numbers; null: those of train, sorted",
+            LIST,
+            null=True,
+        )
+
+        def check(self) -> None:
+            if self.multi_label and self.problem != "classification":
+                raise self.error("problem", "allowed with task.multi_label=true is classification")
+            if self.label_separator and not self.multi_label:
+                raise self.error("label_separator", "must be null without task.multi_label=true")
+            if self.labels is not None and self.problem == "regression":
+                raise self.error("labels", "a regression has none; leave it null")
+            if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
+                raise self.error("labels", "allowed are two or more different labels")
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        self.problem = "multi_label" if settings.multi_label else settings.problem
+        super().__init__(settings)
 
     def read(self) -> Splits:
         """Reads the files, and cuts from train what has no file."""
-        if not self.files["train"]:
+        own = self.settings
+        if not own.train_file:
             raise UserError(f"task {self.name}: type task.train_file=<your .csv, .tsv or .jsonl file>")
-        paths = {split: Path(str(file)).expanduser() for split, file in self.files.items() if file}
-        tables = {split: read_table(path, self.columns) for split, path in paths.items()}
+        files = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
+        paths = {split: Path(file).expanduser() for split, file in files.items() if file}
+        columns = text_columns(own.text, own.text_pair, own.label)
+        tables = {split: read_table(path, columns) for split, path in paths.items()}
         labels, rows = self._rows(tables)
         train, validation, test, how = _complete(rows)
         source = "files " + ", ".join(str(path) for path in paths.values())
-        return Splits(subset(train, self.rows), validation, test, source, how, labels)
+        return Splits(subset(train, own.rows), validation, test, source, how, labels)
 
     def _rows(self, tables: dict[str, Table]) -> tuple[tuple[str, ...] | None, dict[str, Rows]]:
         """Returns the labels and the rows of each table."""
-        labels, train = self.given_labels, tables["train"]
+        given, train = self.settings.labels, tables["train"]
+        labels = None if given is None else tuple(str(one) for one in given)
         if self.problem == "multi_label":
-            sets = {split: label_sets(table, self.separator) for split, table in tables.items()}
+            sets = {split: label_sets(table, self.settings.label_separator) for split, table in tables.items()}
             labels = labels or found_labels(train, sets["train"])
             return labels, {split: to_label_rows(table, labels, sets[split]) for split, table in tables.items()}
         if self.problem == "classification" and labels is None and train.lines:

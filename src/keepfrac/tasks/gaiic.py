@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from keepfrac.errors import DataMissing, UserError
+from keepfrac.settings import count, settings, text
 from keepfrac.tasks.data.files import read_text, split_lines
-from keepfrac.tasks.rows import Rows, Splits, cut_validation, places, subset
+from keepfrac.tasks.rows import Rows, Splits, cut_validation, hash_buckets, subset
 from keepfrac.tasks.text import TextTask
 
 SEPARATOR = "|,|"
@@ -68,7 +69,7 @@ def _report(line: str) -> tuple[str, str, list[int]]:
 
 def fold_of(texts: Sequence[str], folds: int) -> np.ndarray:
     """Returns the fold of each text, (rows,), by another hash than the one that cuts validation: no seed counts."""
-    return (places([f"fold {text}" for text in texts]) * folds).astype(int)
+    return (hash_buckets([f"fold {text}" for text in texts]) * folds).astype(int)
 
 
 class GaiicTask(TextTask):
@@ -76,73 +77,41 @@ class GaiicTask(TextTask):
 
     The given test rows are the test set, unless there are folds: then a fold of the training rows is, and the given
     test is not read at all.
-
-    Args:
-        name: the task's name in results.
-        data_dir: the folder with train.csv and test.csv; None: the one that the environment variable GAIIC_DATA names.
-        folds: into how many parts the training rows are divided, >= 2; None: they are not.
-        fold: with folds, the part that is the test set, from 0.
-        rows: how many training rows to take; None: all.
-        max_length: most tokens of a row, special tokens included.
-        metrics: names of the metrics; None: all of `multi_label`.
-        best_metric: the metric, or "loss", that chooses the best checkpoint; None: the first metric.
-        batch_size: rows of one process in a training batch.
-        eval_batch_size: most rows of one process in an evaluation batch.
-        seed: of the order of training batches.
-        num_workers: processes that prepare batches.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        data_dir: str | None,
-        folds: int | None,
-        fold: int | None,
-        rows: int | None,
-        max_length: int,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        if folds is not None and folds < 2:
-            raise UserError(f"task.folds={folds}: allowed are whole numbers from 2, and null")
-        if (fold is None) != (folds is None) or (folds is not None and fold not in range(folds)):
-            allowed = f"0 to {folds - 1}" if folds else "null, and with task.folds the number of one of them"
-            raise UserError(f"task.fold={fold}: allowed are {allowed}")
-        super().__init__(
-            name=name,
-            problem="multi_label",
-            rows=rows,
-            max_length=max_length,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
-        )
-        self.data_dir, self.folds, self.fold = data_dir, folds, fold
+    @settings
+    class Settings(TextTask.Settings):
+        """The folder, and how its rows are divided."""
+
+        data_dir: str | None = text("the folder with train.csv and test.csv; null: that of GAIIC_DATA", null=True)
+        folds: int | None = count("into how many parts the training rows are divided; null: they are not", 2, True)
+        fold: int | None = count("with folds, the part that is the test set, from 0", 0, null=True)
+
+        def check(self) -> None:
+            if self.folds is None and self.fold is not None:
+                raise self.error("fold", "must be null without task.folds")
+            if self.folds is not None and (self.fold is None or self.fold >= self.folds):
+                raise self.error("fold", f"allowed are 0 to {self.folds - 1}")
+
+    settings: Settings
+    problem = "multi_label"
 
     def read(self) -> Splits:
         """Reads train, and test where there are no folds; cuts validation from train."""
-        folder = self._folder()
+        folder, folds, fold = self._folder(), self.settings.folds, self.settings.fold
         given = read_reports(folder / FILES["train"])
-        if self.folds:
-            held_out = fold_of(given["text"], self.folds) == self.fold
+        if folds:
+            held_out = fold_of(given["text"], folds) == fold
             given, test = given.take(np.flatnonzero(~held_out)), given.take(np.flatnonzero(held_out))
-            how = f"test is fold {self.fold} of {self.folds} of train by a hash of the text, the given test is not read"
+            how = f"test is fold {fold} of {folds} of train by a hash of the text, the given test is not read"
         else:
             test, how = read_reports(folder / FILES["test"]), "test as given"
         train, validation = cut_validation(given)
         how += "; validation is 10 % of the other training rows by a hash of the text"
-        return Splits(subset(train, self.rows), validation, test, f"folder {folder}", how, LABELS)
+        return Splits(subset(train, self.settings.rows), validation, test, f"folder {folder}", how, LABELS)
 
     def _folder(self) -> Path:
-        root = self.data_dir or os.environ.get("GAIIC_DATA")
+        root = self.settings.data_dir or os.environ.get("GAIIC_DATA")
         if not root:
             raise DataMissing(
                 f"task {self.name}: the reports are not to be had freely; type task.data_dir=<your folder that holds"

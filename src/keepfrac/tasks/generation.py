@@ -1,13 +1,14 @@
-"""GenerationTask: a causal language model that is given a meaning and has to say it.
+"""GenerationTask: a causal language model that verbalises a meaning representation (MR).
 
 It is trained on the reference alone: the prompt's tokens and the padding carry no loss, the end token does, so that
 the model learns to stop. Training rows are padded on the right, prompts to generate from on the left. Validation and
-test generate once for each meaning, by beam search, and are scored against all references of that meaning; their
-loss is that of the first reference, by teacher forcing.
+test generate once for each MR, by beam search, and are scored against all its references; their loss is that of the
+first reference, by teacher forcing.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 
-from keepfrac.errors import UserError
+from keepfrac.settings import count, number, settings, share, text
 from keepfrac.tasks.base import Batch, Task, token_sums
 from keepfrac.tasks.metrics.text import SCORES, TextScores, check_installed
 from keepfrac.tasks.prompts import Written, end_token, write
@@ -27,84 +28,43 @@ NO_LOSS = -100
 
 
 class GenerationTask(Task):
-    """Text from a meaning. Rows have `text` (the meaning) and `reference` or `references`, these with `number`.
+    """Text from an MR. Rows have `text` (the MR) and `reference` or `references`, these with `number`.
 
     A batch holds input_ids, attention_mask and labels (tokens of the reference, -100 elsewhere), int64 (batch,
     length); to generate from, prompt_ids and prompt_mask (batch, longest prompt) and numbers (batch,) beside them.
-
-    Args:
-        name: the task's name in results.
-        prompt: what the model reads, with `{meaning}` in it; the text follows after a blank.
-        rows: how many training rows to take; None: all.
-        max_length: most tokens of a row, prompt and text together.
-        max_new_tokens: most tokens of a text, the end token included, >= 1.
-        beams: of the beam search, >= 1; 1: greedy.
-        length_penalty: exponent of the length by which a beam's score is divided; above 0 favours long texts.
-        no_repeat: no run of so many tokens may stand twice in a generated text; 0: any may.
-        label_smoothing: of the training loss, in [0, 1).
-        metrics: of bleu, nist, rouge_l, chrf.
-        best_metric: the metric, or "loss", that chooses the best checkpoint.
-        batch_size: rows of one process in a training batch.
-        eval_batch_size: meanings of one process in an evaluation batch.
-        seed: of the order of training batches.
-        num_workers: processes that prepare batches.
     """
 
+    @settings
+    class Settings(Task.Settings):
+        """The prompt, and how texts are generated."""
+
+        prompt: str = text("what the model reads, with {meaning} in it; the text follows after a blank")
+        max_new_tokens: int = count("most tokens of a generated text, the end token included")
+        beams: int = count("beams of the search; 1: greedy")
+        length_penalty: float = number(
+            "exponent of the length by which a beam's score is divided; above 0 favours long texts", -math.inf
+        )
+        no_repeat: int = count("no run of so many tokens may stand twice in a generated text; 0: any may", 0)
+        label_smoothing: float = share("label smoothing of the training loss", "[)")
+
+        def check(self) -> None:
+            if "{meaning}" not in self.prompt:
+                raise self.error("prompt", "it must have {meaning} in it")
+            if self.max_new_tokens >= self.max_length:
+                raise self.error("max_new_tokens", f"must be less than task.max_length={self.max_length}")
+
+    settings: Settings
     head = "causal_lm"
     problem = "generation"
     generates = True
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        prompt: str,
-        rows: int | None,
-        max_length: int,
-        max_new_tokens: int,
-        beams: int,
-        length_penalty: float,
-        no_repeat: int,
-        label_smoothing: float,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        if "{meaning}" not in prompt:
-            raise UserError(f"task.prompt={prompt!r}: it must have {{meaning}} in it")
-        for key, value, least in (
-            ("beams", beams, 1),
-            ("max_new_tokens", max_new_tokens, 1),
-            ("no_repeat", no_repeat, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"task.{key}={value}: allowed are whole numbers from {least}")
-        if max_new_tokens >= max_length:
-            raise UserError(f"task.max_new_tokens={max_new_tokens}: must be less than task.max_length={max_length}")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
-        super().__init__(
-            name=name,
-            rows=rows,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
-        )
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
         check_installed(self.metric_names)
-        self.prompt, self.label_smoothing = prompt, label_smoothing
-        self.max_length, self.max_new_tokens = max_length, max_new_tokens
-        self.search: dict[str, float] = {"num_beams": beams}
-        if beams > 1:
-            self.search["length_penalty"] = float(length_penalty)
-        self.no_repeat = no_repeat
-        self.said: dict[int, str] = {}
-        self.tokenizer = None
+        self.search: dict[str, float] = {"num_beams": settings.beams}
+        if settings.beams > 1:
+            self.search["length_penalty"] = float(settings.length_penalty)
+        self.generated: dict[int, str] = {}
         self._end = self._pad = 0
 
     def training_texts(self) -> list[str]:
@@ -114,35 +74,29 @@ class GenerationTask(Task):
 
     @abstractmethod
     def references(self, number: int) -> Sequence[str]:
-        """Returns the references of a meaning by its number."""
+        """Returns the references of an MR by its number."""
 
     # encoding -------------------------------------------------------------------------------------------------------
 
     def use(self, tokenizer) -> None:
-        """Takes the tokenizer; a `max_length` beyond what it allows is an error."""
-        if self.max_length > tokenizer.model_max_length:
-            raise UserError(
-                f"task.max_length={self.max_length}: the model's tokenizer allows {tokenizer.model_max_length}"
-            )
-        self.tokenizer = tokenizer
+        super().use(tokenizer)
         self._end = end_token(tokenizer)
         self._pad = self._end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._encoded = {}
         self.__dict__.pop("_generation", None)  # it names both
 
     def encode(self, rows: Rows) -> Written:
-        """Returns the tokens of `rows`: of each pair, or of each meaning with its first reference."""
+        """Returns the tokens of `rows`: of each pair, or of each MR with its first reference."""
         assert self.tokenizer is not None, "use(tokenizer) comes first"
         training = "reference" in rows
         texts = rows["reference"] if training else [some[0] for some in rows["references"]]
         prompts = list(map(self._prompt_of, rows["text"]))
-        room = self.max_length - self.max_new_tokens
+        longest = self.settings.max_new_tokens
         numbers = [-1] * len(rows) if training else rows["number"]
-        before, after, truncated = write(self.tokenizer, prompts, texts, room, self.max_new_tokens)
+        before, after, truncated = write(self.tokenizer, prompts, texts, self.settings.max_length - longest, longest)
         return Written(before, after, numbers, truncated)
 
-    def _prompt_of(self, meaning: str) -> str:
-        return self.prompt.replace("{meaning}", meaning)
+    def _prompt_of(self, mr: str) -> str:
+        return self.settings.prompt.replace("{meaning}", mr)
 
     def collate(self, items: list) -> Batch:
         """Pads rows on the right, and prompts to generate from on the left."""
@@ -183,11 +137,11 @@ class GenerationTask(Task):
     def _token_losses(self, outputs, batch: Batch, reduction: str) -> Tensor:
         wanted = batch["labels"][:, 1:]
         counts = wanted != NO_LOSS
-        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0  # validation's is the plain one
+        smoothing = self.settings.label_smoothing if torch.is_grad_enabled() else 0.0  # validation's is the plain one
         logits = outputs.logits[:, :-1][counts].float()  # of what counts alone: a vocabulary is wide
         return cross_entropy(logits, wanted[counts], label_smoothing=smoothing, reduction=reduction)
 
-    def weight(self, batch: Batch, targets: Tensor) -> int:
+    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
         """Returns how many tokens the loss of a batch is a mean over."""
         return int((batch["labels"][:, 1:] != NO_LOSS).sum())
 
@@ -196,7 +150,7 @@ class GenerationTask(Task):
         raise NotImplementedError
 
     def generate(self, net, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the tokens of a text for each prompt (batch, max_new_tokens), and the numbers of the meanings."""
+        """Returns the tokens of a text for each prompt (batch, max_new_tokens), and the numbers of the MRs."""
         prompts = batch["prompt_ids"]
         found = net.generate(
             input_ids=prompts,
@@ -204,7 +158,7 @@ class GenerationTask(Task):
             generation_config=self._generation,
             logits_processor=self._processors(prompts.shape[1]),
         )
-        tokens = found.new_full((len(found), self.max_new_tokens), self._end)
+        tokens = found.new_full((len(found), self.settings.max_new_tokens), self._end)
         new = found[:, prompts.shape[1] :]
         tokens[:, : new.shape[1]] = new
         return tokens, batch["numbers"]
@@ -214,7 +168,7 @@ class GenerationTask(Task):
         from transformers import GenerationConfig
 
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.settings.max_new_tokens,
             do_sample=False,
             eos_token_id=self._end,
             pad_token_id=self._pad,
@@ -225,12 +179,12 @@ class GenerationTask(Task):
         """Returns the ban on repeated runs of tokens in what is generated: transformers' own bans the prompt's too."""
         from transformers import NoRepeatNGramLogitsProcessor
 
-        if not self.no_repeat:
+        if not self.settings.no_repeat:
             return []
-        ban = NoRepeatNGramLogitsProcessor(self.no_repeat)
+        ban = NoRepeatNGramLogitsProcessor(self.settings.no_repeat)
         return [lambda input_ids, scores: ban(input_ids[:, start:], scores)]
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self, split: str) -> MetricCollection:
         """Returns the scores of generated texts."""
         return MetricCollection({"texts": TextScores(self.metric_names, self._read)})
 
@@ -241,7 +195,7 @@ class GenerationTask(Task):
     def _read(self, tokens: Tensor, numbers: Tensor) -> tuple[list[str], list[Sequence[str]]]:
         """Returns texts and their references, and keeps the texts for `examples`."""
         texts = [self._text(row) for row in tokens.tolist()]
-        self.said |= dict(zip(numbers.tolist(), texts, strict=True))
+        self.generated |= dict(zip(numbers.tolist(), texts, strict=True))
         return texts, [self.references(number) for number in numbers.tolist()]
 
     def _text(self, tokens: list[int]) -> str:
@@ -250,12 +204,12 @@ class GenerationTask(Task):
         return " ".join(self.tokenizer.decode(tokens[:end], skip_special_tokens=True).split())
 
     def examples(self) -> dict[str, list[dict]]:
-        """Returns what was generated last: by split, records of meaning, generated and references."""
+        """Returns what was generated last: by split, records of meaning (the MR), generated and references."""
         return {
             split: [
-                {"meaning": meaning, "generated": self.said[number], "references": list(references)}
-                for meaning, number, references in zip(rows["text"], rows["number"], rows["references"], strict=True)
-                if number in self.said
+                {"meaning": mr, "generated": self.generated[number], "references": list(references)}
+                for mr, number, references in zip(rows["text"], rows["number"], rows["references"], strict=True)
+                if number in self.generated
             ]
             for split, rows in self.splits.named().items()
             if "references" in rows

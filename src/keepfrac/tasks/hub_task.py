@@ -7,94 +7,62 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from keepfrac.errors import DataMissing, UserError
+from keepfrac.errors import DataMissing
+from keepfrac.settings import choice, setting, settings
+from keepfrac.settings import text as text_field
 from keepfrac.storage import archives
-from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, to_rows
+from keepfrac.tasks.base import LIST
+from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns, to_rows
 from keepfrac.tasks.data.hub_data import hub_dataset, hub_rows
 from keepfrac.tasks.rows import Splits, cut_three, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 
 CUT = "validation is 10 % of train (5,000 rows at most) by a hash of the text"
+OFFLINE = {"movie_reviews": archives.movie_reviews}
+"""Key of an archive -> the function that gives its texts and its labels as class numbers."""
 
 
 class HubTask(TextTask):
-    """One text per row, or two, and a class.
+    """One text per row, or two, and a class."""
 
-    Args:
-        name: the task's name in results.
-        path: dataset on the hub, owner/name.
-        config: configuration of the dataset; None: its only one.
-        text: column of the text.
-        text_pair: column of the second text; None: one text.
-        label: column of the class number.
-        labels: names of the classes in the order of their numbers.
-        offline: key of the archive that is read where the hub does not answer; None: there is none.
-        data_dir: a folder with train, test and optionally validation files (.csv, .tsv, .jsonl; the columns above,
-            labels as numbers) that is read instead of the hub; None: the hub.
-        overlaps: names of tasks that share rows with this one, so that no model may be judged on both.
-        rows: how many training rows to take; None: all.
-        max_length: most tokens of a row, special tokens included.
-        metrics: names of the metrics.
-        best_metric: the metric, or "loss", that chooses the best checkpoint.
-        batch_size: rows of one process in a training batch.
-        eval_batch_size: most rows of one process in an evaluation batch.
-        seed: of the order of training batches.
-        num_workers: processes that prepare batches.
-    """
+    @settings
+    class Settings(TextTask.Settings):
+        """The dataset and its columns."""
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        path: str,
-        config: str | None,
-        text: str,
-        text_pair: str | None,
-        label: str,
-        labels: Sequence[str],
-        offline: str | None,
-        data_dir: str | None,
-        overlaps: Sequence[str],
-        rows: int | None,
-        max_length: int,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        super().__init__(
-            name=name,
-            problem="classification",
-            rows=rows,
-            max_length=max_length,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
+        path: str = text_field("dataset on the hub, owner/name")
+        config: str | None = text_field("configuration of the dataset; null: its only one", null=True)
+        text: str = text_field("column of the text")
+        text_pair: str | None = text_field("column of the second text; null: one text", null=True)
+        label: str = text_field("column of the class number")
+        labels: Sequence = setting("names of the classes in the order of their numbers", LIST)
+        offline: str | None = choice("the archive that is read where the hub does not answer", *OFFLINE, null=True)
+        data_dir: str | None = text_field(
+            "a folder with train, test and optionally validation files (.csv, .tsv, .jsonl; the columns above, labels"
+            " as numbers) that is read instead of the hub; null: the hub",
+            null=True,
         )
-        if offline not in {None, *OFFLINE}:
-            raise UserError(f"task.offline={offline}: allowed are null and {', '.join(OFFLINE)}")
-        self.path, self.config, self.offline, self.data_dir = path, config, offline, data_dir
-        named = {"text": text, "text_pair": text_pair, "label": label}
-        self.columns = {purpose: column for purpose, column in named.items() if column is not None}
-        self.names = tuple(str(one) for one in labels)
-        self.overlaps = tuple(overlaps)
+        overlaps: Sequence[str] = setting("tasks that share rows with this one: no model may be judged on both", LIST)
+
+    settings: Settings
+    problem = "classification"
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.columns = text_columns(settings.text, settings.text_pair, settings.label)
+        self.names = tuple(str(one) for one in settings.labels)
+        self.overlaps = tuple(settings.overlaps)
 
     def read(self) -> Splits:
         """Reads the first source there is."""
-        splits = self._from_folder() if self.data_dir else self._from_hub() or self._from_archive()
+        splits = self._from_folder() if self.settings.data_dir else self._from_hub() or self._from_archive()
         notes = {**splits.notes, **({"overlaps": list(self.overlaps)} if self.overlaps else {})}
-        return replace(splits, train=subset(splits.train, self.rows), notes=notes)
+        return replace(splits, train=subset(splits.train, self.settings.rows), notes=notes)
 
     def _from_hub(self) -> Splits | None:
-        dataset = hub_dataset(self.path, self.config)
+        dataset = hub_dataset(self.settings.path, self.settings.config)
         if dataset is None:
             return None
-        source = f"hub {self.path}" + (f", {self.config}" if self.config else "")
+        source = f"hub {self.settings.path}" + (f", {self.settings.config}" if self.settings.config else "")
         read = {
             split: hub_rows(dataset, split, self.columns, self.names, source)
             for split in ("train", "validation", "test")
@@ -103,7 +71,7 @@ class HubTask(TextTask):
         return self._with_validation(read, source)
 
     def _from_folder(self) -> Splits:
-        folder = Path(str(self.data_dir)).expanduser()
+        folder = Path(str(self.settings.data_dir)).expanduser()
         numbers = [str(i) for i in range(len(self.names))]
         read = {}
         for split in ("train", "validation", "test"):
@@ -121,22 +89,18 @@ class HubTask(TextTask):
         return Splits(train, validation, read["test"], source, f"test as published; {CUT}", self.names)
 
     def _from_archive(self) -> Splits:
-        if self.offline is None:
+        if self.settings.offline is None:
             raise DataMissing(
-                f"{self.path}: the model hub does not answer, and there is no offline copy of this dataset;"
+                f"{self.settings.path}: the model hub does not answer, and there is no offline copy of this dataset;"
                 f" give task.data_dir=<a folder with its train and test files>"
             )
         try:
-            texts, labels = OFFLINE[self.offline]()
+            texts, labels = OFFLINE[self.settings.offline]()
         except DataMissing as error:
-            raise DataMissing(f"{self.path}: the model hub does not answer, and {error}") from None
-        archive = archives.ARCHIVES[self.offline]
+            raise DataMissing(f"{self.settings.path}: the model hub does not answer, and {error}") from None
+        archive = archives.ARCHIVES[self.settings.offline]
         file = Path(next(iter(archive.files)))
         table = Table(file, {"text": list(texts), "label": list(labels)}, list(range(1, len(texts) + 1)))
         rows = to_rows(table, [str(i) for i in range(len(self.names))])
         how = "train, validation and test are 80, 10 and 10 % by a hash of the text: not the published splits"
         return Splits(*cut_three(rows), f"package {archive.distribution} {archive.version}", how, self.names)
-
-
-OFFLINE = {"movie_reviews": archives.movie_reviews}
-"""Key of an archive -> the function that gives its texts and its labels as class numbers."""

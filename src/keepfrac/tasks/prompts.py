@@ -1,4 +1,4 @@
-"""A meaning and a reference as the tokens of a causal language model: prompt, text, end."""
+"""A meaning representation (MR) and a reference as the tokens of a causal language model: prompt, text, end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CHUNK = 8_192
 
 @dataclass(frozen=True)
 class Written:
-    """Tokens of meanings and of what is said of them.
+    """Tokens of MRs and of their references.
 
     Args:
         prompts: tokens of each prompt.
         texts: tokens of each text, its end token included.
-        numbers: which meaning a row is, for rows that are generated for; -1: a training row.
+        numbers: which MR a row is, for rows that are generated for; -1: a training row.
         truncated: how many rows were cut.
     """
 

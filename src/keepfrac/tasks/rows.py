@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from keepfrac.errors import UserError
-
 VALIDATION_FRAC = 0.1
 VALIDATION_MOST = 5_000
 SUBSET_SEED = 20_240_607  # fixed: the rows of `task.rows` are the same for every seed of a run
@@ -90,52 +88,44 @@ class Splits:
         return hashlib.sha256(json.dumps([parts, self.labels], sort_keys=True).encode()).hexdigest()
 
 
-def place(text: str) -> float:
+def hash_bucket(text: str) -> float:
     """Returns a number in [0, 1) that depends on the words of `text` alone, not on case or spacing."""
     words = " ".join(text.lower().split())
     first = hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8]
     return (int.from_bytes(first, "big") >> 11) / 2**53
 
 
-def places(texts: Sequence[str]) -> np.ndarray:
-    """Returns the place of each text, (rows,) float64."""
-    return np.fromiter((place(text) for text in texts), dtype=np.float64, count=len(texts))
+def hash_buckets(texts: Sequence[str]) -> np.ndarray:
+    """Returns the hash bucket of each text, (rows,) float64."""
+    return np.fromiter((hash_bucket(text) for text in texts), dtype=np.float64, count=len(texts))
 
 
-def cut(where: np.ndarray, frac: float, most: int | None = None) -> np.ndarray:
-    """Returns a mask of the rows whose place is below `frac`; True: cut off.
+def cut(buckets: np.ndarray, frac: float, most: int | None = None) -> np.ndarray:
+    """Returns a mask of the rows whose hash bucket is below `frac`; True: cut off.
 
-    With more than `most` such rows the limit falls until there are not; rows of one place stay together.
+    With more than `most` such rows the limit falls until there are not; rows of one bucket stay together.
     """
-    if most is not None and int((where < frac).sum()) > most:
-        frac = float(np.sort(where)[most])
-    return where < frac
+    if most is not None and int((buckets < frac).sum()) > most:
+        frac = float(np.sort(buckets)[most])
+    return buckets < frac
 
 
 def cut_validation(rows: Rows, column: str = "text") -> tuple[Rows, Rows]:
     """Returns (train, validation): validation is 10 % of the rows by the hash of `column`, 5,000 at most."""
-    mask = cut(places(rows[column]), VALIDATION_FRAC, VALIDATION_MOST)
+    mask = cut(hash_buckets(rows[column]), VALIDATION_FRAC, VALIDATION_MOST)
     return rows.take(np.flatnonzero(~mask)), rows.take(np.flatnonzero(mask))
 
 
 def cut_three(rows: Rows, column: str = "text") -> tuple[Rows, Rows, Rows]:
     """Returns (train, validation, test), 80 / 10 / 10 by the hash of `column`."""
-    where = places(rows[column])
-    test, validation = where < 0.1, (where >= 0.1) & (where < 0.2)
+    buckets = hash_buckets(rows[column])
+    test, validation = buckets < 0.1, (buckets >= 0.1) & (buckets < 0.2)
     return tuple(rows.take(np.flatnonzero(mask)) for mask in (~test & ~validation, validation, test))  # type: ignore[return-value]
 
 
 def subset(rows: Rows, wanted: int | None, column: str = "label") -> Rows:
-    """Returns `wanted` of the rows, stratified by `column` (scores: by tenths), in their first order.
-
-    Raises:
-        UserError: `wanted` is not a positive whole number.
-    """
-    if wanted is None:
-        return rows
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise UserError(f"task.rows={wanted}: allowed are whole numbers from 1, and null for all rows")
-    if wanted >= len(rows):
+    """Returns `wanted` of the rows, stratified by `column` (scores: by tenths), in their first order; None: all."""
+    if wanted is None or wanted >= len(rows):
         return rows
     return rows.take(stratified(_strata(rows[column]), wanted, SUBSET_SEED))
 

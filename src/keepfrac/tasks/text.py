@@ -1,6 +1,5 @@
 """TextTask: a class, a number or any number of labels for one text or two."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from keepfrac.errors import UserError
 from keepfrac.tasks.base import Batch, Task
 from keepfrac.tasks.rows import Rows
 from keepfrac.tasks.tokens import Tokens, cached_tokens, tokenizer_digest
@@ -50,71 +48,25 @@ class TextTask(Task):
     (batch, longest of the batch), and labels: int64, or float32 for a regression, (batch,); for several labels 0 and 1
     in float32, (batch, labels).
 
-    Args:
-        name: the task's name in results.
-        problem: one of `problems`.
-        rows: how many training rows to take; None: all.
-        max_length: most tokens of a row, special tokens included, >= 3.
-        metrics: names of the metrics; None: those that fit the problem.
-        best_metric: the metric, or "loss", that chooses the best checkpoint.
-        batch_size: rows of one process in a training batch.
-        eval_batch_size: most rows of one process in an evaluation batch.
-        seed: of the order of training batches.
-        num_workers: processes that prepare batches.
+    `problem` is one of "classification", "regression", "multi_label".
     """
 
     head = "sequence_classification"
-    problems: tuple[str, ...] = ("classification", "regression", "multi_label")
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        problem: str,
-        rows: int | None,
-        max_length: int,
-        metrics: Sequence[str] | None,
-        best_metric: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        seed: int,
-        num_workers: int,
-    ):
-        if problem not in self.problems:
-            raise UserError(f"task.problem={problem}: allowed are {' and '.join(self.problems)}")
-        if max_length < 3:
-            raise UserError(f"task.max_length={max_length}: allowed are whole numbers from 3")
-        self.problem = problem
-        self.problem_type = "multi_label_classification" if problem == "multi_label" else None
-        self.max_length = max_length
-        self.tokenizer = None
-        self._digest, self._pad = "", 0
-        super().__init__(
-            name=name,
-            rows=rows,
-            metrics=metrics,
-            best_metric=best_metric,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            seed=seed,
-            num_workers=num_workers,
-        )
+    _digest, _pad = "", 0
 
     def use(self, tokenizer) -> None:
-        """Takes the tokenizer; a `max_length` beyond what it allows is an error."""
-        if self.max_length > tokenizer.model_max_length:
-            raise UserError(
-                f"task.max_length={self.max_length}: the model's tokenizer allows {tokenizer.model_max_length}"
-            )
-        self.tokenizer = tokenizer
+        super().use(tokenizer)
         self._digest = tokenizer_digest(tokenizer)
         self._pad = tokenizer.pad_token_id or 0
-        self._encoded = {}
+
+    def tokens(self, rows: Rows) -> Tokens:
+        """Returns the tokens of `rows`."""
+        assert self.tokenizer is not None, "use(tokenizer) comes first"
+        return cached_tokens(self.tokenizer, self._digest, rows, self.settings.max_length)
 
     def encode(self, rows: Rows) -> LabelledTokens:
         """Returns tokens and labels of `rows`."""
-        assert self.tokenizer is not None, "use(tokenizer) comes first"
-        return LabelledTokens(cached_tokens(self.tokenizer, self._digest, rows, self.max_length), rows["label"])
+        return LabelledTokens(self.tokens(rows), rows["label"])
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them."""

@@ -18,7 +18,6 @@ A method overrides `begin`, beside the hooks of FineTune:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -230,7 +229,7 @@ def gradient_squares(
     mode = net.training
     net.eval()  # no dropout: the positions depend on the data alone
     for _, batch in zip(range(count), batches, strict=False):
-        loss, _ = module.loss_of({name: tensor.to(device) for name, tensor in batch.items()})
+        loss, _ = module.loss_of(module.task.to_device(batch, device))
         for path, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
             sums[path] += gradient.square()
     net.train(mode)
@@ -267,14 +266,12 @@ def scores_of(module: FineTune) -> dict[str, float]:
     module.eval()
     loaders = {"val": module.task.val_dataloader(), "test": module.task.test_dataloader()}
     for split, loader in loaders.items():
-        module.on_validation_epoch_start()
+        module.start_scores(split)
         for index, batch in enumerate(loader):
-            batch = {name: tensor.to(module.device) for name, tensor in batch.items()}
+            batch = module.task.to_device(batch, module.device)
             with trainer.precision_plugin.val_step_context():
                 module.validation_step(batch, index)
-        # the trainer is in no test here, and a temperature is fitted on validation alone
-        with module.task.tested() if split == "test" else nullcontext():
-            scores = module.val_metrics.compute()
+        scores = module.val_metrics.compute()
         found |= {f"{split}/{name}": float(value) for name, value in scores.items()}
-    module.on_validation_epoch_start()
+    module.start_scores("val")
     return found

@@ -83,7 +83,7 @@ class FineTune(pl.LightningModule):
         self.fgm = None if loop.fgm is None else FGM(loop.fgm)
         self._batch: Batch = {}
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
-        self.val_metrics, self.val_loss = task.metrics(), MeanMetric()
+        self.val_metrics, self.val_loss = task.metrics("val"), MeanMetric()
         self._pending_random_state: dict | None = None
 
     # hooks of a method ----------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ class FineTune(pl.LightningModule):
 
     def configure_optimizers(self):
         own = {"lr": self.loop.lr, "weight_decay": self.loop.weight_decay, "clip": self.loop.clip}
-        taught = [] if self.distiller is None else [{"params": list(self.distiller.parameters()), **own}]
-        groups = [{"clip": None, **group} for group in [*self.param_groups(), *taught] if group["params"]]
+        distilled = [] if self.distiller is None else [{"params": list(self.distiller.parameters()), **own}]
+        groups = [{"clip": None, **group} for group in [*self.param_groups(), *distilled] if group["params"]]
         if self.loop.layer_decay is not None:
             groups = by_depth(groups, self.net, self.loop.layer_decay)
         schedules = [group.pop("schedule", self.schedule) for group in groups]
@@ -182,10 +182,10 @@ class FineTune(pl.LightningModule):
         """Returns the loss of one batch, and the named terms whose sum it is, the task's first."""
         inputs = self.task.inputs(batch)
         if self.distiller is None:
-            outputs, taught, weight = self.net(**inputs), {}, 1.0
+            outputs, distill_losses, weight = self.net(**inputs), {}, 1.0
         else:
-            (outputs, taught), weight = self.distiller(self.net, inputs), self.distiller.recipe.w_label
-        terms = {"task": weight * self.task.loss(outputs, batch), **taught, **self.losses(batch, outputs)}
+            (outputs, distill_losses), weight = self.distiller(self.net, inputs), self.distiller.recipe.w_label
+        terms = {"task": weight * self.task.loss(outputs, batch), **distill_losses, **self.losses(batch, outputs)}
         if self.loop.r_drop is not None:
             again = self.net(**inputs)
             terms["task"] = (terms["task"] + weight * self.task.loss(again, batch)) / 2
@@ -201,7 +201,7 @@ class FineTune(pl.LightningModule):
             )
         if len(terms) > 1:
             self.log_dict({f"loss/{name}": term.detach() for name, term in terms.items()}, batch_size=1)
-        if figures := {**self.task.watched(terms["task"].detach()), **self.metrics_to_log()}:
+        if figures := {**self.task.metrics_to_log(terms["task"].detach()), **self.metrics_to_log()}:
             self.log_dict(figures, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
         return total
@@ -260,7 +260,14 @@ class FineTune(pl.LightningModule):
         self.task.set_epoch(self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
-        self.val_metrics.reset()
+        self.start_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.start_scores("test")
+
+    def start_scores(self, split: str) -> None:
+        """Takes fresh metrics of "val" or "test"."""
+        self.val_metrics = self.task.metrics(split).to(self.device)
         self.val_loss.reset()
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -268,12 +275,11 @@ class FineTune(pl.LightningModule):
         task = self.task
         predictions, targets = task.scored(self.net, outputs, batch)
         self.val_metrics.update(predictions, targets)
-        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.weight(batch, targets))
+        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.num_loss_terms(batch, targets))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
 
-    on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:

@@ -168,7 +168,7 @@ class Pruner(FineTune):
     def _inputs(self, batch: Batch) -> Batch:
         """What the model takes of a batch, where the model is: the task's training batches lie on the CPU."""
         device = next(self.net.parameters()).device
-        return {name: tensor.to(device) for name, tensor in self.task.inputs(batch).items()}
+        return self.task.to_device(self.task.inputs(batch), device)
 
 
 class CostPruner(Pruner):

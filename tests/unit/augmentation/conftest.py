@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from keepfrac.augmentation.tinybert import TinyBertAugmentation
+from keepfrac.storage.build import build
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "augment" / "tinybert.yaml"
 WORDS = """
@@ -73,7 +74,6 @@ def augmentation(masked_lm):
 
     def make(**overrides) -> TinyBertAugmentation:
         settings = yaml.safe_load(CONF.read_text()) | {"seed": 0, "model": str(masked_lm)}
-        settings.pop("_target_")
-        return TinyBertAugmentation(**settings | overrides)
+        return build(settings | overrides)
 
     return make

@@ -4,15 +4,18 @@ import time
 import pytest
 
 from keepfrac.augmentation import candidates
-from keepfrac.augmentation.candidates import Choice, Store
+from keepfrac.augmentation.candidates import Store, WordCandidates
 from keepfrac.errors import UserError
 
 SENTENCES = [f"sentence {i}" for i in range(10)]
 
 
 def made(texts):
-    """Of each sentence two choices, one of which has nothing."""
-    return [[Choice(0, 8, "masked_lm", (text[::-1], "word")), Choice(9, len(text), "none", ())] for text in texts]
+    """Of each sentence two words, one of which has no candidates."""
+    return [
+        [WordCandidates(0, 8, "masked_lm", (text[::-1], "word")), WordCandidates(9, len(text), "none", ())]
+        for text in texts
+    ]
 
 
 @pytest.fixture
@@ -31,9 +34,9 @@ def never(texts):
 
 def test_chunks_are_made_once_and_told(store):
     told = []
-    assert store(told=told).choices(SENTENCES) == made(SENTENCES)
+    assert store(told=told).candidates(SENTENCES) == made(SENTENCES)
     assert told == [(4, 10), (8, 10), (10, 10)]
-    assert store(never).choices(SENTENCES) == made(SENTENCES)
+    assert store(never).candidates(SENTENCES) == made(SENTENCES)
 
 
 def test_what_was_killed_goes_on_where_it_was(store, tmp_path):
@@ -43,26 +46,26 @@ def test_what_was_killed_goes_on_where_it_was(store, tmp_path):
         return made(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        store(dies).choices(SENTENCES)
+        store(dies).candidates(SENTENCES)
     asked = []
-    found = store(lambda texts: asked.extend(texts) or made(texts)).choices(SENTENCES)
+    found = store(lambda texts: asked.extend(texts) or made(texts)).candidates(SENTENCES)
     assert found == made(SENTENCES) and asked == SENTENCES[8:]
     assert not list((tmp_path / "entry").glob(".writing-*"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", None])
 def test_a_damaged_chunk_is_made_again(store, tmp_path, damage):
-    store().choices(SENTENCES)
-    path = tmp_path / "entry" / "000001.npz"
+    store().candidates(SENTENCES)
+    path = tmp_path / "entry" / "000001.json.gz"
     path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
     asked = []
-    found = store(lambda texts: asked.extend(texts) or made(texts)).choices(SENTENCES)
+    found = store(lambda texts: asked.extend(texts) or made(texts)).candidates(SENTENCES)
     assert found == made(SENTENCES) and asked == SENTENCES[4:8]
 
 
 def test_a_chunk_without_any_word(store):
-    assert store(lambda texts: [[] for _ in texts]).choices(SENTENCES) == [[]] * 10
-    assert store(never).choices(SENTENCES) == [[]] * 10
+    assert store(lambda texts: [[] for _ in texts]).candidates(SENTENCES) == [[]] * 10
+    assert store(never).candidates(SENTENCES) == [[]] * 10
 
 
 def test_jobs_that_start_together_share_the_work(store):
@@ -73,7 +76,7 @@ def test_jobs_that_start_together_share_the_work(store):
         asked.append(texts[0])
         return made(texts)
 
-    threads = [threading.Thread(target=lambda: found.append(store(slow).choices(SENTENCES))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(store(slow).candidates(SENTENCES))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -84,12 +87,12 @@ def test_jobs_that_start_together_share_the_work(store):
 
 def test_processes_that_follow_only_read(store):
     with pytest.raises(UserError, match="XDG_CACHE_HOME"):
-        store(never, leads=False).choices(SENTENCES)
-    store().choices(SENTENCES)
-    assert store(never, leads=False).choices(SENTENCES) == made(SENTENCES)
+        store(never, leads=False).candidates(SENTENCES)
+    store().candidates(SENTENCES)
+    assert store(never, leads=False).candidates(SENTENCES) == made(SENTENCES)
 
 
 def test_a_disk_that_cannot_be_written_costs_the_cache_alone(store, tmp_path, caplog):
     (tmp_path / "entry").write_text("a file where the folder should be")
-    assert store().choices(SENTENCES) == made(SENTENCES)
+    assert store().candidates(SENTENCES) == made(SENTENCES)
     assert "not cached" in caplog.text

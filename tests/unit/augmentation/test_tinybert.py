@@ -71,7 +71,7 @@ def test_chunks_and_interruptions_change_nothing(augmentation, monkeypatch, tmp_
         patch.setattr(MaskedWords, "predict", dies)
         with pytest.raises(KeyboardInterrupt):
             grown(augmentation(times=4))
-    assert len(list((tmp_path / "other/keepfrac/augment").glob("*/*.npz"))) == 2
+    assert len(list((tmp_path / "other/keepfrac/augment").glob("*/*.json.gz"))) == 2
     assert grown(augmentation(times=4))[0] == whole
 
 

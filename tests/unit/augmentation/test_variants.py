@@ -1,18 +1,18 @@
 import numpy as np
 import pytest
 
-from keepfrac.augmentation.candidates import Choice
+from keepfrac.augmentation.candidates import WordCandidates
 from keepfrac.augmentation.variants import more_rows, variants
 from keepfrac.tasks.rows import Rows
 
 OTHERS = ("one", "two", "three", "four")
 
 
-def choices_of(text: str) -> list[Choice]:
+def choices_of(text: str) -> list[WordCandidates]:
     """Every word may be one of OTHERS, but for "stays"."""
     found, start = [], 0
     for word in text.split(" "):
-        found.append(Choice(start, start + len(word), "masked_lm", () if word == "stays" else OTHERS))
+        found.append(WordCandidates(start, start + len(word), "masked_lm", () if word == "stays" else OTHERS))
         start += len(word) + 1
     return found
 
@@ -42,7 +42,7 @@ def test_no_variant_is_the_sentence_or_stands_twice():
 
 def test_all_but_the_words_stays_as_it_is():
     text = "Red  -  door\t!"
-    choices = [Choice(0, 3, "masked_lm", ("blue",)), Choice(8, 12, "masked_lm", ("gate",))]
+    choices = [WordCandidates(0, 3, "masked_lm", ("blue",)), WordCandidates(8, 12, "masked_lm", ("gate",))]
     found = variants(text, choices, 1, 1.0, np.random.default_rng(0))
     assert found == ["Blue  -  gate\t!"]
 

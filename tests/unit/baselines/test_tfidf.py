@@ -78,12 +78,12 @@ def test_c_is_chosen_on_validation_alone(run, monkeypatch):
     """The judge likes the smallest C on validation, the largest on test: the smallest is taken, test asked once."""
     asked = []
 
-    def judged(self, model, split):
+    def judged(model, task, split):
         asked.append((split, model.c))
         good = -model.c if split == "val" else model.c
-        return {f"{split}/{name}": good for name in self.task.metric_names}
+        return {f"{split}/{name}": good for name in task.metric_names}
 
-    monkeypatch.setattr(tfidf.Judge, "__call__", judged)
+    monkeypatch.setattr(tfidf, "score", judged)
     found = json.loads((beside(run(), Settings(1, False)) / "results.json").read_text())
     assert found["config"]["model"]["c"] == min(tfidf.CS)
     assert [c for split, c in asked if split == "test"] == [min(tfidf.CS)]

@@ -118,7 +118,7 @@ GOOD = {
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named(key, value):
-    with pytest.raises(UserError, match=f"distill.{key}={value}: must be"):
+    with pytest.raises(UserError, match=f"distill.{key}={'null' if value is None else value}: must be"):
         recipe_of({"distill": GOOD | {key: value}})
 
 

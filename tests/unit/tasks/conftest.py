@@ -7,6 +7,8 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from keepfrac.storage.build import build
+
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "glue"
 CONF = Path(__file__).resolve().parents[3] / "conf" / "task"
 WORDS = ["a", "the", "red", "door", "two", "apples", "song", "map", "box", "room", "it", "is", "good", "bad"]
@@ -42,12 +44,10 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def make_task():
     """`make_task("mrpc", rows=10)` builds a task from its yaml."""
-    import importlib
 
     def make(option: str, **overrides):
         settings = yaml.safe_load((CONF / f"{option}.yaml").read_text())
-        module, _, name = settings.pop("_target_").rpartition(".")
         settings |= {"batch_size": 4, "eval_batch_size": 8, "seed": 1, "num_workers": 0, "max_length": 32}
-        return getattr(importlib.import_module(module), name)(**settings | overrides)
+        return build(settings | overrides)
 
     return make

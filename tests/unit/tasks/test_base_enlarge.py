@@ -10,6 +10,8 @@ from tests.unit.tasks.test_text import SETTINGS
 class Pairs(TextTask):
     """Two texts a row; the second row of train also stands in test."""
 
+    problem = "classification"
+
     def read(self):
         def rows(*pairs):
             columns = {"text": [a for a, _ in pairs], "text_pair": [b for _, b in pairs]}
@@ -28,7 +30,7 @@ def grow(rows: Rows) -> tuple[Rows, dict]:
 
 @pytest.fixture
 def task(tokenizer):
-    task = Pairs(**SETTINGS)
+    task = Pairs(Pairs.Settings(**SETTINGS))
     task.use(tokenizer)
     return task
 

@@ -73,7 +73,7 @@ def test_pairs_given_labels_and_a_subset(make_task, file):
 def test_a_regression(make_task, file):
     task = make_task("csv", problem="regression", train_file=file("a.csv", rows(200, labels=(0.5, 2))), **NAMED)
     assert (task.labels, task.num_labels) == (None, 1)
-    assert set(task.metrics().keys()) == {"pearson", "spearman", "pearson_and_spearman"}
+    assert set(task.metrics("val").keys()) == {"pearson", "spearman", "pearson_and_spearman"}
     assert set(task.splits.train["label"]) == {0.5, 2.0}
 
 
@@ -141,10 +141,22 @@ def test_labels_may_stand_between_separators_and_hold_blanks(make_task, file):
         (["a b", "b b"], {}, "line 3: label 'b' stands there twice"),
         (["a b", "a;;b"], {"label_separator": ";"}, "line 3: nothing between two separators of 'a;;b'"),
         (["a", "a"], {}, "1 different labels"),
-        (["a b"], {"problem": "regression"}, "problem=regression: allowed are classification"),
-        (["a b"], {"label_separator": ""}, "label_separator=''"),
-        (["a", "b"], {"label_separator": ";", "multi_label": False}, "label_separator=';'"),
-        (["a b"], {"problem": "multi_label", "multi_label": False}, "allowed are classification and regression"),
+        (
+            ["a b"],
+            {"problem": "regression"},
+            "problem=regression: allowed with task.multi_label=true is classification",
+        ),
+        (["a b"], {"label_separator": ""}, "label_separator=: must be a text, or null"),
+        (
+            ["a", "b"],
+            {"label_separator": ";", "multi_label": False},
+            "label_separator=;: must be null without task.multi_label=true",
+        ),
+        (
+            ["a b"],
+            {"problem": "multi_label", "multi_label": False},
+            "problem=multi_label: must be one of classification, regression",
+        ),
     ],
 )
 def test_what_is_wrong_with_several_labels_is_named(make_task, file, labels, overrides, named):

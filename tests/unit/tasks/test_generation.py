@@ -140,13 +140,13 @@ def test_meanings_without_a_good_reference_are_counted_in_the_account(make_task,
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"layout": "rotowire"}, "layout=rotowire: allowed are e2e, dart, webnlg"),
+        ({"layout": "rotowire"}, "layout=rotowire: must be one of e2e, dart, webnlg"),
         ({"prompt": "say it"}, r"must have \{meaning\}"),
-        ({"beams": 0}, "beams=0: allowed are whole numbers from 1"),
+        ({"beams": 0}, "beams=0: must be a whole number >= 1"),
         ({"no_repeat": -1}, "no_repeat=-1"),
         ({"eval_examples": 0}, "eval_examples=0"),
         ({"max_new_tokens": 48}, "must be less than task.max_length=48"),
-        ({"label_smoothing": 1.0}, r"must be in \[0, 1\)"),
+        ({"label_smoothing": 1.0}, r"must be a number in \[0, 1\)"),
         (
             {"metrics": ["accuracy"], "best_metric": None},
             "no metric of a generation; allowed are bleu, nist, rouge_l, chrf",
@@ -213,7 +213,7 @@ def test_the_loss_is_the_mean_over_reference_tokens(e2e):
             by_hand, tokens = by_hand + cross_entropy(row[place - 1], labels[place]), tokens + 1
     loss = task.loss(outputs, batch)
     assert loss.item() == pytest.approx((by_hand / tokens).item(), rel=1e-5)
-    assert task.weight(batch, torch.zeros(1)) == tokens
+    assert task.num_loss_terms(batch, torch.zeros(1)) == tokens
     loss.backward()
     reached = outputs.logits.grad.abs().sum(-1) > 0
     assert torch.equal(reached[:, :-1], batch["labels"][:, 1:] != NO_LOSS) and not reached[:, -1].any()
@@ -323,7 +323,7 @@ def test_no_run_of_tokens_twice_in_a_text_but_those_of_the_prompt_may_come(e2e):
 
 def test_scores_and_examples_are_those_of_the_texts(e2e):
     task = e2e(metrics=["rouge_l"], best_metric="rouge_l")
-    metrics = task.metrics()
+    metrics = task.metrics("val")
     batch = next(iter(task.val_dataloader()))
     first = {number: task.references(number)[1] for number in batch["numbers"].tolist()}
     rows = [task.tokenizer(text, add_special_tokens=False)["input_ids"] for text in first.values()]

@@ -67,7 +67,7 @@ def test_a_task_by_folder(make_task, name, tokenizer):
     assert described["source"] == f"folder {FIXTURES / task.layout.folder}"
     batch = next(iter(task.train_dataloader()))
     assert batch["input_ids"].shape[0] == 4
-    assert set(task.metrics().keys()) >= {task.best_metric}
+    assert set(task.metrics("val").keys()) >= {task.best_metric}
     train, validation = set(task.splits.train["text"]), set(task.splits.validation["text"])
     assert not train & validation
 
@@ -173,7 +173,7 @@ def test_what_is_wrong_is_said_with_file_and_line(make_task, tmp_path, name, con
 def test_test_sets_that_a_task_does_not_have(make_task):
     with pytest.raises(UserError, match=r"task\.test=official: allowed for sst2 are dev"):
         make_task("sst2", test="official")
-    with pytest.raises(UserError, match=r"task\.name=typo: allowed are cola, "):
+    with pytest.raises(UserError, match=r"task\.name=typo: must be one of cola, "):
         make_task("sst2", name="typo")
 
 

@@ -152,5 +152,5 @@ def test_a_users_folder_goes_before_everything(make_task, tmp_path):
 
 
 def test_an_unknown_offline_source(make_task):
-    with pytest.raises(UserError, match=r"task\.offline=tape: allowed are null and movie_reviews"):
+    with pytest.raises(UserError, match=r"task\.offline=tape: must be one of movie_reviews, or null"):
         make_task("yelp", offline="tape")

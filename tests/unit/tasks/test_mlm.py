@@ -7,8 +7,8 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from keepfrac.errors import UserError
+from keepfrac.storage.build import build
 from keepfrac.tasks.masking import IGNORED
-from keepfrac.tasks.mlm import MlmTask
 from tests.unit.tasks.conftest import CONF, WORDS, word_tokenizer
 from tests.unit.tasks.test_generation import E2E
 
@@ -32,9 +32,9 @@ def lines(tmp_path):
 def make(lines, tokenizer):
     def make_(**overrides):
         settings = yaml.safe_load((CONF / "mlm.yaml").read_text())
-        settings = {key: value for key, value in settings.items() if key not in ("_target_", "defaults")}
+        settings.pop("defaults")
         settings |= {"batch_size": 8, "eval_batch_size": 8, "seed": 1, "num_workers": 0, "max_length": 32}
-        task = MlmTask(**settings | {"text_file": str(lines)} | overrides)
+        task = build(settings | {"text_file": str(lines)} | overrides)
         task.use(tokenizer)
         return task
 
@@ -134,7 +134,7 @@ def test_loss_and_metrics_count_masked_tokens_alone(make):
     expected = cross_entropy(logits[hidden], batch["labels"][hidden])
     assert task.loss(outputs, batch).item() == pytest.approx(expected.item())
     assert set(task.inputs(batch)) == {"input_ids", "attention_mask", "token_type_ids"}
-    metrics = task.metrics()
+    metrics = task.metrics("val")
     for part in (slice(0, 2), slice(2, 5)):
         piece = {name: tensor[part] for name, tensor in batch.items()}
         metrics.update(*task.predict(SimpleNamespace(logits=logits[part]), piece))
@@ -142,7 +142,7 @@ def test_loss_and_metrics_count_masked_tokens_alone(make):
     assert found["perplexity"] == pytest.approx(expected.exp().item(), rel=1e-5)
     right = (logits[hidden].argmax(-1) == batch["labels"][hidden]).float().mean().item()
     assert found["masked_accuracy"] == pytest.approx(right)
-    assert task.watched(expected)["train/perplexity"].item() == pytest.approx(found["perplexity"], rel=1e-5)
+    assert task.metrics_to_log(expected)["train/perplexity"].item() == pytest.approx(found["perplexity"], rel=1e-5)
 
 
 def test_a_batch_without_masked_tokens_has_no_loss(make):

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,8 +33,12 @@ def case(name):
 CASES = ("random", "ties", "a label that never occurs", "a label that is neither true nor called", "sure and wrong")
 
 
-def computed(logits, truth, tested=lambda: False, parts=4):
-    collection = scores.collection(multi_label.NAMES, "multi_label", truth.shape[1], tested)
+def collection_of(labels, split, calibration):
+    return scores.collection(multi_label.NAMES, "multi_label", labels, split, calibration)
+
+
+def computed(logits, truth, parts=4):
+    collection = collection_of(truth.shape[1], "val", multi_label.Calibration())
     for z, y in zip(np.array_split(logits, parts), np.array_split(truth, parts), strict=True):
         collection.update(torch.from_numpy(z).float(), torch.from_numpy(y).float())
     return {name: float(value) for name, value in collection.compute().items()}
@@ -92,22 +95,19 @@ def test_a_perfect_model_takes_the_lowest_temperature():
 
 def test_the_temperature_of_validation_serves_the_test():
     logits, truth = case("random")
-    now = SimpleNamespace(tested=False)
-    collection = scores.collection(multi_label.NAMES, "multi_label", LABELS, lambda: now.tested)
+    calibration = multi_label.Calibration()
 
-    def scored(z):
-        collection.reset()
+    def scored(z, split):
+        collection = collection_of(LABELS, split, calibration)
         collection.update(torch.from_numpy(z), torch.from_numpy(truth))
         return {name: float(value) for name, value in collection.compute().items()}
 
-    validated = scored(logits)
-    now.tested = True
-    tested = scored(2 * logits)
+    validated = scored(logits, "val")
+    tested = scored(2 * logits, "test")
     assert tested["temperature"] == validated["temperature"]
     expected = 1 - log_loss(2 * logits / validated["temperature"], truth)
     assert tested["scaled_one_minus_mlogloss"] == pytest.approx(expected, abs=1e-6)
-    now.tested = False
-    assert scored(2 * logits)["temperature"] == pytest.approx(2 * validated["temperature"], rel=1e-6)
+    assert scored(2 * logits, "val")["temperature"] == pytest.approx(2 * validated["temperature"], rel=1e-6)
 
 
 def test_no_label_at_all():

@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from keepfrac.errors import UserError
 from keepfrac.tasks.metrics import scores
+from keepfrac.tasks.metrics.multi_label import Calibration
 
 RNG = np.random.default_rng(0)
 CASES = {
@@ -18,7 +19,7 @@ CASES = {
 
 
 def computed(names, problem, num_labels, preds, target, parts=3):
-    collection = scores.collection(names, problem, num_labels)
+    collection = scores.collection(names, problem, num_labels, "val", Calibration())
     for piece, true in zip(np.array_split(preds, parts), np.array_split(target, parts), strict=True):
         collection.update(torch.from_numpy(piece), torch.from_numpy(true))
     return {name: float(value) for name, value in collection.compute().items()}
@@ -63,14 +64,14 @@ def test_correlation_with_a_constant_is_zero():
 
 
 def test_bf16_predictions_are_kept_in_float32():
-    metric = scores.Pearson()
+    metric = scores.WholeSetScore(scores.pearson)
     metric.update(torch.tensor([1.0, 2.0], dtype=torch.bfloat16), torch.tensor([1.0, 2.0]))
     assert metric.preds[0].dtype == torch.float32
 
 
 def test_a_metric_that_does_not_fit_is_an_error_that_lists_those_that_do():
     with pytest.raises(UserError, match="f1 is no metric of a classification of 3 classes; allowed are accuracy"):
-        scores.collection(["f1"], "classification", 3)
+        scores.collection(["f1"], "classification", 3, "val", Calibration())
     with pytest.raises(UserError, match="accuracy is no metric of a regression; allowed are pearson"):
         scores.check(["accuracy"], "regression")
 

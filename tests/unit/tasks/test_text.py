@@ -11,7 +11,6 @@ from tests.unit.tasks.conftest import word_tokenizer
 
 SETTINGS = {
     "name": "toy",
-    "problem": "classification",
     "rows": None,
     "max_length": 16,
     "metrics": ["accuracy"],
@@ -25,6 +24,10 @@ SETTINGS = {
 
 class Toy(TextTask):
     """Texts of one to ten words; the label is their number."""
+
+    def __init__(self, problem="classification", **changes):
+        self.problem = problem
+        super().__init__(self.Settings(**SETTINGS | changes))
 
     def read(self):
         def rows(count):
@@ -40,7 +43,7 @@ class Toy(TextTask):
 @pytest.fixture
 def toy(tokenizer):
     def make(**overrides):
-        task = Toy(**SETTINGS | overrides)
+        task = Toy(**overrides)
         task.use(tokenizer)
         return task
 
@@ -158,8 +161,8 @@ def test_regression_loss_and_prediction(toy):
 
 def test_metrics_are_fresh_and_of_the_task(toy):
     task = toy(metrics=["accuracy", "f1_macro"])
-    assert set(task.metrics().keys()) == {"accuracy", "f1_macro"}
-    assert task.metrics() is not task.metrics()
+    assert set(task.metrics("val").keys()) == {"accuracy", "f1_macro"}
+    assert task.metrics("val") is not task.metrics("val")
     assert (task.direction, toy(best_metric="loss").direction) == ("max", "min")
 
 
@@ -185,7 +188,11 @@ def test_it_can_be_sent_to_another_process(toy):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"problem": "generation"}, "task.problem=generation: allowed are classification and regression"),
+        ({"rows": 0}, "task.rows=0: must be a whole number >= 1, or null"),
+        ({"rows": -1}, "task.rows=-1"),
+        ({"rows": 1.5}, "task.rows=1.5"),
+        ({"rows": True}, "task.rows=true"),
+        ({"rows": "ten"}, "task.rows=ten"),
         ({"max_length": 2}, "task.max_length=2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"best_metric": "mcc"}, "task.best_metric=mcc: allowed are loss and this task's metrics, accuracy"),
@@ -194,7 +201,7 @@ def test_it_can_be_sent_to_another_process(toy):
 )
 def test_bad_settings_are_said_at_construction(wrong, message):
     with pytest.raises(UserError) as caught:
-        Toy(**SETTINGS | wrong)
+        Toy(**wrong)
     assert message in str(caught.value)
 
 

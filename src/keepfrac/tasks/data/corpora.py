@@ -1,4 +1,4 @@
-"""Files of data-to-text corpora: what is to be said ("meaning"), and the texts that say it ("references").
+"""Files of data-to-text corpora: meaning representations (MRs), and the reference texts that verbalise them.
 
 Three layouts, each as csv, json, jsonl or parquet, from the original release or from the hub's parquet copy:
 
@@ -20,18 +20,37 @@ from pathlib import Path
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.tasks.data.files import read_records, read_text
 
-Pairs = list[tuple[str, str]]
 SPLITS = {"train": ("train",), "validation": ("dev", "val"), "test": ("test",)}
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class Layout:
+class CorpusSplit:
+    """What one split of a corpus holds.
+
+    Args:
+        pairs: (MR, reference) of each reference, in the order of the records.
+        without_reference: the MR of each record that has no reference, or none that a checker let pass.
+    """
+
+    pairs: list[tuple[str, str]]
+    without_reference: list[str]
+
+    def by_mr(self) -> dict[str, list[str]]:
+        """Returns the references of each MR, both in the order in which they first stand."""
+        found: dict[str, list[str]] = {}
+        for mr, reference in self.pairs:
+            found.setdefault(mr, []).append(reference)
+        return found
+
+
+@dataclass(frozen=True)
+class CorpusLayout:
     """One corpus as it is released.
 
     Args:
         files: split -> name of its file in the original release.
-        parse: a record -> the meaning and its references.
+        parse: a record -> the MR and its references.
     """
 
     files: dict[str, str]
@@ -59,9 +78,9 @@ def _of_webnlg(record: Mapping) -> tuple[str, list[str]]:
 
 
 LAYOUTS = {
-    "e2e": Layout({"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}, _of_e2e),
-    "dart": Layout({split: f"dart-v1.1.1-full-{word[0]}.json" for split, word in SPLITS.items()}, _of_dart),
-    "webnlg": Layout({split: f"{word[0]}.json" for split, word in SPLITS.items()}, _of_webnlg),
+    "e2e": CorpusLayout({"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}, _of_e2e),
+    "dart": CorpusLayout({split: f"dart-v1.1.1-full-{word[0]}.json" for split, word in SPLITS.items()}, _of_dart),
+    "webnlg": CorpusLayout({split: f"{word[0]}.json" for split, word in SPLITS.items()}, _of_webnlg),
 }
 
 
@@ -79,28 +98,20 @@ def _texts(annotations, key: str) -> list[str]:
     """Returns the texts of a list of records, or of a record of lists; those that a checker refused are left out."""
     if isinstance(annotations, Mapping):
         columns = [annotations[key], annotations.get("comment") or ["good"] * len(annotations[key])]
-        said = [text for text, comment in zip(*columns, strict=True) if comment in ("good", "")]
-    else:
-        said = [one[key] for one in annotations if one.get("comment", "good") in ("good", "")]
-    return said
+        return [text for text, comment in zip(*columns, strict=True) if comment in ("good", "")]
+    return [one[key] for one in annotations if one.get("comment", "good") in ("good", "")]
 
 
-def read_folder(folder: Path, layout: Layout, unsaid: dict[str, list[str]] | None = None) -> dict[str, Pairs]:
+def read_folder(folder: Path, layout: CorpusLayout) -> dict[str, CorpusSplit]:
     """Reads the three splits of a corpus from a folder.
 
-    Args:
-        folder: where their files are.
-        layout: of the corpus.
-        unsaid: takes the meanings of each split that have no reference, see `pairs_of`.
-
     Raises:
-        DataMissing: a split has no file there; the names that are looked for are said.
+        DataMissing: a split has no file there; the message has the names that are looked for.
     """
-    lists = {split: [] if unsaid is None else unsaid.setdefault(split, []) for split in SPLITS}
-    return {split: _read_split(files_of(folder, layout, split), layout, lists[split]) for split in SPLITS}
+    return {split: _read_split(files_of(folder, layout, split), layout) for split in SPLITS}
 
 
-def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
+def files_of(folder: Path, layout: CorpusLayout, split: str) -> list[Path]:
     """Returns the files of a split: the original release's, else those whose name holds the split's."""
     own = folder / layout.files[split]
     if own.is_file():
@@ -116,36 +127,37 @@ def files_of(folder: Path, layout: Layout, split: str) -> list[Path]:
     )
 
 
-def _read_split(paths: list[Path], layout: Layout, unsaid: list[str]) -> Pairs:
-    return [pair for path in paths for pair in pairs_of(_records(path), layout, str(path), unsaid)]
+def _read_split(paths: list[Path], layout: CorpusLayout) -> CorpusSplit:
+    parts = [read_split(_records(path), layout, str(path)) for path in paths]
+    return CorpusSplit(
+        [pair for part in parts for pair in part.pairs], [mr for part in parts for mr in part.without_reference]
+    )
 
 
-def pairs_of(records: Iterable[Mapping], layout: Layout, where: str, unsaid: list[str] | None = None) -> Pairs:
-    """Returns (meaning, reference) of each reference, in the order of the records.
+def read_split(records: Iterable[Mapping], layout: CorpusLayout, where: str) -> CorpusSplit:
+    """Reads the records of one split.
 
     Args:
-        records: of one split.
+        records: as they were released.
         layout: of the corpus.
         where: what the records were read from, for errors.
-        unsaid: takes the meaning of each record that has no reference, or none that a checker let pass.
 
     Raises:
-        UserError: a record lacks a column or holds no text; its number is said.
+        UserError: a record lacks a column or holds no text; the message has its number.
     """
-    pairs: Pairs = []
+    pairs, without_reference = [], []
     for number, record in enumerate(records, start=1):
         try:
-            meaning, references = layout.parse(record)
+            mr, references = layout.parse(record)
         except (KeyError, TypeError, ValueError) as error:
             there = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
             raise UserError(f"{where}, record {number}: {error!r}; there is {there}") from None
-        said = [one for one in references if isinstance(one, str) and one.strip()]
-        if len(said) < len(references) or not (isinstance(meaning, str) and meaning.strip()):
+        if not all(isinstance(one, str) and one.strip() for one in [mr, *references]):
             raise UserError(f"{where}, record {number}: holds no text where a text is needed")
-        if not said and unsaid is not None:
-            unsaid.append(meaning.strip())
-        pairs += [(meaning.strip(), " ".join(one.split())) for one in said]
-    return pairs
+        if not references:
+            without_reference.append(mr.strip())
+        pairs += [(mr.strip(), " ".join(one.split())) for one in references]
+    return CorpusSplit(pairs, without_reference)
 
 
 def _records(path: Path) -> Iterable[Mapping]:
@@ -176,11 +188,3 @@ def _of_parquet(path: Path) -> list[Mapping]:
         return json.loads(pandas.read_parquet(path).to_json(orient="records"))  # lists in lists, not arrays
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error})") from error
-
-
-def grouped(pairs: Pairs) -> dict[str, list[str]]:
-    """Returns the references of each meaning, both in the order in which they first stand."""
-    found: dict[str, list[str]] = {}
-    for meaning, reference in pairs:
-        found.setdefault(meaning, []).append(reference)
-    return found

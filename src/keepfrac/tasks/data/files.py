@@ -1,4 +1,4 @@
-"""A user's own tables: csv, tsv and jsonl files with named columns; what is wrong with one is said by file and line."""
+"""A user's own tables: csv, tsv and jsonl files with named columns; errors name the file and the line."""
 
 import csv
 import json
@@ -30,6 +30,12 @@ class Table:
     def error(self, row: int, fault: str) -> UserError:
         """Returns an error that names the file and the line of a row."""
         return UserError(f"{self.path}, line {self.lines[row]}: {fault}")
+
+
+def text_columns(text: str, text_pair: str | None, label: str) -> dict[str, str]:
+    """Returns what a column is for -> its name, of the columns that there are."""
+    named = {"text": text, "text_pair": text_pair, "label": label}
+    return {purpose: column for purpose, column in named.items() if column is not None}
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> Table:

@@ -16,7 +16,7 @@ LAST = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class GlueLayout:
     """One task in the folder and on the hub.
 
     Args:
@@ -55,7 +55,7 @@ _NLI = ("entailment", "neutral", "contradiction")
 _ONE = {"text": "sentence", "label": "label"}
 
 LAYOUTS = {
-    "cola": Layout(
+    "cola": GlueLayout(
         folder="CoLA",
         columns=_ONE,
         hub_columns=_ONE,
@@ -64,10 +64,10 @@ LAYOUTS = {
         header=("source", "label", "mark", "sentence"),
         tests=_DEV,
     ),
-    "sst2": Layout(
+    "sst2": GlueLayout(
         folder="SST-2", columns=_ONE, hub_columns=_ONE, raw=_BITS, labels=("negative", "positive"), tests=_DEV
     ),
-    "mrpc": Layout(
+    "mrpc": GlueLayout(
         folder="MRPC",
         columns=_pair("#1 String", "#2 String", "Quality"),
         hub_columns=_pair("sentence1", "sentence2"),
@@ -75,7 +75,7 @@ LAYOUTS = {
         labels=("not_equivalent", "equivalent"),
         tests={**_DEV, "official": ("msr_paraphrase_test.txt", "test")},
     ),
-    "stsb": Layout(
+    "stsb": GlueLayout(
         folder="STS-B",
         columns=_pair("sentence1", "sentence2", LAST),
         hub_columns=_pair("sentence1", "sentence2"),
@@ -84,7 +84,7 @@ LAYOUTS = {
         tests=_DEV,
         limits=(0.0, 5.0),
     ),
-    "qqp": Layout(
+    "qqp": GlueLayout(
         folder="QQP",
         columns=_pair("question1", "question2", "is_duplicate"),
         hub_columns=_pair("question1", "question2"),
@@ -93,7 +93,7 @@ LAYOUTS = {
         tests=_DEV,
         short_rows=True,
     ),
-    "mnli": Layout(
+    "mnli": GlueLayout(
         folder="MNLI",
         columns=_pair("sentence1", "sentence2", LAST),
         hub_columns=_pair("premise", "hypothesis"),
@@ -105,7 +105,7 @@ LAYOUTS = {
         },
         unlabelled=frozenset({"-"}),
     ),
-    "qnli": Layout(
+    "qnli": GlueLayout(
         folder="QNLI",
         columns=_pair("question", "sentence"),
         hub_columns=_pair("question", "sentence"),
@@ -113,7 +113,7 @@ LAYOUTS = {
         labels=_ENTAILS,
         tests=_DEV,
     ),
-    "rte": Layout(
+    "rte": GlueLayout(
         folder="RTE",
         columns=_pair("sentence1", "sentence2"),
         hub_columns=_pair("sentence1", "sentence2"),
@@ -121,7 +121,7 @@ LAYOUTS = {
         labels=_ENTAILS,
         tests=_DEV,
     ),
-    "wnli": Layout(
+    "wnli": GlueLayout(
         folder="WNLI",
         columns=_pair("sentence1", "sentence2"),
         hub_columns=_pair("sentence1", "sentence2"),
@@ -132,7 +132,7 @@ LAYOUTS = {
 }
 
 
-def read_glue(path: Path, layout: Layout) -> tuple[Table, int]:
+def read_glue(path: Path, layout: GlueLayout) -> tuple[Table, int]:
     """Returns the rows of one file, and how many were left out as broken or unlabelled."""
     if not path.is_file():
         raise DataMissing(f"{path}: no such file; {_neighbours(path)} (task.folder= takes another name)")

@@ -16,17 +16,17 @@ N rows, K labels, logits z_ik, truth y_ik in {0, 1}, p_ik = sigmoid(z_ik), and
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 LOG_CLIP = math.log(1e-15)
 BINS = 15
 COLDEST, HOTTEST = 0.01, 100.0
 HALVINGS = 50
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def mlogloss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ def mean_average_precision(logits: Tensor, targets: Tensor) -> Tensor:
 def calibration_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Returns sum over bins of their share times |mean p - share of true labels| (Naeini et al. 2015)."""
     p, y = logits.sigmoid().flatten(), targets.flatten()
-    place = (p * BINS).long().clamp(max=BINS - 1)
-    gaps = p.new_zeros(BINS).index_add_(0, place, p - y)
+    bins = (p * BINS).long().clamp(max=BINS - 1)
+    gaps = p.new_zeros(BINS).index_add_(0, bins, p - y)
     return gaps.abs().sum() / len(p)
 
 
@@ -105,62 +105,20 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 class Calibration:
-    """The temperature: fitted on what is scored, unless that is a test; then the last fitted one.
+    """The temperature of a task: fitted on validation, kept for the test."""
 
-    Args:
-        tested: whether what is scored now is a test set.
-    """
+    def __init__(self) -> None:
+        self.temperature = 1.0
 
-    def __init__(self, tested: Callable[[], bool]):
-        self.tested, self.temperature = tested, 1.0
-
-    def __call__(self, logits: Tensor, targets: Tensor) -> float:
+    def __call__(self, split: str, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the temperature for these logits, both (rows, labels)."""
-        if not self.tested():
+        if split != "test":
             self.temperature = fit_temperature(logits, targets)
-        return self.temperature
+        return logits.new_tensor(self.temperature)
 
-
-Score = Callable[[Tensor, Tensor], Tensor]
-
-
-class Judged(Metric):
-    """Keeps all logits and the truth; gives one score of them.
-
-    Args:
-        score: of logits and truth, both float64 (rows, labels).
-        calibration: divides the logits first; None: they stay.
-    """
-
-    full_state_update = False
-    logits: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, score: Score, calibration: Calibration | None):
-        super().__init__()
-        self.score, self.calibration = score, calibration
-        self.add_state("logits", [], dist_reduce_fx="cat")
-        self.add_state("targets", [], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds a batch, both (rows, labels)."""
-        self.logits.append(logits.float())
-        self.targets.append(targets.float())
-
-    def compute(self) -> Tensor:
-        """Returns the score."""
-        logits, targets = dim_zero_cat(self.logits).double(), dim_zero_cat(self.targets).double()
-        return self.score(logits / self.calibration(logits, targets) if self.calibration else logits, targets)
-
-
-class Temperature(Judged):
-    """The temperature itself."""
-
-    def compute(self) -> Tensor:
-        """Returns it."""
-        assert self.calibration is not None
-        logits, targets = dim_zero_cat(self.logits).double(), dim_zero_cat(self.targets).double()
-        return torch.tensor(self.calibration(logits, targets), dtype=torch.double)
+    def scaled(self, score: Score, split: str, logits: Tensor, targets: Tensor) -> Tensor:
+        """Returns a score of logits / T."""
+        return score(logits / self(split, logits, targets), targets)
 
 
 SCORES: dict[str, Score] = {
@@ -176,8 +134,12 @@ SCALED: dict[str, Score] = {"scaled_one_minus_mlogloss": one_minus_mlogloss, "sc
 NAMES = (*SCORES, *SCALED, "temperature")
 
 
-def metric(name: str, calibration: Calibration) -> Metric:
-    """Returns a fresh metric of one of NAMES."""
-    if name == "temperature":
-        return Temperature(mlogloss, calibration)
-    return Judged(SCALED[name], calibration) if name in SCALED else Judged(SCORES[name], None)
+def score_functions(split: str, calibration: Calibration) -> dict[str, Score]:
+    """Returns the functions of all NAMES: of logits and truth, both float64 (rows, labels).
+
+    Args:
+        split: "val" or "test".
+        calibration: of the task.
+    """
+    scaled: dict[str, Score] = {name: partial(calibration.scaled, score, split) for name, score in SCALED.items()}
+    return SCORES | scaled | {"temperature": partial(calibration, split)}

@@ -16,97 +16,66 @@ from keepfrac.errors import UserError
 from keepfrac.tasks.metrics import multi_label, text
 from keepfrac.tasks.metrics.masked_lm import MaskedAccuracy, Perplexity
 
+Score = Callable[[Tensor, Tensor], Tensor]
 
-class BinaryCounts(Metric):
-    """Counts of the four outcomes; class 1 is the positive one."""
+
+class WholeSetScore(Metric):
+    """Keeps all predictions and targets, in float32; gives one score of them.
+
+    Args:
+        score: of predictions and targets, both float64.
+    """
 
     full_state_update = False
-    counts: Tensor
+    preds: list[Tensor]
+    target: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, score: Score):
         super().__init__()
-        self.add_state("counts", torch.zeros(4, dtype=torch.long), dist_reduce_fx="sum")
+        self.score = score
+        self.add_state("preds", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds predicted and true classes, both (rows,)."""
-        self.counts += torch.bincount(2 * preds.long() + target.long(), minlength=4)
+        """Adds a batch: predicted and true classes or scores (rows,), or logits and truth (rows, labels)."""
+        self.preds.append(preds.float())
+        self.target.append(target.float())
 
-    def outcomes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns true negatives, false negatives, false positives, true positives, float64."""
-        return tuple(self.counts.double())
+    def compute(self) -> Tensor:
+        """Returns the score."""
+        return self.score(dim_zero_cat(self.preds).double(), dim_zero_cat(self.target).double())
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below > 0, above / below.clamp(min=torch.finfo(torch.double).tiny), 0.0)
 
 
-class F1(BinaryCounts):
-    """F1 of class 1."""
-
-    def compute(self) -> Tensor:
-        """Returns it; 0 where no row is or is called positive."""
-        _, missed, wrong, right = self.outcomes()
-        return _ratio(2 * right, 2 * right + missed + wrong)
+def f1(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns F1 of class 1, of classes 0 and 1; 0 where no row is or is called 1."""
+    return _ratio(2 * (preds * target).sum(), preds.sum() + target.sum())
 
 
-class Precision(BinaryCounts):
-    """Share of class 1 among the rows that are called it."""
-
-    def compute(self) -> Tensor:
-        """Returns it; 0 where no row is called class 1."""
-        _, _, wrong, right = self.outcomes()
-        return _ratio(right, right + wrong)
+def precision(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns the share of class 1 among the rows that are called it; 0 where none is."""
+    return _ratio((preds * target).sum(), preds.sum())
 
 
-class Recall(BinaryCounts):
-    """Share of the rows of class 1 that are called it."""
-
-    def compute(self) -> Tensor:
-        """Returns it; 0 where no row is of class 1."""
-        _, missed, _, right = self.outcomes()
-        return _ratio(right, right + missed)
+def recall(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns the share of the rows of class 1 that are called it; 0 where none is of class 1."""
+    return _ratio((preds * target).sum(), target.sum())
 
 
-class AccuracyAndF1(BinaryCounts):
-    """The mean of accuracy and F1, the official score of MRPC and QQP."""
-
-    def compute(self) -> Tensor:
-        """Returns it."""
-        rejected, missed, wrong, right = self.outcomes()
-        accuracy = (right + rejected) / self.counts.sum()
-        return (accuracy + _ratio(2 * right, 2 * right + missed + wrong)) / 2
+def accuracy_and_f1(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns the mean of accuracy and F1, the official score of MRPC and QQP."""
+    return ((preds == target).sum() / target.new_tensor(len(target)) + f1(preds, target)) / 2
 
 
-class Matthews(BinaryCounts):
-    """Matthews correlation coefficient."""
-
-    def compute(self) -> Tensor:
-        """Returns it; 0 where predictions or targets are all of one class."""
-        tn, fn, fp, tp = self.outcomes()
-        below = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
-        return _ratio(tp * tn - fp * fn, below)
-
-
-class Correlation(Metric):
-    """Keeps all predicted and true scores."""
-
-    full_state_update = False
-    preds: list[Tensor]
-    target: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("preds", [], dist_reduce_fx="cat")
-        self.add_state("target", [], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds predicted and true scores, both (rows,)."""
-        self.preds.append(preds.float())
-        self.target.append(target.float())
-
-    def both(self) -> tuple[Tensor, Tensor]:
-        """Returns predictions and targets, float64 (rows,)."""
-        return dim_zero_cat(self.preds).double(), dim_zero_cat(self.target).double()
+def matthews(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns the Matthews correlation coefficient; 0 where predictions or targets are all of one class."""
+    tp = (preds * target).sum()
+    fp, fn = preds.sum() - tp, target.sum() - tp
+    tn = len(target) - tp - fp - fn
+    return _ratio(tp * tn - fp * fn, ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt())
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
@@ -124,38 +93,28 @@ def ranks(x: Tensor) -> Tensor:
     return (last - (counts.double() - 1) / 2)[inverse]
 
 
-class Pearson(Correlation):
-    """Pearson's correlation."""
-
-    def compute(self) -> Tensor:
-        """Returns it."""
-        return pearson(*self.both())
+def spearman(x: Tensor, y: Tensor) -> Tensor:
+    """Returns Spearman's rank correlation; 0 where one is constant."""
+    return pearson(ranks(x), ranks(y))
 
 
-class Spearman(Correlation):
-    """Spearman's rank correlation."""
-
-    def compute(self) -> Tensor:
-        """Returns it."""
-        preds, target = self.both()
-        return pearson(ranks(preds), ranks(target))
+def pearson_and_spearman(x: Tensor, y: Tensor) -> Tensor:
+    """Returns the mean of both correlations, the official score of STS-B."""
+    return (pearson(x, y) + spearman(x, y)) / 2
 
 
-class PearsonAndSpearman(Correlation):
-    """The mean of both correlations, the official score of STS-B."""
-
-    def compute(self) -> Tensor:
-        """Returns it."""
-        preds, target = self.both()
-        return (pearson(preds, target) + pearson(ranks(preds), ranks(target))) / 2
-
-
-BINARY = {"f1": F1, "acc_and_f1": AccuracyAndF1, "mcc": Matthews, "precision": Precision, "recall": Recall}
+BINARY: dict[str, Score] = {
+    "f1": f1,
+    "acc_and_f1": accuracy_and_f1,
+    "mcc": matthews,
+    "precision": precision,
+    "recall": recall,
+}
 ANY_CLASSES = {"accuracy": "micro", "f1_macro": "macro"}
-REGRESSION = {
-    "pearson": Pearson,
-    "spearman": Spearman,
-    "pearson_and_spearman": PearsonAndSpearman,
+REGRESSION: dict[str, Score | type[Metric]] = {
+    "pearson": pearson,
+    "spearman": spearman,
+    "pearson_and_spearman": pearson_and_spearman,
     "mse": MeanSquaredError,
 }
 MASKED = {"perplexity": Perplexity, "masked_accuracy": MaskedAccuracy}
@@ -190,7 +149,7 @@ def check(names: Sequence[str], problem: str, num_labels: int | None = None) -> 
 
 
 def collection(
-    names: Sequence[str], problem: str, num_labels: int, tested: Callable[[], bool] = lambda: False
+    names: Sequence[str], problem: str, num_labels: int, split: str, calibration: multi_label.Calibration
 ) -> MetricCollection:
     """Returns fresh metrics by their plain names; updated with what the task's `predict` returns.
 
@@ -198,18 +157,21 @@ def collection(
         names: of `allowed`.
         problem: of the task.
         num_labels: of the task.
-        tested: whether what is scored is a test set, on which nothing is fitted.
+        split: "val" or "test".
+        calibration: of several labels: fitted on "val", kept for "test".
     """
     check(names, problem, num_labels)
     if problem == "multi_label":
-        calibration = multi_label.Calibration(tested)
-        return MetricCollection({name: multi_label.metric(name, calibration) for name in names})
+        functions = multi_label.score_functions(split, calibration)
+        return MetricCollection({name: WholeSetScore(functions[name]) for name in names})
     return MetricCollection({name: _metric(name, num_labels) for name in names})
 
 
 def _metric(name: str, num_labels: int) -> Metric:
-    if name == "accuracy":  # micro: the default of torchmetrics is the macro average
-        return MulticlassAccuracy(num_classes=num_labels, average="micro")
-    if name == "f1_macro":
-        return MulticlassF1Score(num_classes=num_labels, average="macro")
-    return (BINARY | REGRESSION | MASKED)[name]()
+    if name in ANY_CLASSES:
+        of = MulticlassAccuracy if name == "accuracy" else MulticlassF1Score
+        return of(num_classes=num_labels, average=ANY_CLASSES[name])
+    if name in BINARY:
+        return WholeSetScore(BINARY[name])
+    found = (REGRESSION | MASKED)[name]
+    return found() if isinstance(found, type) else WholeSetScore(found)

@@ -2,9 +2,8 @@
 
     bleu      sacrebleu, tokenised as by mteval-13a, in lower case, as the E2E challenge's own script; in [0, 1]
     nist      nltk, n-grams up to 5, on the same tokens; from 0, about 8.5 is good on E2E
-    rouge_l   F1 of the longest common subsequence (Lin 2004), the best reference of each text; in [0, 1]. Tokens as
-              in Google's rouge-score without stemming (runs of a-z and 0-9, lower case), whose numbers it gives; that
-              package had its last release in 2022 and none as a wheel, so it is no dependency
+    rouge_l   torchmetrics, F1 of the longest common subsequence (Lin 2004), the best reference of each text; in [0, 1].
+              Tokens as in Google's rouge-score without stemming (runs of a-z and 0-9, lower case)
     chrf      sacrebleu's chrF++ (words up to 2); in [0, 1]
 
 METEOR and CIDEr are left out: no package that is kept up computes them as published without Java (nltk's METEOR needs
@@ -14,7 +13,6 @@ a WordNet that it downloads, and differs from the published one).
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +26,6 @@ from keepfrac.errors import UserError
 References = Sequence[Sequence[str]]
 NGRAMS = 5
 NEEDS = {"bleu": "sacrebleu", "chrf": "sacrebleu", "nist": "nltk"}
-_WORD = re.compile(r"[a-z0-9]+")
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -62,36 +59,18 @@ def nist(texts: Sequence[str], references: References) -> float:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     tokenize = Tokenizer13a()
-    said = [tokenize(text.lower()).split() for text in texts]
-    longest = max(map(len, said))
+    generated = [tokenize(text.lower()).split() for text in texts]
+    longest = max(map(len, generated))
     wanted = [[tokenize(one.lower()).split() for one in some] for some in references]
-    return float(corpus_nist(wanted, said, min(NGRAMS, longest))) if longest else 0.0
+    return float(corpus_nist(wanted, generated, min(NGRAMS, longest))) if longest else 0.0
 
 
 def rouge_l(texts: Sequence[str], references: References) -> float:
     """Returns the mean over texts of ROUGE-L's F1 with the best reference; Lin 2004."""
-    words = [_WORD.findall(text.lower()) for text in texts]
-    best = [
-        max(_f1(own, _WORD.findall(one.lower())) for one in some) for own, some in zip(words, references, strict=True)
-    ]
-    return sum(best) / len(best)
+    from torchmetrics.functional.text.rouge import rouge_score
 
-
-def common_length(first: Sequence, second: Sequence) -> int:
-    """Returns the length of the longest common subsequence."""
-    row = [0] * (len(second) + 1)
-    for one in first:
-        diagonal = 0
-        for place, other in enumerate(second, start=1):
-            above = row[place]
-            row[place] = diagonal + 1 if one == other else max(above, row[place - 1])
-            diagonal = above
-    return row[-1]
-
-
-def _f1(own: Sequence[str], other: Sequence[str]) -> float:
-    common = common_length(own, other)
-    return 2 * common / (len(own) + len(other)) if common else 0.0
+    found = rouge_score(list(texts), [list(some) for some in references], accumulate="best", rouge_keys="rougeL")
+    return float(found["rougeL_fmeasure"])
 
 
 def _streams(references: References) -> list[Any]:
@@ -116,7 +95,7 @@ class TextScores(Metric):
 
     Args:
         names: keys of SCORES.
-        read: (tokens of all texts, numbers of their meanings) -> (texts, references of each).
+        read: (tokens of all texts, numbers of their MRs) -> (texts, references of each).
     """
 
     full_state_update = False
@@ -130,7 +109,7 @@ class TextScores(Metric):
         self.add_state("numbers", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds generated tokens (rows, most tokens of a text) and the numbers of their meanings (rows,)."""
+        """Adds generated tokens (rows, most tokens of a text) and the numbers of their MRs (rows,)."""
         self.tokens.append(preds)
         self.numbers.append(target)
 

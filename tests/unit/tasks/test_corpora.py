@@ -4,10 +4,10 @@ import pandas
 import pytest
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.corpora import LAYOUTS, grouped, linearised, pairs_of, read_folder
+from keepfrac.tasks.data.corpora import LAYOUTS, linearised, read_folder, read_split
 
 TRIPLES = [["A_Wizard", "country", "Japan"], ["A_Wizard", "title", "Mars | Base"]]
-SAID = "A Wizard : country : Japan"
+MR = "A Wizard : country : Japan"
 
 
 def write_csv(folder, names=("trainset.csv", "devset.csv", "testset_w_refs.csv"), header="mr,ref"):
@@ -20,8 +20,8 @@ def test_e2es_own_csv_files(tmp_path):
     write_csv(tmp_path)
     (tmp_path / "testset.csv").write_text("mr\nno references here\n")
     read = read_folder(tmp_path, LAYOUTS["e2e"])
-    assert read["test"] == [("name[A2], food[B]", 'A2 serves "B", café.'), ("name[A2], food[B]", "Second text")]
-    assert grouped(read["train"]) == {"name[A0], food[B]": ['A0 serves "B", café.', "Second text"]}
+    assert read["test"].pairs == [("name[A2], food[B]", 'A2 serves "B", café.'), ("name[A2], food[B]", "Second text")]
+    assert read["train"].by_mr() == {"name[A0], food[B]": ['A0 serves "B", café.', "Second text"]}
 
 
 def test_the_hubs_parquet_copy_in_a_folder(tmp_path):
@@ -31,11 +31,13 @@ def test_the_hubs_parquet_copy_in_a_folder(tmp_path):
         rows = {"meaning_representation": ["m"], "human_reference": [split]}
         pandas.DataFrame(rows).to_parquet(folder / "0000.parquet")
     read = read_folder(tmp_path, LAYOUTS["e2e"])
-    assert read == {split: [("m", split)] for split in ("train", "validation", "test")}
+    assert {split: part.pairs for split, part in read.items()} == {
+        split: [("m", split)] for split in ("train", "validation", "test")
+    }
     dart = {"tripleset": [TRIPLES], "annotations": [{"source": ["s", "s"], "text": ["One.", "Two."]}]}
     for split in ("train", "validation", "test"):
         pandas.DataFrame(dart).to_parquet(tmp_path / "default" / split / "0000.parquet")
-    assert [said for _, said in read_folder(tmp_path, LAYOUTS["dart"])["test"]] == ["One.", "Two."]
+    assert [text for _, text in read_folder(tmp_path, LAYOUTS["dart"])["test"].pairs] == ["One.", "Two."]
 
 
 def test_dart_as_released_and_as_on_the_hub(tmp_path):
@@ -45,10 +47,10 @@ def test_dart_as_released_and_as_on_the_hub(tmp_path):
         path = tmp_path / f"dart-v1.1.1-full-{split}.json"
         path.write_text(json.dumps([entry | {"annotations": annotations}]))
     read = read_folder(tmp_path, LAYOUTS["dart"])
-    meaning = "A_Wizard : country : Japan | A_Wizard : title : Mars | Base"
-    assert read["train"] == read["validation"] == [(meaning, "One."), (meaning, "Two.")]
+    mr = "A_Wizard : country : Japan | A_Wizard : title : Mars | Base"
+    assert read["train"].pairs == read["validation"].pairs == [(mr, "One."), (mr, "Two.")]
     hub = entry | {"annotations": {"source": ["s", "s"], "text": ["One.", "Two."]}}
-    assert pairs_of([hub], LAYOUTS["dart"], "hub") == read["test"]
+    assert read_split([hub], LAYOUTS["dart"], "hub") == read["test"]
 
 
 WEBNLG = {
@@ -66,29 +68,31 @@ WEBNLG = {
 
 @pytest.mark.parametrize("form", WEBNLG)
 def test_webnlg_in_each_of_its_forms(form):
-    assert pairs_of([WEBNLG[form]], LAYOUTS["webnlg"], "w") == [(SAID, "It is Japan's.")]
+    assert read_split([WEBNLG[form]], LAYOUTS["webnlg"], "w").pairs == [(MR, "It is Japan's.")]
 
 
 def test_webnlgs_numbered_entries(tmp_path):
     for name in ("train", "dev", "test"):
         content = {"entries": [{"1": WEBNLG["released"]}, {"2": WEBNLG["released"]}]}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert read_folder(tmp_path, LAYOUTS["webnlg"])["test"] == [(SAID, "It is Japan's.")] * 2
+    assert read_folder(tmp_path, LAYOUTS["webnlg"])["test"].pairs == [(MR, "It is Japan's.")] * 2
 
 
-def test_a_meaning_without_references_is_left_out():
+def test_an_mr_without_references_is_left_out():
     nothing = WEBNLG["hub"] | {"lex": {"text": [], "comment": []}}
-    assert pairs_of([nothing, WEBNLG["hub"]], LAYOUTS["webnlg"], "w") == [(SAID, "It is Japan's.")]
+    assert read_split([nothing, WEBNLG["hub"]], LAYOUTS["webnlg"], "w").pairs == [(MR, "It is Japan's.")]
 
 
-def test_meanings_whose_texts_were_all_refused_are_told(tmp_path):
+def test_mrs_whose_texts_were_all_refused_are_named(tmp_path):
     refused = WEBNLG["released"] | {"lexicalisations": [{"lex": "Bad.", "comment": "toFix"}]}
     for name in ("train", "dev", "test"):
         content = {"entries": [{"1": WEBNLG["released"]}] + [{"2": refused}] * (name == "test")}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    unsaid: dict[str, list[str]] = {}
-    assert read_folder(tmp_path, LAYOUTS["webnlg"], unsaid)["test"] == [(SAID, "It is Japan's.")]
-    assert unsaid == {"train": [], "validation": [], "test": [SAID]}
+    read = read_folder(tmp_path, LAYOUTS["webnlg"])
+    assert read["test"].pairs == [(MR, "It is Japan's.")]
+    assert {split: part.without_reference for split, part in read.items()} == {
+        "train": [], "validation": [], "test": [MR],
+    }  # fmt: skip
 
 
 def test_triples_are_one_line():
@@ -129,6 +133,6 @@ def test_a_broken_parquet_file_is_said(tmp_path):
 
 
 def test_e2e_as_it_is(e2e_data):
-    read = {split: grouped(pairs) for split, pairs in read_folder(e2e_data, LAYOUTS["e2e"]).items()}
+    read = {split: part.by_mr() for split, part in read_folder(e2e_data, LAYOUTS["e2e"]).items()}
     counts = {split: (len(found), sum(map(len, found.values()))) for split, found in read.items()}
     assert counts == {"train": (4862, 42061), "validation": (547, 4672), "test": (630, 4693)}
