@@ -8,18 +8,16 @@ together share the work. An entry may be deleted at any time.
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 
 from keepfrac.errors import UserError
+from keepfrac.storage.files import locked, replacing
 from keepfrac.tensors.barrier import wait_for_all
 
 log = logging.getLogger(__name__)
@@ -104,32 +102,19 @@ class Store:
 @contextlib.contextmanager
 def _held(folder: Path):
     """Holds the entry; where the disk has no lock to give, the work is done without."""
-    lock = None
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire()
-    try:
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(locked(folder, wait=True))
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def save(choices: Choices, path: Path) -> None:
     """Writes a chunk; a disk that is full or read-only costs the cache, not the run."""
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **_arrays(choices))
-    scratch = None
     try:
-        number, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        with os.fdopen(number, "wb") as file:
-            file.write(content.getvalue())
-        Path(scratch).replace(path)
+        with replacing(path) as new:
+            np.savez_compressed(new, allow_pickle=False, **_arrays(choices))
     except OSError as error:
         log.warning("the augmentation is not cached: %s", error)
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def load(path: Path, sentences: int) -> Choices | None:

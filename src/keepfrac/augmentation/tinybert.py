@@ -31,9 +31,9 @@ from keepfrac.augmentation.maker import Maker, Recipe, folder_of
 from keepfrac.augmentation.neighbours import glove_digest
 from keepfrac.augmentation.variants import more_rows
 from keepfrac.errors import UserError
+from keepfrac.storage.cache import cache_folder
 from keepfrac.storage.fingerprint import fingerprint_of_folder
 from keepfrac.tasks.rows import TEXTS, Rows
-from keepfrac.tasks.tokens import cache_root
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class TinyBertAugmentation:
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
         folder = folder_of(self.model, self.package)
         recipe = Recipe(folder, self.model, self.words, self.candidates, self.glove, self.glove_words, dtype)
-        entry = cache_root().with_name("augment") / recipe.key(sentences)
+        entry = cache_folder("augment") / recipe.key(sentences)
         store = Store(entry, Maker(recipe, device), leads, _Watch(tell))
         return dict(zip(sentences, store.choices(sentences), strict=True))
 

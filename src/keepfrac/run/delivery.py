@@ -13,7 +13,7 @@ from keepfrac.models.cuttable import CONFIGS
 from keepfrac.models.dense_reference import account_of, original_parameters
 from keepfrac.models.export import export
 from keepfrac.prune import masks
-from keepfrac.storage import results
+from keepfrac.storage.files import write_atomically
 
 EXAMPLES = "examples.json"
 FOLDERS = ("stock_uniform", "stock_padded", "sparse", "sparse_int8")
@@ -35,13 +35,13 @@ def sizes(net, loaded, folder: Path) -> dict:
 def write_account(net, folder: Path) -> None:
     """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
     if isinstance(net.config, CONFIGS):
-        results.write_atomically(folder / "info.txt", account_of(net).info_txt())
+        write_atomically(folder / "info.txt", account_of(net).info_txt())
 
 
 def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
     """Writes examples.json where the task generates: by split, what was said of each meaning, and its references."""
     if examples:
-        results.write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
 
 
 def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:

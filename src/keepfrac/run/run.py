@@ -8,14 +8,14 @@ import time
 import traceback
 from pathlib import Path
 
-import filelock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from keepfrac.errors import Held, UserError
+from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.identity import Cell
 from keepfrac.storage import hub, results
+from keepfrac.storage.files import locked
 from keepfrac.storage.provenance import provenance
 from keepfrac.storage.redact import redact, redact_tree
 from keepfrac.training import distributed
@@ -46,8 +46,7 @@ def run(cfg: DictConfig) -> dict:
 
 def _lead(settings: dict, cell: Cell, place: distributed.Place) -> dict:
     """Runs the cell under its lock, unless it is done."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with _hold(cell), _log_into(cell.folder):
+    with locked(cell.folder), _log_into(cell.folder):
         former = results.read(cell.folder)
         if former is not None and results.is_done(cell.folder, cell.identity):
             log.info("already done: %s", cell.folder)
@@ -156,20 +155,6 @@ def _check_devices(hardware: dict) -> None:
             f"hardware={hardware['name']} wants {hardware['devices']} NVIDIA GPU(s), and torch finds {found} here:"
             " set hardware=cpu, or install a torch that knows this machine's GPU"
         )
-
-
-@contextlib.contextmanager
-def _hold(cell: Cell):
-    """Holds the cell's lock; a process that dies lets go of it."""
-    lock = filelock.FileLock(cell.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise Held(f"another process is running this cell: {cell.folder}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

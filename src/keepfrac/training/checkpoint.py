@@ -5,7 +5,6 @@ With them a run that was killed in the middle of an epoch ends bitwise as the un
 """
 
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 from keepfrac.errors import UserError
-from keepfrac.storage.results import write_atomically
+from keepfrac.storage.files import replacing, write_atomically
 
 CHECKPOINT = "resume.ckpt"
 BEST = "best.pt"
@@ -59,17 +58,14 @@ def replace_file(path: Path, save) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; the former file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as new:
+            save(new)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError
         if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
             raise
         raise UserError(f"cannot write {path}: {error}; free space and type the same command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Checkpoints(pl.Callback):

@@ -11,10 +11,8 @@ keep_frac is a share of the dense original's cost, also where the model was cut 
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +30,7 @@ from keepfrac.prune.masks import Masks
 from keepfrac.prune.select import Limits, Scope, select
 from keepfrac.prune.settings import check_budget, check_settled_at
 from keepfrac.prune.structure import LayerCounts, ModelShape, Structure
+from keepfrac.storage.cache import cache_folder
 from keepfrac.training.finetune import Batch, FineTune
 
 TOLERANCE = 1e-4
@@ -216,7 +215,7 @@ class Pruner(FineTune):
         """The first process measures, the others take its table."""
         trainer, conditions = self._trainer, self.budget.latency
         device = next(self.net.parameters()).device if trainer is None else trainer.strategy.root_device
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
+        cache = cache_folder("latency")
         dtype = DTYPES[conditions["dtype"]]
         measure = functools.partial(
             cached_table, cache, shape, conditions["rows"], self.budget.length, device, dtype, conditions["repeats"]

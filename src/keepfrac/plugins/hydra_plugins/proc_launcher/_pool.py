@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, is_held, signal_group
+from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, signal_group
 from rich.console import Console
 from rich.live import Live
 
 from keepfrac.errors import Held
 from keepfrac.storage import results
+from keepfrac.storage.files import is_locked
 from keepfrac.storage.redact import redact
 from keepfrac.sweep import planning
 from keepfrac.sweep.planning import Failure, Job, Kind, Running, Status
@@ -126,7 +127,7 @@ class Pool:
                 self.queue.append(job)
             elif results.is_done(job.folder, job.identity):
                 self._finished(job, "by another process")
-            elif is_held(job.folder):
+            elif is_locked(job.folder):  # asked here: to start a process takes seconds
                 self._postpone(job)
             else:
                 self._start(job)
