@@ -22,9 +22,8 @@ def test_a_file_and_a_folder_take_their_place_at_the_end(tmp_path):
 
 def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     write_atomically(tmp_path / "a", "former")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "a") as new:
-        new.write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a") as new:
+        new.with_name("other").write_text("half")
     assert (tmp_path / "a").read_text() == "former" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
