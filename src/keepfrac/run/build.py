@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -104,7 +103,6 @@ def build_trainer(settings: RunSettings, steps: int, loggers: list, callbacks: S
         callbacks: what takes part in the fit.
     """
     every, hardware = settings.eval_every, settings.hardware
-    watched = sys.stdout.isatty() and not os.environ.get("KEEPFRAC_JOB")
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -117,8 +115,8 @@ def build_trainer(settings: RunSettings, steps: int, loggers: list, callbacks: S
         check_val_every_n_epoch=None if every else 1,
         logger=loggers,
         plugins=[LightningEnvironment()],  # else it finds Slurm by itself and requeues what we requeue
-        callbacks=[*callbacks, *([pl.callbacks.RichProgressBar()] if watched else [])],
-        enable_progress_bar=watched,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         num_sanity_val_steps=0,

@@ -16,6 +16,7 @@ from keepfrac.run import build, delivery, lineage
 from keepfrac.run.identity import Cell
 from keepfrac.run.probe import Fidelity, Probe
 from keepfrac.run.settings import RunSettings
+from keepfrac.run.watch import Watch
 from keepfrac.storage.provenance import device_name
 from keepfrac.tracking import wandb_run
 from keepfrac.training.checkpoint import CHECKPOINT, Checkpoints, Progress, resumed_at
@@ -77,7 +78,7 @@ class Execution:
         self.resumed_at = resumed_at(folder / CHECKPOINT) if self.steps else 0
         self.loggers = build.build_loggers(settings, self.cell, self.resumed_at) if self.rank.is_rank_zero else []
         self.probe = Probe(self.module, self.dense, settings.batch_size, self.precision)
-        callbacks: list[pl.Callback] = [self.keeper, self.progress]
+        callbacks: list[pl.Callback] = [self.keeper, self.progress, Watch(self.steps, monitor)]
         callbacks += [Fidelity(self.probe, settings.fidelity_every)] if settings.fidelity_every else []
         self.trainer = build.build_trainer(settings, self.steps, self.loggers, callbacks)
 

@@ -111,7 +111,7 @@ def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             results.write(folder, record | {"status": "failed", "error": text})
         if not isinstance(said, UserError):
-            log.error("%s", redact(traceback.format_exc()))
+            log.error("%s", redact(traceback.format_exc()), extra={"for_file": True})
         raise
     finally:
         finish_wandb(0 if text is None else 1, None if text == "stopped" else text)
@@ -164,15 +164,27 @@ def _check_devices(hardware: Hardware) -> None:
 
 @contextlib.contextmanager
 def _log_into(folder: Path) -> Iterator[None]:
-    """Writes the log into the folder's run.log, unless a launcher already sends all output there."""
+    """Writes the log into the folder's run.log, unless a launcher already sends all output there.
+
+    Tracebacks go there alone: the terminal is told in one line.
+    """
     if os.environ.get("KEEPFRAC_JOB"):
         yield
         return
-    handler = logging.FileHandler(folder / "run.log")
+    root, handler = logging.getLogger(), logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
+    others = list(root.handlers)
+    for other in others:
+        other.addFilter(_is_for_terminal)
+    root.addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
         handler.close()
+        for other in others:
+            other.removeFilter(_is_for_terminal)
+
+
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    return not getattr(record, "for_file", False)

@@ -24,7 +24,7 @@ from keepfrac.errors import Held
 from keepfrac.storage import results
 from keepfrac.storage.files import is_locked
 from keepfrac.storage.redact import redact
-from keepfrac.sweep import planning
+from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Kind, Running, Status
 
 TICK_SECONDS = 0.1
@@ -199,7 +199,7 @@ class Pool:
             yield lambda: None
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            yield lambda: live.update(planning.live_view(self.status()), refresh=True)
+            yield lambda: live.update(terminal.live_view(self.status()), refresh=True)
 
     def _stop_children(self, caught: list[int]) -> None:
         """Ends what still runs: SIGTERM, and SIGKILL after a while or at a second signal."""
