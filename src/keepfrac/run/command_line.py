@@ -142,7 +142,7 @@ def foreign_error(error: BaseException) -> str:
     """Returns an error that nobody wrote for users: what it is, and the line of their code, or ours, it is from."""
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
     frames = traceback.extract_tb(error.__traceback__)
-    libraries = (sys.prefix, sys.base_prefix, "<")
+    libraries = (sys.prefix, sys.base_prefix, "<", str(ROOT / "src" / "main.py"))
     ours = [frame for frame in frames if not frame.filename.startswith(libraries)]
     if not ours:
         return f"{text} (HYDRA_FULL_ERROR=1 shows where)"
