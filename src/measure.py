@@ -51,7 +51,7 @@ def sites(folder: Path) -> dict:
     Raises:
         UserError: the folder is not a run's, or its method has no sites.
     """
-    from keepfrac.run.execution import probe_of
+    from keepfrac.run.probe import probe_of
 
     probe = probe_of(folder)
     figures, by_weight = probe.fidelity()

@@ -43,10 +43,12 @@ def setting(doc: str, kind: Kind, null: bool = False) -> Any:
         kind: the values that it takes.
         null: whether it may be None as well.
     """
-    if null:
-        holds = kind.holds
-        kind = Kind(lambda value: value is None or holds(value), f"{kind.says}, or null")
-    return field(metadata={"doc": doc, "kind": kind})
+    return field(metadata={"doc": doc, "kind": or_null(kind) if null else kind})
+
+
+def or_null(kind: Kind) -> Kind:
+    """The values of a kind, and None."""
+    return Kind(lambda value: value is None or kind.holds(value), f"{kind.says}, or null")
 
 
 def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:

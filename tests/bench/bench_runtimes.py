@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from keepfrac.errors import UserError
 from keepfrac.measurement.latency import interleaved, load, percentile
 from keepfrac.models.export import ONNX_PACKAGES, _Logits, onnx
+from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
-from keepfrac.storage.results import write_atomically
 from src.measure import model_folder
 
 THREADS = 1

@@ -14,15 +14,14 @@ import sys
 from pathlib import Path
 
 from keepfrac.models.load import load_tokenizer
-from keepfrac.run.execution import build_task
 from keepfrac.storage import results
+from keepfrac.storage.build import build
 
 
 @functools.cache
-def _tokens(task: str, model: str, batch: str) -> int:
-    settings = {"task": json.loads(task), "model": json.loads(model), **json.loads(batch)}
-    built = build_task(settings)
-    built.use(load_tokenizer(settings["model"]))
+def _tokens(task: str, model: str) -> int:
+    built = build(json.loads(task))
+    built.use(load_tokenizer(json.loads(model)))
     built.setup()
     return int(sum(built.encoded("train").lengths))
 
@@ -30,9 +29,7 @@ def _tokens(task: str, model: str, batch: str) -> int:
 def tokens_of(found: dict) -> float:
     """Returns the real tokens that a run trained on: its training split's, as often as it went through it."""
     config = found["config"]
-    batch = {key: config[key] for key in ("batch_size", "accumulate", "hardware")}
-    once = _tokens(json.dumps(config["task"]), json.dumps(config["model"]), json.dumps(batch))
-    return once * config["epochs"]
+    return _tokens(json.dumps(config["task"]), json.dumps(config["model"])) * config["epochs"]
 
 
 def rows_of(sweep: Path) -> list[dict]:

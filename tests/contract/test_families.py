@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from keepfrac.sparse.late.convert import convert as convert_to_late
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from keepfrac.adapters import surgery as adapters
@@ -28,7 +29,6 @@ from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.prune.structure import LayerStructure, Structure
 from keepfrac.sparse.convert import sparsify
-from keepfrac.sparse.late.convert import convert as convert_to_late
 from keepfrac.sparse.recompute import recompute_activations
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.training.weight_pruning import matrices_of

@@ -1,5 +1,7 @@
 """The command line as a person meets it: fast help, and one clear line for each mistake."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,30 @@ def test_help_names_the_groups_and_an_example(cli):
         assert word in done.stdout
 
 
+def test_help_describes_each_method(cli, root: Path):
+    shown = cli("src.main", "--help").stdout
+    for option in (root / "conf/method").glob("*.yaml"):
+        first = option.read_text().splitlines()[0]
+        assert f"{option.stem} " in shown and first.lstrip("# ") in shown
+
+
+def test_the_version_is_ours(cli, root: Path):
+    assert f'version = "{cli("src.main", "--version").stdout.split()[-1]}"' in (root / "pyproject.toml").read_text()
+
+
+def test_bash_completes_methods(cli, root: Path):
+    script = cli("src.main", "--shell-completion", "install=bash").stdout
+    line = f"{sys.executable} -m src.main method=nos"
+    asked = f"COMP_LINE='{line}'; COMP_WORDS=({line}); COMP_CWORD=3; _keepfrac; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "method=nosp", done.stderr
+
+
+def test_a_sweep_may_be_asked_for_behind_what_it_is_over(cli):
+    line = complaint(cli("src.main", "method=norm", "-m", "keep_frac=0.3,7"))
+    assert line == "error: cell method=norm keep_frac=7: keep_frac=7: must be a number in (0, 1]"
+
+
 def test_cfg_job_prints_the_config(cli):
     done = cli("src.main", "--cfg", "job", "method=norm", "keep_frac=0.3")
     assert done.returncode == 0, done.stderr
@@ -52,6 +78,7 @@ def test_an_unknown_choice_lists_what_there_is(cli, root: Path, group):
     assert "typo" in line
     for option in (root / "conf" / group).glob("*.yaml"):
         assert option.stem in line
+    assert f"There are {len(list((root / 'conf' / group).glob('*.yaml')))}:" in line
     assert "provider" not in line  # the framework's search path helps nobody
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from keepfrac.augmentation import maker
 from keepfrac.errors import UserError
 from keepfrac.run import identity
-from keepfrac.run.execution import build_task
+from keepfrac.run.build import build_task
 from keepfrac.run.run import run
 from keepfrac.storage.build import build
 
@@ -50,8 +50,9 @@ def test_two_processes_train_on_what_the_first_made(composed, monkeypatch):
     data = run(cfg)["provenance"]["data"]
     settings = identity.plain(cfg)
     monkeypatch.setattr(maker, "load_masked_lm", lambda folder: pytest.fail("loaded again"))
+    train = build_task(identity.check(settings)).splits.train
     rows, _ = build(settings["augment"])(
-        build_task(settings).splits.train, task="csv", leads=True, device="cpu", bf16=False, tell=lambda done, of: None
+        train, task="csv", leads=True, device="cpu", bf16=False, tell=lambda done, of: None
     )
     assert data["rows"]["train"] == data["augmented"]["rows_after"] == len(rows)
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from keepfrac.errors import UserError
 from keepfrac.models.load import load_net, load_tokenizer
 from keepfrac.run import identity
-from keepfrac.run.execution import build_task
+from keepfrac.run.build import build_task
 from keepfrac.run.run import run
 from keepfrac.storage import results
 from keepfrac.training.finetune import FineTune, warmup_then_linear
@@ -22,7 +22,7 @@ def by_hand(settings: dict) -> dict[str, torch.Tensor]:
     torch.set_num_threads(1)
     pl.seed_everything(settings["seed"], verbose=False)
     tokenizer = load_tokenizer(settings["model"])
-    task = build_task(settings)
+    task = build_task(identity.check(settings))
     task.use(tokenizer)
     task.setup()
     net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer)).train()

@@ -22,11 +22,8 @@ class Standin:
     def __init__(self, root: Path):
         self.root = root
         shutil.copytree(ROOT / "tests/fixtures/standin", root)
-        for name in ("errors.py", "storage/redact.py", "storage/results.py"):
-            (root / "src/keepfrac" / name).parent.mkdir(exist_ok=True)
-            shutil.copy(ROOT / "src/keepfrac" / name, root / "src/keepfrac" / name)
-        for name in ("plugins", "sweep"):
-            shutil.copytree(ROOT / "src/keepfrac" / name, root / "src/keepfrac" / name)
+        left_out = shutil.ignore_patterns("run", "__pycache__")
+        shutil.copytree(ROOT / "src/keepfrac", root / "src/keepfrac", ignore=left_out, dirs_exist_ok=True)
         shutil.copy(ROOT / "conf/hydra/launcher/proc.yaml", root / "conf/hydra/launcher")
         self.environment = {**os.environ, "STARTS": str(root / "starts")}
         self.environment.pop("KEEPFRAC_MULTIRUN", None)

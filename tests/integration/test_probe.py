@@ -3,7 +3,7 @@
 from safetensors.torch import load_file
 
 from keepfrac.run import identity
-from keepfrac.run.execution import probe_of
+from keepfrac.run.probe import probe_of
 from keepfrac.run.run import run
 from src.measure import main, sites
 

@@ -10,7 +10,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.load import load_net, load_tokenizer
 from keepfrac.prune.masks import FILE, Masks, top_mask
 from keepfrac.run import identity
-from keepfrac.run.execution import build_task
+from keepfrac.run.build import build_task
 from keepfrac.run.run import run
 from keepfrac.training.finetune import FineTune, warmup_then_linear
 from keepfrac.training.options import by_depth
@@ -30,7 +30,7 @@ def by_hand(settings: dict) -> dict[str, torch.Tensor]:
 
     torch.set_num_threads(1)
     pl.seed_everything(settings["seed"], verbose=False)
-    tokenizer, task = load_tokenizer(settings["model"]), build_task(settings)
+    tokenizer, task = load_tokenizer(settings["model"]), build_task(identity.check(settings))
     task.use(tokenizer)
     task.setup()
     net = load_net(settings["model"], task.head, task.labels, task.num_labels, len(tokenizer)).train()

@@ -9,16 +9,13 @@ import contextlib
 import gzip
 import json
 import logging
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 from keepfrac.errors import UserError
+from keepfrac.storage.files import locked, replacing
 from keepfrac.tensors.barrier import wait_for_all
 
 log = logging.getLogger(__name__)
@@ -103,32 +100,20 @@ class Store:
 @contextlib.contextmanager
 def _held(folder: Path):
     """Holds the entry; where the disk has no lock to give, the work is done without."""
-    lock = None
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire()
-    try:
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(locked(folder, wait=True))
         yield
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def save(found: Candidates, path: Path) -> None:
     """Writes a chunk; a disk that is full or read-only costs the cache, not the run."""
     rows = [[(word.start, word.end, word.kind, word.words) for word in one] for one in found]
-    content = gzip.compress(json.dumps(rows).encode(), mtime=0)
-    scratch = None
     try:
-        number, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-        Path(scratch).replace(path)
+        with replacing(path) as new:
+            new.write_bytes(gzip.compress(json.dumps(rows).encode(), mtime=0))
     except OSError as error:
         log.warning("the augmentation is not cached: %s", error)
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def load(path: Path, sentences: int) -> Candidates | None:

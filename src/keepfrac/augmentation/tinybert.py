@@ -34,9 +34,9 @@ from keepfrac.augmentation.variants import more_rows
 from keepfrac.errors import UserError
 from keepfrac.settings import Settings as AnySettings
 from keepfrac.settings import choice, count, mapping, settings, share, text, whole
+from keepfrac.storage.cache import cache_folder
 from keepfrac.storage.fingerprint import fingerprint_of_folder
 from keepfrac.tasks.rows import TEXTS, Rows
-from keepfrac.tasks.tokens import cache_root
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +127,7 @@ class TinyBertAugmentation:
     def _candidates(self, rows: Rows, leads: bool, maker: Maker, tell: Tell) -> dict[str, list[WordCandidates]]:
         """Returns the candidates of each sentence, from the cache where they are: p, N and the seed come later."""
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
-        entry = cache_root().with_name("augment") / maker.key(sentences)
-        store = Store(entry, maker, leads, _LoggedProgress(tell))
+        store = Store(cache_folder("augment") / maker.key(sentences), maker, leads, _LoggedProgress(tell))
         return dict(zip(sentences, store.candidates(sentences), strict=True))
 
 

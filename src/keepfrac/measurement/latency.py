@@ -23,8 +23,8 @@ import torch
 from keepfrac.measurement.costs import bytes_on_disk
 from keepfrac.models.dense_reference import blueprint
 from keepfrac.models.load import load_body, quieten
+from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
-from keepfrac.storage.results import write_atomically
 
 SIDES = ("own", "dense")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

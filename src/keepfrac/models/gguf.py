@@ -8,9 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from keepfrac.errors import UserError
 from keepfrac.models.locate import ROUNDED, note
+from keepfrac.storage.cache import cache_folder
+from keepfrac.storage.files import replacing
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-
-
-def cache_root() -> Path:
-    """Returns the folder of unpacked models: under $XDG_CACHE_HOME, else ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "models"
 
 
 @cache
@@ -41,7 +35,7 @@ def unpacked(source: str) -> str:
         return source
     log.info("%s", note(source))
     path = Path(source)
-    folder = cache_root() / f"{_digest(path)[:32]}-{VERSION}"
+    folder = cache_folder("models") / f"{_digest(path)[:32]}-{VERSION}"
     if not folder.is_dir():
         if importlib.util.find_spec("gguf") is None:
             raise UserError(
@@ -61,21 +55,19 @@ def _digest(path: Path) -> str:
 def _unpack(path: Path, folder: Path) -> None:
     """Writes the folder whole or not at all; jobs that start together may all do it."""
     log.info("unpacking %s into %s, once", path.name, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        config = AutoConfig.from_pretrained(**place)
-        tokenizer = AutoTokenizer.from_pretrained(**place, model_max_length=config.max_position_embeddings)
-        tokenizer.save_pretrained(scratch)
-        loaded = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # transformers calls `loaded` quantised
-        plain.load_state_dict(loaded.state_dict())
-        plain.generation_config = loaded.generation_config
-        plain.save_pretrained(scratch)
-        scratch.rename(folder)
+        with replacing(folder) as new:
+            config = AutoConfig.from_pretrained(**place)
+            tokenizer = AutoTokenizer.from_pretrained(**place, model_max_length=config.max_position_embeddings)
+            tokenizer.save_pretrained(new)
+            loaded = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+            plain = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32
+            )  # transformers calls `loaded` quantised
+            plain.load_state_dict(loaded.state_dict())
+            plain.generation_config = loaded.generation_config
+            plain.save_pretrained(new)
     except OSError as error:
         if not folder.is_dir():  # else another job was first
             raise UserError(f"cannot unpack {path.name} into {folder}: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -25,6 +25,7 @@ from keepfrac.models.locate import locate, note
 from keepfrac.models.vocabulary.tokenizers import built
 from keepfrac.prune.masks import Masks
 from keepfrac.storage import results
+from keepfrac.storage.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -201,18 +202,15 @@ def save_model(
     net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, masks: Masks | None = None
 ) -> None:
     """Writes a plain Hugging Face folder, with the masks beside the weights, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        net.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if masks is not None:
-            masks.save(temporary)
+        with replacing(folder) as new:
+            net.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+            if masks is not None:
+                masks.save(new)
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot write {folder}: {error}; free space and type the same command again") from error
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
 def reload(folder: Path, head: str, attention: str) -> nn.Module:

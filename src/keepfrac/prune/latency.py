@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from keepfrac.errors import UserError
 from keepfrac.prune.structure import ModelShape, Number
+from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
 
 Points = tuple[tuple[int, float], ...]
@@ -55,10 +56,7 @@ class LatencyTable:
         return interpolate(self.neurons, neurons)
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:

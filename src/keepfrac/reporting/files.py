@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keepfrac.errors import UserError
-from keepfrac.storage.results import write_atomically
+from keepfrac.storage.files import write_atomically
 
 
 def write_text(path: Path, text: str) -> Path:

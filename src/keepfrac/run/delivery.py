@@ -1,19 +1,27 @@
 """What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
 
 import json
+import logging
 import shutil
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from keepfrac.errors import UserError
 from keepfrac.measurement import costs
 from keepfrac.models.cut import is_cut
 from keepfrac.models.dense_reference import account_of, original_parameters
 from keepfrac.models.export import export
+from keepfrac.models.load import reload, save_model
 from keepfrac.prune import masks
-from keepfrac.storage import results
+from keepfrac.storage.files import write_atomically
+from keepfrac.storage.redact import redact
+from keepfrac.tensors.barrier import wait_for_all
+from keepfrac.training.finetune import FineTune
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = "examples.json"
 FOLDERS = ("stock_uniform", "stock_padded", "sparse", "sparse_int8")
@@ -35,13 +43,33 @@ def sizes(net, loaded, folder: Path) -> dict:
 def write_account(net, folder: Path) -> None:
     """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
     if is_cut(net):
-        results.write_atomically(folder / "info.txt", account_of(net).info_txt())
+        write_atomically(folder / "info.txt", account_of(net).info_txt())
+
+
+def write_model(module: FineTune, tokenizer, folder: Path, writes: bool) -> None:
+    """Writes model/ of a run, and the count of a cut one; returns once all processes can read it.
+
+    Args:
+        module: the method, finished.
+        tokenizer: of its model.
+        folder: the run's.
+        writes: whether this process is the one that does.
+    """
+    if writes:
+        save_model(module.net, tokenizer, folder / "model", module.masks)
+        write_account(module.net, folder)
+    wait_for_all()
+
+
+def read_model(folder: Path, head: str, attention: str) -> nn.Module:
+    """Returns the delivered model of a run, exactly as a user would load it."""
+    return reload(folder / "model", head, attention)
 
 
 def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
     """Writes examples.json where the task generates: by split, what was said of each meaning, and its references."""
     if examples:
-        results.write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
 
 
 def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:
@@ -73,6 +101,16 @@ def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: 
             f"{said}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
         ) from error
     return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}
+
+
+def try_export(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:
+    """As `export_form`; a form that is refused costs neither the training nor the scores: the error is returned."""
+    try:
+        return export_form(net, form, folder, rows, task)
+    except UserError as error:
+        if not isinstance(error.__cause__, UserError):
+            log.warning("%s", redact(traceback.format_exc()))
+        return {"form": form, "error": redact(" ".join(str(error).split()))}
 
 
 def _copy_beside(model: Path, target: Path, *, with_masks: bool) -> None:

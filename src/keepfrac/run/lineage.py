@@ -5,25 +5,26 @@ from pathlib import Path
 
 from keepfrac.distillation.recipe import recipe_of
 from keepfrac.errors import UserError
+from keepfrac.run.settings import RunSettings
 from keepfrac.storage import results
 
 
-def trained_on(settings: dict, task) -> list[str]:
+def trained_on(settings: RunSettings, task) -> list[str]:
     """Returns the tasks that the delivered model has learnt from, by our own runs.
 
     Raises:
         UserError: one of them shares rows with this task, or was this task by another fold: its scores would be
             worthless.
     """
-    model = settings["model"]
-    run = Path(model["run"]) if model["run"] else Path(model["name"]).parent  # model.name may be a run's model/
+    model = settings.model
+    run = Path(model.run) if model.run else Path(model.name).parent  # model.name may be a run's model/
     teacher = _teacher(settings)
     for who, folder in ((f"the model of {run}", run), (f"the teacher {teacher}", teacher)):
         if shared := sorted(set(_tasks_of(folder)) & set(getattr(task, "overlaps", ()))):
             raise UserError(f"task={task.name} shares rows with {shared[0]}, on which {who} was tuned")
         _refuse_other_fold(who, folder, task)
     former = [*_tasks_of(run), *_tasks_of(teacher)]
-    return sorted({*former, task.name}) if settings["epochs"] else former
+    return sorted({*former, task.name}) if settings.epochs else former
 
 
 def _tasks_of(run: Path | None) -> list[str]:
@@ -57,16 +58,15 @@ def _fold(task: Mapping) -> tuple:
     return of.get("name"), of.get("folds"), of.get("fold")
 
 
-def _teacher(settings: dict) -> Path | None:
+def _teacher(settings: RunSettings) -> Path | None:
     """The folder of the teacher's run, which hands on what it was tuned on; None: no teacher, or no run of ours."""
-    recipe = recipe_of(settings) if settings["epochs"] else None
+    recipe = recipe_of({"distill": settings.distill}) if settings.epochs else None
     name = Path(recipe.teacher) if recipe and recipe.teacher else None
     return name if name is None or results.read(name) is not None else name.parent
 
 
-def stages(settings: dict) -> list[dict]:
-    """Returns the runs that the model came through before this one, first to last."""
-    run = settings["model"]["run"]
+def stages(run: str | None) -> list[dict]:
+    """Returns the runs that a model came through, first to last, of which `run` is the last."""
     former = results.read(Path(run)) if run else None
     if former is None or "config" not in former:
         return []

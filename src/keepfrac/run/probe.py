@@ -1,7 +1,9 @@
 """The probe: the batch on which a method's cost and the fidelity of its gradients are measured against dense."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 from keepfrac.errors import UserError
 from keepfrac.measurement import costs
 from keepfrac.models.anatomy import anatomy
+from keepfrac.models.load import load_net, load_tokenizer
+from keepfrac.run.build import build_module, build_task, silence_libraries
+from keepfrac.run.settings import RunSettings
+from keepfrac.storage import results
 from keepfrac.training.finetune import Batch, FineTune
 
 
@@ -114,6 +120,31 @@ class Probe:
         finally:
             for module, rate in rates:
                 module.p = rate
+
+
+def probe_of(folder: Path) -> Probe:
+    """Returns the probe of a finished run: its method on its delivered weights.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    found = results.read(folder)
+    if found is None or found["status"] != "done":
+        raise UserError(f"{folder}: not the folder of a finished run")
+    silence_libraries()
+    config = found["config"]
+    config |= {"model": config["model"] | {"run": str(folder), "config": None, "tokenizer": None}}
+    settings = RunSettings.of(config)
+    task, model = build_task(settings), settings.model.plain()
+    tokenizer = load_tokenizer(model)
+    task.use(tokenizer)
+    net = load_net(model, task.head, task.labels, task.num_labels, len(tokenizer))
+    dense = copy.deepcopy(net)
+    module = build_module(settings, net, task, 1)
+    module.net.train()
+    module.prepare(task.training_batches())
+    module.attach_saver()
+    return Probe(module, dense, settings.batch_size, found["provenance"]["precision"])
 
 
 class Fidelity(pl.Callback):

@@ -6,19 +6,22 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from keepfrac.errors import Held, UserError
-from keepfrac.run import identity
+from keepfrac.errors import UserError
+from keepfrac.run import identity, summary
 from keepfrac.run.identity import Cell
+from keepfrac.run.settings import Hardware, RunSettings, check
 from keepfrac.storage import hub, results
+from keepfrac.storage.files import locked
 from keepfrac.storage.provenance import provenance
 from keepfrac.storage.redact import redact, redact_tree
 from keepfrac.training import distributed
+from keepfrac.training.distributed import RankInfo
 
 log = logging.getLogger(__name__)
 
@@ -31,99 +34,97 @@ def run(cfg: DictConfig) -> dict:
             model has no other form (export), results.json says `done`, and why under `export`.
         Held: another process is running this cell.
     """
-    settings = identity.plain(cfg)
-    cell = identity.cell(settings)
-    place = distributed.place(settings["hardware"]["devices"])
-    if not place.leads:
-        return _follow(settings, cell, place)
-    try:
-        record = _lead(settings, cell, place)
-    except OSError as error:
-        raise _of_disk(error) from error
-    _tell_refused_export(settings, record)
+    settings = check(cfg)
+    cell, rank = identity.cell(settings), distributed.rank_info(settings.hardware.devices)
+    if not rank.is_rank_zero:
+        if not results.is_done(cell.folder, cell.identity):
+            _execute(settings, cell, {}, rank)
+        return results.read(cell.folder) or {}
+    with _full_disk_in_words(), locked(cell.folder), _log_into(cell.folder):
+        record = _done(cell) or _run(settings, cell, rank)
+        for line in summary.lines(record, cell.folder):
+            log.info("%s", line)
+    _refuse_export(record, settings.export["name"])
     return record
 
 
-def _lead(settings: dict, cell: Cell, place: distributed.Place) -> dict:
-    """Runs the cell under its lock, unless it is done."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with _hold(cell), _log_into(cell.folder):
-        former = results.read(cell.folder)
-        if former is not None and results.is_done(cell.folder, cell.identity):
-            log.info("already done: %s", cell.folder)
-            _tell_scores(settings, former)
-            return former
-        shown = redact_tree(settings)
-        (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
-        record = {"status": "running", "error": None, "identity": cell.identity, "config": shown}
-        record["provenance"] = provenance(settings["seed"], _overrides())
-        results.write(cell.folder, record)
-        return _guarded(settings, cell, record, place)
-
-
-def _follow(settings: dict, cell: Cell, place: distributed.Place) -> dict:
-    """Takes part in a run of which another process holds the lock and writes the results."""
+def _done(cell: Cell) -> dict | None:
+    """Returns the results of an earlier run of this cell; None: it is to be run."""
     if not results.is_done(cell.folder, cell.identity):
-        hub.settle()
-        _execute(settings, cell, {}, place)
-    return results.read(cell.folder) or {}
+        return None
+    log.info("already done: %s", cell.folder)
+    return results.read(cell.folder)
 
 
-def _guarded(settings: dict, cell: Cell, record: dict, place: distributed.Place) -> dict:
-    """Executes and writes the outcome, whatever it is."""
-    hub.settle()
-    from keepfrac.tracking.wandb_run import finish_wandb
+def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
+    """Runs the cell from configuration to results.json, whatever the outcome is."""
     from keepfrac.training.checkpoint import remove_checkpoints
 
-    exit_code, text = 1, None
+    shown = redact_tree(settings.plain())
+    (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
+    made = provenance(settings.seed, _overrides())
+    record = {"status": "running", "error": None, "identity": cell.identity, "config": shown, "provenance": made}
+    results.write(cell.folder, record)
     begin = time.monotonic()
-    try:
-        _check_devices(settings["hardware"])
-        with distributed.followers(place, _execute, settings, cell, {}):
-            record |= _execute(settings, cell, record["provenance"], place)
-        record["provenance"]["seconds"] = round(time.monotonic() - begin, 1)
-        record["status"], exit_code = "done", 0
+    with _failure_recorded(cell.folder, record):
+        _check_devices(settings.hardware)
+        with distributed.spawn_workers(rank, _execute, settings, cell, {}):
+            record |= _execute(settings, cell, made, rank)
+        made["seconds"] = round(time.monotonic() - begin, 1)
+        record["status"] = "done"
         results.write(cell.folder, record)
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)
         if "error" in (export := record.get("export") or {}):
             log.warning("export=%s was not written: %s", export["form"], export["error"])
-        _tell_scores(settings, record)
-        return record
+    return record
+
+
+def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> dict:
+    """Does this process's part of the work; what provenance learns goes into `made`."""
+    hub.settle()
+    from keepfrac.run.execution import Execution
+
+    with distributed.process_group(rank, settings.hardware.accelerator):
+        execution = Execution(settings, cell, rank)
+        outcome = execution()
+    made |= execution.made()
+    return outcome
+
+
+@contextlib.contextmanager
+def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
+    """Writes into results.json why the run failed, and ends W&B's part of it."""
+    hub.settle()
+    from keepfrac.tracking.wandb_run import finish_wandb
+
+    text: str | None = "stopped"
+    try:
+        yield
+        text = None
     except KeyboardInterrupt:
-        results.write(cell.folder, record | {"status": "failed", "error": "stopped"})
+        results.write(folder, record | {"status": "failed", "error": text})
         raise
-    except Exception as raised:  # noqa: BLE001 - re-raised below, once it is written down
-        error = _of_disk(raised)
-        text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+    except Exception as error:
+        said = _of_disk(error)
+        text = redact(" ".join(f"{type(said).__name__}: {said}".split()))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
-            results.write(cell.folder, record | {"status": "failed", "error": text})
-        if not isinstance(error, UserError):
-            log.error("%s", redact(traceback.format_exc()))
-        raise error from raised if error is not raised else None
+            results.write(folder, record | {"status": "failed", "error": text})
+        if not isinstance(said, UserError):
+            log.error("%s", redact(traceback.format_exc()), extra={"for_file": True})
+        raise
     finally:
-        finish_wandb(exit_code, text)
+        finish_wandb(0 if text is None else 1, None if text == "stopped" else text)
 
 
-def _tell_scores(settings: dict, record: dict) -> None:
-    """Says the scores of a run that only evaluates."""
-    if not settings["epochs"]:
-        log.info("%s", results.evaluation(record["scores"]))
-
-
-def _tell_refused_export(settings: dict, record: dict) -> None:
-    """Lets a run fail that is done but for its export: to type it again would not help, which the error says.
-
-    A sweep asks results.json alone, and counts the cell as done.
-    """
-    export = record.get("export") or {}
-    if "error" in export and export["form"] == settings["export"]["name"]:
-        raise UserError(f"the run is done and scored, without export={export['form']}: {export['error']}")
-
-
-def _overrides() -> list[str]:
-    """Returns the words of this one run, without what a launcher added: its argv may be another program's."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+@contextlib.contextmanager
+def _full_disk_in_words() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (said := _of_disk(error)) is error:
+            raise
+        raise said from error
 
 
 def _of_disk(error: Exception) -> Exception:
@@ -133,56 +134,57 @@ def _of_disk(error: Exception) -> Exception:
     return error
 
 
-def _execute(settings: dict, cell: Cell, made: dict, place: distributed.Place) -> dict:
-    from keepfrac.run.execution import Execution
+def _refuse_export(record: dict, form: str) -> None:
+    """Lets a run fail that is done but for its export: to type it again would not help, which the error says.
 
-    hardware = settings["hardware"]
-    precision = identity.resolved_precision(hardware["accelerator"], hardware["precision"])
-    with distributed.joined(place, hardware["accelerator"]):
-        execution = Execution(settings, cell, precision, place)
-        outcome = execution()
-    made |= execution.made()
-    return outcome
+    A sweep asks results.json alone, and counts the cell as done.
+    """
+    export = record.get("export") or {}
+    if "error" in export and export["form"] == form:
+        raise UserError(f"the run is done and scored, without export={form}: {export['error']}")
 
 
-def _check_devices(hardware: dict) -> None:
-    if hardware["accelerator"] != "gpu":
+def _overrides() -> list[str]:
+    """Returns the words of this one run, without what a launcher added: its argv may be another program's."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _check_devices(hardware: Hardware) -> None:
+    if hardware.accelerator != "gpu":
         return
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < hardware["devices"]:
+    if found < hardware.devices:
         raise UserError(
-            f"hardware={hardware['name']} wants {hardware['devices']} NVIDIA GPU(s), and torch finds {found} here:"
+            f"hardware={hardware.name} wants {hardware.devices} NVIDIA GPU(s), and torch finds {found} here:"
             " set hardware=cpu, or install a torch that knows this machine's GPU"
         )
 
 
 @contextlib.contextmanager
-def _hold(cell: Cell):
-    """Holds the cell's lock; a process that dies lets go of it."""
-    lock = filelock.FileLock(cell.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise Held(f"another process is running this cell: {cell.folder}") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _log_into(folder: Path) -> Iterator[None]:
+    """Writes the log into the folder's run.log, unless a launcher already sends all output there.
 
-
-@contextlib.contextmanager
-def _log_into(folder: Path):
-    """Writes the log into the folder's run.log, unless a launcher already sends all output there."""
+    Tracebacks go there alone: the terminal is told in one line.
+    """
     if os.environ.get("KEEPFRAC_JOB"):
         yield
         return
-    handler = logging.FileHandler(folder / "run.log")
+    root, handler = logging.getLogger(), logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
+    others = list(root.handlers)
+    for other in others:
+        other.addFilter(_is_for_terminal)
+    root.addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
         handler.close()
+        for other in others:
+            other.removeFilter(_is_for_terminal)
+
+
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    return not getattr(record, "for_file", False)

@@ -49,7 +49,7 @@ class Sparsified:
             UserError: one did or was not, in the last forward pass in training.
         """
         refuse_fallbacks([site for site in self.fallbacks() if site.kind == "linear"])
-        silent = [site.name for site in self.sites if site.kind in ATTENTION and not (site.of or site.pinned)]
+        silent = [site.name for site in self.sites if site.kind in ATTENTION and not (site.of or site.saved_elsewhere)]
         if silent and self.selector.keep_frac < 1:
             raise UserError(
                 f"these sites saved nothing in the first step: {', '.join(silent)}; the model computes attention in a"

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from keepfrac.errors import UserError
+from keepfrac.storage.cache import user_cache
 
 DECISION = "KEEPFRAC_HUB"
 OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -60,8 +61,7 @@ def in_cache(repo_id: str, repo_type: str = "model") -> bool:
 
 
 def _home() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    return Path(os.environ.get("HF_HOME") or user_cache() / "huggingface").expanduser()
 
 
 def _hub_cache() -> Path:

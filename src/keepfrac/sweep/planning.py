@@ -1,20 +1,17 @@
-"""A sweep before it starts and while it runs: its plan, its share of the machine, what the terminal shows.
+"""A sweep before it starts and while it runs: its plan, its share of the machine, its time.
 
-Plain values in, plain values or rich tables out; the process-per-job launcher composes the cells, starts the
+Plain values in, plain values out; the process-per-job launcher composes the cells, starts the
 processes and watches them.
 """
 
 import json
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from keepfrac.storage.redact import redact
 
@@ -178,6 +175,33 @@ def stated_time(experiment: Path) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("# Time:")), None)
 
 
+def combinations(axes: Mapping[str, object]) -> int | None:
+    """Returns how many cells the axes of an experiment span; None where one of them is more than a list of values."""
+    product = 1
+    for values in axes.values():
+        if re.search(r"[(){}\[\]'\"]", str(values)):
+            return None
+        product *= len(str(values).split(","))
+    return product
+
+
+def narrowed(who: str, stated: str, cells: int, whole: int | None) -> str:
+    """Returns the time that an experiment states, and the part of it that fewer cells take.
+
+    Args:
+        who: states it.
+        stated: such as "about 35 minutes on 2 cores".
+        cells: how many are to run.
+        whole: cells of the whole grid; None: not known.
+    """
+    said = f"{who} says: {stated}"
+    found = re.match(r"(?:about )?(\d+(?:\.\d+)?) (minute|hour|day)s?\b(?! a cell)", stated)
+    if found is None or not whole or cells >= whole:
+        return said
+    seconds = float(found[1]) * {"minute": 60, "hour": 3600, "day": 86400}[found[2]] * cells / whole
+    return f"about {duration(seconds)} for {cells} of its {whole} cells, as {said}"
+
+
 def read_progress(folder: Path, since: float) -> dict:
     """Returns a job's progress.json; empty where there is none yet, or only one from before `since`."""
     path = folder / "progress.json"
@@ -207,34 +231,3 @@ def log_tail(log: Path, start: int = 0) -> str:
         return ""
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     return redact("\n".join([line for line in lines if line][-TAIL_LINES:]))
-
-
-def status_line(status: Status) -> str:
-    """Returns one line on the whole sweep."""
-    total = status.done + status.failed + status.left + len(status.running)
-    held = f" ({status.held} run by another process)" if status.held else ""
-    return (
-        f"{status.done} of {total} done, {len(status.running)} running, {status.failed} failed, "
-        f"{status.left} left{held}, time left: {duration(status.seconds_left)}"
-    )
-
-
-def live_view(status: Status) -> Group:
-    """Returns what a terminal shows while a sweep runs."""
-    table = Table("running", "step", "score", "phase", "time")
-    for job in status.running:
-        step, steps, score = (job.progress.get(key) for key in ("step", "steps", "score"))
-        steps = "" if step is None else f"{step}/{steps or '?'}"
-        score = f"{score:.4f}" if isinstance(score, int | float) else ""
-        phase = str(job.progress.get("phase") or "")
-        table.add_row(*map(Text, (job.label, steps, score, phase, duration(job.seconds))))
-    return Group(table, Text(status_line(status)))
-
-
-def failure_table(failures: Sequence[Failure]) -> Table:
-    """Returns the table of failed cells that ends a sweep: why, and the tail of each log."""
-    table = Table("failed", "why", "last lines of its log", show_lines=True)
-    for failure in failures:
-        end = f"{failure.tail or '(it wrote nothing)'}\n-> {failure.log}"
-        table.add_row(*map(Text, (failure.label, redact(failure.reason), end)))
-    return table

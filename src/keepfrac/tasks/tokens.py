@@ -7,14 +7,14 @@ jobs that start together may all write it. It may be deleted at any time.
 import hashlib
 import json
 import logging
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from keepfrac.storage.cache import cache_folder
+from keepfrac.storage.files import replacing
 from keepfrac.tasks.rows import TEXTS, Rows
 
 log = logging.getLogger(__name__)
@@ -104,18 +104,13 @@ def cached_tokens(tokenizer, digest: str, rows: Rows, max_length: int) -> Tokens
     """Returns `tokenise(...)`, from the disk where the same was done before; `digest` is the tokenizer's."""
     texts = Rows({name: rows[name] for name in TEXTS if name in rows})
     key = json.dumps([VERSION, texts.digest(), digest, max_length, _library_version()])
-    folder = cache_root() / hashlib.sha256(key.encode()).hexdigest()
+    folder = cache_folder("tokens") / hashlib.sha256(key.encode()).hexdigest()
     found = _load(folder)
     if found is not None:
         return found
     tokens = tokenise(tokenizer, rows, max_length)
     _save(tokens, folder)
     return tokens
-
-
-def cache_root() -> Path:
-    """Returns the folder of the token cache: under $XDG_CACHE_HOME, else ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "tokens"
 
 
 def _library_version() -> str:
@@ -138,20 +133,15 @@ def _save(tokens: Tokens, folder: Path) -> None:
     """Writes an entry; a disk that is full or read-only costs the cache, not the run."""
     arrays = {"ids": tokens.ids, "types": tokens.types, "starts": tokens.starts}
     present = {name: array for name, array in arrays.items() if array is not None}
-    scratch: Path | None = None
+    facts = {"arrays": list(present), "rows": len(tokens), "truncated": tokens.truncated}
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
-        for name, array in present.items():
-            np.save(scratch / f"{name}.npy", array)
-        facts = {"arrays": list(present), "rows": len(tokens), "truncated": tokens.truncated}
-        (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        if _load(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # an entry that cannot be read
-        scratch.rename(folder)
+        with replacing(folder) as new:
+            new.mkdir()
+            for name, array in present.items():
+                np.save(new / f"{name}.npy", array)
+            (new / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+            if _load(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # an entry that cannot be read
     except OSError as error:
         if _load(folder) is None:  # else another job was first
             log.warning("tokens are not cached: %s", error)
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)

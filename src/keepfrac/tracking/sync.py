@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
+from keepfrac.errors import Held
+from keepfrac.storage.files import locked
 from keepfrac.storage.redact import redact
 
 DECISION = "KEEPFRAC_WANDB"
@@ -228,8 +228,8 @@ def _why_left(run: Path, free: Sequence[Path]) -> str:
 def _hold(cell: Path, held: contextlib.ExitStack) -> bool:
     """Takes the lock of a run, so that nothing is uploaded that is being written."""
     try:
-        held.enter_context(FileLock(cell / ".lock", timeout=0))
-    except (Timeout, OSError):
+        held.enter_context(locked(cell))
+    except (Held, OSError):
         return False
     return True
 

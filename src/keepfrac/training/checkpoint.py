@@ -4,8 +4,8 @@ Lightning restores the weights, the optimizer and its counters; it saves no rand
 With them a run that was killed in the middle of an epoch ends bitwise as the uninterrupted one (one process).
 """
 
+import logging
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -17,7 +17,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 from keepfrac.errors import UserError
-from keepfrac.storage.results import write_atomically
+from keepfrac.storage.files import replacing, write_atomically
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "resume.ckpt"
 BEST = "best.pt"
@@ -59,17 +61,14 @@ def replace_file(path: Path, save) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; the former file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as new:
+            save(new)
     except (OSError, RuntimeError) as error:
         # torch's zip writer turns a full disk into a RuntimeError
         if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
             raise
         raise UserError(f"cannot write {path}: {error}; free space and type the same command again") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Checkpoints(pl.Callback):
@@ -136,6 +135,20 @@ class Checkpoints(pl.Callback):
         """Loads the best weights into `net`; without a validation so far it stays as it is."""
         if self.best is not None:
             net.load_state_dict(torch.load(self.folder / BEST, weights_only=True, map_location="cpu"))
+
+
+def resumed_at(checkpoint: Path) -> int:
+    """Returns the step at which a resume checkpoint was made; 0 where there is none that can be read."""
+    try:
+        return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
+    except FileNotFoundError:
+        return 0
+    except (OSError, MemoryError):
+        raise  # that says nothing of the file
+    except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
+        log.warning("%s is damaged (%s); the run begins anew", checkpoint, type(error).__name__)
+        checkpoint.replace(checkpoint.with_suffix(".damaged"))
+        return 0
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""The processes of one run on several devices of one machine: the first leads and writes, the others only compute.
+"""The processes of one run on several devices of one machine: rank zero writes the results, the others only compute.
 
 Where `srun` started them they find one another by its environment. Else the first starts the others: fresh processes
-that are given the resolved configuration, so no command line is replayed and no sweep walked twice. A follower ends
-with its leader, and the leader says what a follower died of.
+that are given the resolved configuration, so no command line is replayed and no sweep walked twice. A worker ends
+with rank zero, which says what a worker died of.
 """
 
 import contextlib
@@ -22,39 +22,39 @@ VARIABLES = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """This process among those of its run.
 
     Args:
-        rank: from 0, which leads.
-        world: how many processes.
+        rank: from 0, which writes the results.
+        world_size: how many processes.
         port: of this machine, where they meet.
         by_srun: whether srun started all of them.
     """
 
     rank: int
-    world: int
+    world_size: int
     port: int
     by_srun: bool
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes the results."""
         return self.rank == 0
 
     def threads(self, available: int) -> int:
         """Returns this process's part of the threads; tasks of srun have their own number already."""
-        return available if self.by_srun else max(1, available // self.world)
+        return available if self.by_srun else max(1, available // self.world_size)
 
 
-def place(devices: int) -> Place:
-    """Returns this process's place in a run on `devices` devices."""
+def rank_info(devices: int) -> RankInfo:
+    """Returns which process this is in a run on `devices` devices."""
     environment = os.environ
     # not SLURM_NTASKS: a batch script that runs us without srun has it too, and there nobody else would come
     if devices > 1 and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == devices:
         port = 20000 + int(environment["SLURM_JOB_ID"]) % 10000
-        return Place(int(environment["SLURM_PROCID"]), devices, port, by_srun=True)
-    return Place(0, devices, _free_port() if devices > 1 else 0, by_srun=False)
+        return RankInfo(int(environment["SLURM_PROCID"]), devices, port, by_srun=True)
+    return RankInfo(0, devices, _free_port() if devices > 1 else 0, by_srun=False)
 
 
 def _free_port() -> int:
@@ -64,22 +64,24 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def joined(place: Place, accelerator: str) -> Iterator[None]:
+def process_group(info: RankInfo, accelerator: str) -> Iterator[None]:
     """Within it the run's processes can talk to one another; one process alone has nobody to talk to."""
-    if place.world == 1:
+    if info.world_size == 1:
         yield
         return
     from torch import cuda, distributed
 
     before = {name: os.environ.get(name) for name in VARIABLES}
     # Lightning asks these for its rank, and starts no processes of its own where they are set
-    os.environ |= dict(zip(VARIABLES, (str(place.rank), "127.0.0.1", str(place.port)), strict=True))
+    os.environ |= dict(zip(VARIABLES, (str(info.rank), "127.0.0.1", str(info.port)), strict=True))
     if accelerator == "gpu":
-        cuda.set_device(place.rank)
+        cuda.set_device(info.rank)
     backend = "nccl" if accelerator == "gpu" else "gloo"
     try:
-        store = distributed.TCPStore("127.0.0.1", place.port, place.world, place.leads, MEETING)
-        distributed.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=COMPUTING)
+        store = distributed.TCPStore("127.0.0.1", info.port, info.world_size, info.is_rank_zero, MEETING)
+        distributed.init_process_group(
+            backend, store=store, rank=info.rank, world_size=info.world_size, timeout=COMPUTING
+        )
         yield
         distributed.barrier()  # the first process holds the meeting point: none may leave before all are through
     finally:
@@ -90,23 +92,23 @@ def joined(place: Place, accelerator: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def followers(place: Place, work: Callable[..., object], *arguments: object) -> Iterator[None]:
-    """Starts the other processes, which run `work(*arguments, their place)`; ends with the last of them.
+def spawn_workers(info: RankInfo, work: Callable[..., object], *arguments: object) -> Iterator[None]:
+    """Starts the other processes, which run `work(*arguments, their RankInfo)`; ends with the last of them.
 
     Raises:
-        UserError: as a follower said it.
-        RuntimeError: a follower failed otherwise.
+        UserError: as a worker raised it.
+        RuntimeError: a worker failed otherwise.
     """
-    if place.by_srun or place.world == 1:
+    if info.by_srun or info.world_size == 1:
         yield
         return
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads in the middle of their work
     started = []
     try:
-        for rank in range(1, place.world):
+        for rank in range(1, info.world_size):
             ours, theirs = spawn.Pipe()
-            task = (theirs, Place(rank, place.world, place.port, by_srun=False), work, arguments)
-            process = spawn.Process(target=_follow, args=task, name=f"rank {rank}")
+            task = (theirs, RankInfo(rank, info.world_size, info.port, by_srun=False), work, arguments)
+            process = spawn.Process(target=_work, args=task, name=f"rank {rank}")
             process.start()
             theirs.close()
             started.append((process, ours))
@@ -133,7 +135,7 @@ def _lost_a_peer(error: Exception) -> bool:
 
 
 def _reason(process, ours) -> Exception | None:
-    """Returns what a follower died of; None where it lives or ended well."""
+    """Returns what a worker died of; None where it lives or ended well."""
     process.join(5)
     if not process.exitcode:
         return None
@@ -144,18 +146,18 @@ def _reason(process, ours) -> Exception | None:
     return RuntimeError(f"{process.name} ended with exit code {process.exitcode}")
 
 
-def _follow(leader, place: Place, work: Callable[..., object], arguments: tuple) -> None:
-    """Is what a follower runs: the work, under the eye of its leader."""
-    threading.Thread(target=_end_with, args=(leader,), daemon=True).start()
+def _work(parent, info: RankInfo, work: Callable[..., object], arguments: tuple) -> None:
+    """Runs the work in a worker, which ends when rank zero does."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
-        work(*arguments, place)
+        work(*arguments, info)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        leader.send((isinstance(error, UserError), text))
+        parent.send((isinstance(error, UserError), text))
         raise SystemExit(1) from error
 
 
-def _end_with(leader) -> None:
+def _end_with(parent) -> None:
     with contextlib.suppress(EOFError, OSError):
-        leader.recv()  # the leader says nothing: this returns when it is gone
+        parent.recv()  # the parent says nothing: this returns when it is gone
     os._exit(1)

@@ -23,9 +23,7 @@ keep_frac is a share of the dense original's cost, also where the model was cut 
 
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,6 +41,7 @@ from keepfrac.prune.masks import Masks
 from keepfrac.prune.select import SCOPES, Limits, Scope, select
 from keepfrac.prune.structure import LayerCounts, ModelShape, Structure
 from keepfrac.settings import choice, count, flag, mapping, one_of, record, settings, share, whole
+from keepfrac.storage.cache import cache_folder
 from keepfrac.training.finetune import Batch, FineTune
 
 TOLERANCE = 1e-4
@@ -198,7 +197,7 @@ class CostPruner(Pruner):
         """The first process measures, the others take its table."""
         trainer, conditions = self._trainer, self.settings.latency
         device = next(self.net.parameters()).device if trainer is None else trainer.strategy.root_device
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
+        cache = cache_folder("latency")
         measure = functools.partial(
             cached_table,
             cache,

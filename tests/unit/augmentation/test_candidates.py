@@ -50,7 +50,7 @@ def test_what_was_killed_goes_on_where_it_was(store, tmp_path):
     asked = []
     found = store(lambda texts: asked.extend(texts) or made(texts)).candidates(SENTENCES)
     assert found == made(SENTENCES) and asked == SENTENCES[8:]
-    assert not list((tmp_path / "entry").glob(".writing-*"))
+    assert not list((tmp_path / "entry").glob(".0*"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", None])

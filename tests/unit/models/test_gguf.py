@@ -10,6 +10,7 @@ from keepfrac.models import gguf, locate
 from keepfrac.models.load import load_net, load_tokenizer, weights_note
 from keepfrac.run import identity
 from keepfrac.storage import archives
+from keepfrac.storage.cache import cache_folder
 
 MODEL = {
     "name": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -65,7 +66,7 @@ def test_an_unreadable_file_leaves_nothing_behind(tmp_path):
     file.write_bytes(b"not a gguf file")
     with pytest.raises((UserError, ValueError)):
         gguf.unpacked(str(file))
-    assert not list(gguf.cache_root().glob("*"))
+    assert not list(cache_folder("models").glob("*"))
 
 
 @pytest.mark.slow
@@ -79,7 +80,7 @@ def test_the_packages_decoder_is_a_llama_that_speaks(tmp_path):
     net = load_net(MODEL, "causal_lm", None, 1, len(tokenizer))
     assert sum(p.numel() for p in net.parameters()) == 134_515_008 and net.dtype == torch.float32
     assert net.lm_head.weight is net.model.embed_tokens.weight
-    config = json.loads(next(gguf.cache_root().glob("*/config.json")).read_text())
+    config = json.loads(next(cache_folder("models").glob("*/config.json")).read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (9, 3)
     assert "quantization_config" not in config and "Q4_1" in weights_note(MODEL)
     net.save_pretrained(tmp_path / "again")

@@ -11,11 +11,13 @@ from keepfrac.storage import results
 GAIIC = {"name": "gaiic", "folds": 5, "fold": 1}
 
 
-def settings(folder) -> dict:
-    return {"model": {"run": str(folder), "name": "from_run"}, "epochs": 0, "distill": {"teacher": None}}
+def settings(folder) -> SimpleNamespace:
+    """As much of RunSettings as is read."""
+    model = SimpleNamespace(run=str(folder), name="from_run")
+    return SimpleNamespace(model=model, epochs=0, distill={"name": "none"})
 
 
-def ran(folder, task: dict) -> dict:
+def ran(folder, task: dict) -> SimpleNamespace:
     results.write(folder, {"status": "done", "config": {"task": task}, "provenance": {"trained_on": []}})
     return settings(folder)
 

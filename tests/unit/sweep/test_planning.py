@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from keepfrac.sweep import planning
+from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Missing, Plan, Running, Status
 
 KIND = ("minilm", "sst2")
@@ -149,14 +149,14 @@ def test_live_view_shows_running_jobs_and_the_whole() -> None:
         Running("cell a", KIND, 65.0, {"step": 5, "steps": 50, "score": 0.51234, "phase": "train"}),
         Running("cell b", KIND, 2.0, {}),
     )
-    text = text_of(planning.live_view(Status(3, 1, 4, 1, jobs, 300.0)))
+    text = text_of(terminal.live_view(Status(3, 1, 4, 1, jobs, 300.0)))
     assert [part in text for part in ("cell a", "5/50", "0.5123", "train", "65 s", "cell b")] == [True] * 6
     assert "3 of 10 done, 2 running, 1 failed, 4 left (1 run by another process), time left: 5 min" in text
 
 
 def test_failure_table_shows_markup_as_it_is() -> None:
     failures = [Failure("cell a", "exit code 1: [red]x[/nored]", Path("a/run.log"), "[/bold] last line")]
-    text = text_of(planning.failure_table([*failures, Failure("cell b", "killed", Path("b/run.log"), "")]))
+    text = text_of(terminal.failure_table([*failures, Failure("cell b", "killed", Path("b/run.log"), "")]))
     for part in ("cell a", "[red]x[/nored]", "[/bold] last line", "a/run.log", "(it wrote nothing)"):
         assert part in text
 
@@ -165,3 +165,26 @@ def test_it_is_light() -> None:
     code = "import sys, keepfrac.sweep.planning; print([m for m in ('torch', 'hydra', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_part_of_an_experiment_takes_its_part_of_the_time() -> None:
+    stated = "about 35 minutes on 2 cores (21 cells)"
+    assert planning.narrowed("experiment=x", stated, 3, 21).startswith(
+        "about 5 min for 3 of its 21 cells, as experiment=x"
+    )
+    for other in (("a blink", 3, 21), (stated, 21, 21), (stated, 3, None), ("5 minutes a cell", 3, 21)):
+        assert planning.narrowed("experiment=x", *other) == f"experiment=x says: {other[0]}"
+    assert planning.combinations({"method": "nosp,norm", "seed": "0,1,2"}) == 6
+    assert planning.combinations({"keep_frac": "range(0.1,0.5)"}) is None
+
+
+def test_a_sweep_ends_with_its_scores() -> None:
+    found = {
+        "config": {"method": {"name": "norm"}, "task": {"name": "sst2"}, "seed": 1},
+        "best_metric": "accuracy",
+        "scores": {"val/accuracy": 0.75, "test/accuracy": 0.5},
+        "kept": {"achieved": 0.3},
+        "cost": {"saved_bytes": 1, "saved_bytes_dense": 4},
+    }
+    text = text_of(terminal.score_table([found, {"scores": {"val/accuracy": 1.0}}]))
+    assert [part in text for part in ("norm sst2 s1", "0.7500", "0.5000", "0.3000", "0.25 x")] == [True] * 5

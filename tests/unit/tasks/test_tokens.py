@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 
+from keepfrac.storage.cache import cache_folder
 from keepfrac.tasks import tokens
 from keepfrac.tasks.rows import Rows
 from tests.unit.tasks.conftest import WORDS, word_tokenizer
@@ -53,7 +54,7 @@ def test_texts_tokenizer_and_length_are_part_of_the_key(tokenizer):
     cached(tokenizer, length=15)
     cached(tokenizer, rows=ROWS.take([0, 1]))
     cached(word_tokenizer(WORDS[:-1]))
-    assert len(list(tokens.cache_root().iterdir())) == 4
+    assert len(list(cache_folder("tokens").iterdir())) == 4
 
 
 def test_a_digest_ignores_padding_and_truncation(tokenizer):
@@ -67,7 +68,7 @@ def test_a_digest_ignores_padding_and_truncation(tokenizer):
 @pytest.mark.parametrize("damage", ["facts.json", "ids.npy"])
 def test_a_damaged_entry_is_made_anew(tokenizer, damage):
     first = cached(tokenizer)
-    (entry,) = tokens.cache_root().iterdir()
+    (entry,) = cache_folder("tokens").iterdir()
     (entry / damage).write_bytes(b"")
     assert same(cached(tokenizer), first)
     assert (entry / damage).stat().st_size > 0
@@ -83,4 +84,4 @@ def test_without_a_place_for_the_cache_it_still_works(tokenizer, monkeypatch, tm
 
 def test_nothing_half_written_stays(tokenizer):
     cached(tokenizer)
-    assert not [entry for entry in tokens.cache_root().iterdir() if entry.name.startswith(".")]
+    assert not [entry for entry in cache_folder("tokens").iterdir() if entry.name.startswith(".")]

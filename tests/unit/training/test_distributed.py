@@ -6,34 +6,34 @@ import torch
 
 from keepfrac.errors import UserError
 from keepfrac.training import distributed
-from keepfrac.training.distributed import Place, followers, joined, place
+from keepfrac.training.distributed import RankInfo, process_group, rank_info, spawn_workers
 
 
-def add_up(value: float, place: Place) -> float:
-    with joined(place, "cpu"):
-        assert os.environ["LOCAL_RANK"] == str(place.rank)
-        total = torch.tensor([value + place.rank])
+def add_up(value: float, here: RankInfo) -> float:
+    with process_group(here, "cpu"):
+        assert os.environ["LOCAL_RANK"] == str(here.rank)
+        total = torch.tensor([value + here.rank])
         torch.distributed.all_reduce(total)
     return total.item()
 
 
-def fail(error: Exception | None, rank: int, place: Place) -> None:
-    with joined(place, "cpu"):
-        if place.rank == rank:
+def fail(error: Exception | None, rank: int, here: RankInfo) -> None:
+    with process_group(here, "cpu"):
+        if here.rank == rank:
             if error is None:
                 os._exit(3)
             raise error
         torch.distributed.barrier()
 
 
-def sleep(place: Place) -> None:
+def sleep(here: RankInfo) -> None:
     time.sleep(60)
 
 
 def test_processes_meet_and_leave_nothing_behind():
     for _ in range(2):  # a sweep in one process runs one cell after the other
-        here = place(2)
-        with followers(here, add_up, 1.0):
+        here = rank_info(2)
+        with spawn_workers(here, add_up, 1.0):
             assert add_up(1.0, here) == 3.0
         assert not torch.distributed.is_initialized()
         assert "LOCAL_RANK" not in os.environ
@@ -41,9 +41,9 @@ def test_processes_meet_and_leave_nothing_behind():
 
 def test_one_device_is_this_process(monkeypatch):
     monkeypatch.setattr(distributed, "multiprocessing", None)
-    here = place(1)
-    with followers(here, sleep), joined(here, "cpu"):
-        assert here == Place(0, 1, 0, by_srun=False) and here.leads
+    here = rank_info(1)
+    with spawn_workers(here, sleep), process_group(here, "cpu"):
+        assert here == RankInfo(0, 1, 0, by_srun=False) and here.is_rank_zero
         assert not torch.distributed.is_initialized()
 
 
@@ -56,14 +56,14 @@ def test_one_device_is_this_process(monkeypatch):
     ],
 )
 def test_the_leader_says_what_a_follower_died_of(error, kind, text):
-    here = place(2)
-    with pytest.raises(kind, match=text), followers(here, fail, error, 1):
+    here = rank_info(2)
+    with pytest.raises(kind, match=text), spawn_workers(here, fail, error, 1):
         fail(error, 1, here)
 
 
 def test_the_leaders_own_error_stays_and_ends_the_followers():
     begin = time.monotonic()
-    with pytest.raises(KeyError, match="mine"), followers(place(2), sleep):
+    with pytest.raises(KeyError, match="mine"), spawn_workers(rank_info(2), sleep):
         raise KeyError("mine")
     assert time.monotonic() - begin < 30
 
@@ -71,14 +71,14 @@ def test_the_leaders_own_error_stays_and_ends_the_followers():
 def test_tasks_of_srun_find_their_place(monkeypatch):
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_ID": "10007"}.items():
         monkeypatch.setenv(name, value)
-    here = place(2)
-    assert here == Place(1, 2, 20007, by_srun=True) and not here.leads
+    here = rank_info(2)
+    assert here == RankInfo(1, 2, 20007, by_srun=True) and not here.is_rank_zero
     assert here.threads(4) == 4  # as srun gave them
-    assert place(1) == Place(0, 1, 0, by_srun=False)
+    assert rank_info(1) == RankInfo(0, 1, 0, by_srun=False)
 
 
 def test_a_batch_script_without_srun_starts_its_own(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert not place(2).by_srun
-    assert place(2).threads(4) == 2
+    assert not rank_info(2).by_srun
+    assert rank_info(2).threads(4) == 2

@@ -8,7 +8,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from keepfrac.errors import UserError
-from keepfrac.storage.results import write_atomically
+from keepfrac.storage.cache import cache_folder
+from keepfrac.storage.files import write_atomically
 
 KINDS = ("words", "wordpiece")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -85,8 +85,7 @@ def built(settings: Mapping, texts: Callable[[], Sequence[str]], config) -> PreT
     digest = hashlib.sha256(
         json.dumps([VERSION, tokenizers.__version__, vars(vocabulary), sentences]).encode()
     ).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "vocabularies"
-    backend = _cached(root / f"{digest}.json", lambda: vocabulary.build(sentences))
+    backend = _cached(cache_folder("vocabularies") / f"{digest}.json", lambda: vocabulary.build(sentences))
     if backend.get_vocab_size() == len(SPECIAL):
         raise UserError(f"model.tokenizer={dict(settings)}: the training texts hold no word that occurs so often")
     segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import anatomy
-from keepfrac.models.families import Family, family_of
+from keepfrac.models.anatomy import anatomy, family_of
+from keepfrac.models.families import Family
 from keepfrac.settings import settings
 from keepfrac.sparse.act8bit.calls import PaddingReader, RowStats, SeedCounter
 from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
@@ -173,12 +173,12 @@ def _family(net: nn.Module) -> Family:
     Raises:
         UserError: the blocks do not compute its attention or its feed-forward block.
     """
-    name = anatomy(net).family
-    family = family_of(name)
-    assert family is not None, "anatomy knows families of the table alone"
+    family = family_of(net)
     known = not family.causal and family.attention_interface and family.layout == "plain" and family.ffn_gate is None
     if not known:
-        raise UserError(f"method late trains encoders with plain attention and feed-forward blocks, not a {name}")
+        raise UserError(
+            f"method late trains encoders with plain attention and feed-forward blocks, not a {net.config.model_type}"
+        )
     return family
 
 

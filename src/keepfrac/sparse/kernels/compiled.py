@@ -9,10 +9,7 @@ import ctypes
 import functools
 import hashlib
 import logging
-import os
 import platform
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -20,6 +17,8 @@ from torch import Tensor
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.kernels import plain
+from keepfrac.storage.cache import cache_folder
+from keepfrac.storage.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +45,7 @@ def cached_path(native: bool) -> Path:
         digest.update(_processor().encode())
     for source in SOURCES:
         digest.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "keepfrac" / "kernels" / digest.hexdigest()[:16] / "late.so"
+    return cache_folder("kernels") / digest.hexdigest()[:16] / "late.so"
 
 
 def _processor() -> str:
@@ -71,23 +69,18 @@ def build(native: bool = False) -> Path:
     from torch.utils import cpp_extension  # only now: it looks for compilers while it is imported
 
     log.info("building the CPU kernels of `late` (once, some seconds) into %s", target.parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # built aside and moved: neither a killed build nor two at once can leave half a file
-    scratch = tempfile.mkdtemp(dir=target.parent)
     try:
-        cpp_extension.load(
-            "late",
-            [str(SOURCES[0])],
-            extra_cflags=list(flags(native)),
-            extra_ldflags=["-fopenmp"],
-            build_directory=scratch,
-            is_python_module=False,
-        )
-        os.replace(next(Path(scratch).glob("*.so")), target)
+        with replacing(target) as library:
+            cpp_extension.load(
+                "late",
+                [str(SOURCES[0])],
+                extra_cflags=list(flags(native)),
+                extra_ldflags=["-fopenmp"],
+                build_directory=str(library.parent),
+                is_python_module=False,
+            )
     except (OSError, RuntimeError, ImportError) as error:
         raise UserError(f"the C++ kernels cannot be built here (is there a compiler, and ninja?): {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

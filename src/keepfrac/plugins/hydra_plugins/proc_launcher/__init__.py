@@ -51,7 +51,7 @@ class ProcLauncher(Launcher):
 
         from keepfrac.errors import UserError
         from keepfrac.storage import results
-        from keepfrac.sweep import planning
+        from keepfrac.sweep import planning, terminal
 
         console = Console(soft_wrap=True, markup=False, highlight=False)
         plan = planning.make_plan(self._cells(job_overrides, initial_job_idx), results.is_done)
@@ -67,6 +67,8 @@ class ProcLauncher(Launcher):
             self._run(plan, known, console)
         else:
             console.print(f"everything is done: {folder}")
+        console.print(terminal.score_table(found for _, found in results.finished(folder)), soft_wrap=False)
+        console.print(f"all figures: python -m src.report {folder}")
         return [_completed(job.overrides, results.read(job.folder)) for job in (*plan.done, *plan.todo)]
 
     def _expected(self, plan: Any, known: dict) -> str:
@@ -78,8 +80,9 @@ class ProcLauncher(Launcher):
             return said
         experiment = self.config.hydra.runtime.choices.get("experiment")
         stated = [planning.stated_time(path) for path in _experiment_files(self.config, experiment)]
-        told = [f"; experiment={experiment} says: {time}" for time in stated if time]
-        return f"{said} until the first cell ends" + "".join(told[:1])
+        whole = planning.combinations(self.config.hydra.sweeper.get("params") or {})
+        told = [planning.narrowed(f"experiment={experiment}", time, len(plan.todo), whole) for time in stated if time]
+        return "; ".join([f"{said} until the first cell ends", *told[:1]])
 
     def _settle_streaming(self, folder: Path, console: Any) -> None:
         """Finds out once whether the W&B server takes runs: each job alone would wait for it."""
@@ -93,7 +96,7 @@ class ProcLauncher(Launcher):
         from hydra_plugins.proc_launcher._pool import Stopped
 
         from keepfrac.errors import UserError
-        from keepfrac.sweep.planning import failure_table
+        from keepfrac.sweep.terminal import failure_table
 
         pool = self._pool(plan, known, console)
         try:

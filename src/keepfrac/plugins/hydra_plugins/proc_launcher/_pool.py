@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, is_held, signal_group
+from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, signal_group
 from rich.console import Console
 from rich.live import Live
 
 from keepfrac.errors import Held
 from keepfrac.storage import results
+from keepfrac.storage.files import is_locked
 from keepfrac.storage.redact import redact
-from keepfrac.sweep import planning
+from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Kind, Running, Status
 
 TICK_SECONDS = 0.1
@@ -126,7 +127,7 @@ class Pool:
                 self.queue.append(job)
             elif results.is_done(job.folder, job.identity):
                 self._finished(job, "by another process")
-            elif is_held(job.folder):
+            elif is_locked(job.folder):  # asked here: to start a process takes seconds
                 self._postpone(job)
             else:
                 self._start(job)
@@ -198,7 +199,7 @@ class Pool:
             yield lambda: None
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            yield lambda: live.update(planning.live_view(self.status()), refresh=True)
+            yield lambda: live.update(terminal.live_view(self.status()), refresh=True)
 
     def _stop_children(self, caught: list[int]) -> None:
         """Ends what still runs: SIGTERM, and SIGKILL after a while or at a second signal."""

@@ -7,25 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-LOCK = ".lock"
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether another process runs this cell; asked before a process is started, which takes seconds."""
-    lock = folder / LOCK
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def signal_group(process: subprocess.Popen, number: int) -> None:

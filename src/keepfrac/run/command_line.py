@@ -1,0 +1,152 @@
+"""What people type, brought into order, and what they are told when it cannot be."""
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from hydra.errors import OverrideParseException
+
+from keepfrac.errors import UserError
+from keepfrac.run.settings import RunSettings
+from keepfrac.storage.redact import redact
+
+ROOT = Path(__file__).resolve().parents[3]
+CONF = ROOT / "conf"
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "max_epochs": "epochs",
+    "train_batch_size": "batch_size",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "gradient_accumulation_steps": "accumulate",
+    "accumulate_grad_batches": "accumulate",
+    "warmup_ratio": "warmup",
+    "max_grad_norm": "clip",
+    "gradient_clip_val": "clip",
+    "eval_steps": "eval_every",
+    "save_steps": "checkpoint_every",
+    "fp16": "hardware.precision",
+    "bf16": "hardware.precision",
+    "sparsity": "keep_frac",
+    "model_name_or_path": "model.name",
+}
+"""What other programs call a key."""
+COMPLETION = """_keepfrac() {
+    local rest="${COMP_LINE#*-m src.main }"
+    [ "$rest" = "$COMP_LINE" ] && return
+    local choices="$(COMP_LINE="python src/main.py $rest" "${COMP_WORDS[0]}" -m src.main -sc query=bash 2>/dev/null)"
+    COMPREPLY=($(compgen -W "$choices" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F _keepfrac python python3
+"""
+"""For bash: Hydra's own script knows `python file.py`, and not `python -m module`."""
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """Returns the words with options first, so that -m may stand anywhere, and with what `null` means.
+
+    Raises:
+        UserError: a group without an option, or with several.
+    """
+    words = ["logger=none" if word == "logger=null" else word for word in words]
+    for word in words:
+        if match := re.fullmatch(r"(\w+)=(null|\[(.*)\]|)", word):
+            _refuse_no_option(match[1], word, match[3])
+    is_override = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in words]
+    options = [word for word, override in zip(words, is_override, strict=True) if not override]
+    return options + [word for word, override in zip(words, is_override, strict=True) if override]
+
+
+def _refuse_no_option(group: str, word: str, several: str | None) -> None:
+    if not (CONF / group).is_dir() or (group == "experiment" and word == "experiment=null"):
+        return
+    if several:
+        raise UserError(f"{word}: one run has one; a sweep over several is typed as -m {group}={several}")
+    raise UserError(f"{word}: must be one of {', '.join(_options(group))}")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def version() -> str:
+    """Returns the version of this code."""
+    file = ROOT / "pyproject.toml"  # what is installed may be another one
+    if file.is_file() and (match := re.search(r'^version = "(.*)"', file.read_text(encoding="utf-8"), re.M)):
+        return match[1]
+    return metadata.version("keepfrac")
+
+
+def described(group: str) -> str:
+    """Returns a line for each option of a group: its name, and the first line of its yaml."""
+    first = {name: (CONF / group / f"{name}.yaml").read_text().splitlines()[0] for name in _options(group)}
+    width = max(map(len, first))
+    return "\n".join(f"{name:{width}}  {line.lstrip('# ')}" for name, line in first.items()).replace("$", "$$")
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what went wrong and what is allowed, in one line."""
+    if isinstance(error, OverrideParseException):
+        key = error.override.partition("=")[0]
+        return f"{error.override}: cannot be read; text with special signs goes in two pairs of quotes: {key}='\"...\"'"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    text = str(cause or error)
+    if match := re.search(
+        r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search", text, re.S
+    ):
+        return _unknown_option(match[1], match[2], match[3].split())
+    if match := re.search(r"Could not override '([\w./@]+)'", text):
+        return unknown_key(match[1])
+    if match := re.search(r"Environment variable '(\w+)' not found.*full_key: ([\w.]+)", text, re.S):
+        return f"{match[2]}: the environment variable {match[1]} is not set"
+    return " ".join(text.split())
+
+
+def _unknown_option(group: str, option: str, options: list[str]) -> str:
+    near = difflib.get_close_matches(option, options, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{group}={option}: no such option; {hint}There are {len(options)}: {', '.join(options)}"
+
+
+def unknown_key(key: str) -> str:
+    """Returns the message for a key that does not exist, with the nearest ones."""
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    own = [*(name for name in RunSettings.names() if name not in groups), *groups]
+    inner = {f"{group}.{name}" for group in groups for name in _keys(group)}
+    group, _, last = key.rpartition(".")
+    if last in OTHER_NAMES:
+        near = [OTHER_NAMES[last]]
+    elif group:
+        near = difflib.get_close_matches(key, [name for name in inner if name.startswith(f"{group}.")], n=3)
+    else:
+        near = [name for name in sorted(inner) if name.endswith(f".{key}")] or difflib.get_close_matches(key, own, n=3)
+    return f"{key}: no such key" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists the keys")
+
+
+def _keys(group: str) -> set[str]:
+    files = [path.read_text(encoding="utf-8") for path in (CONF / group).glob("*.yaml")]
+    return {key for text in files if "@package _global_" not in text for key in re.findall(r"^(\w+):", text, re.M)}
+
+
+def foreign_error(error: BaseException) -> str:
+    """Returns an error that nobody wrote for users: what it is, and the line of their code, or ours, it is from."""
+    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (sys.prefix, sys.base_prefix, "<", str(ROOT / "src" / "main.py"))
+    ours = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    if not ours:
+        return f"{text} (HYDRA_FULL_ERROR=1 shows where)"
+    last = ours[-1]
+    where = Path(last.filename)
+    shown = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where
+    return f"{text} ({shown}:{last.lineno}, in {last.name}: {last.line}; HYDRA_FULL_ERROR=1 shows all)"

@@ -1,0 +1,239 @@
+"""The settings of one run: the keys of conf/config.yaml, typed and checked.
+
+What Hydra composed comes in as plain values and is an object from here on. Those of a method, task and the like stay
+mappings: the class that `_target_` names has `Settings` of its own, which check them.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from keepfrac.distillation.recipe import recipe_of
+from keepfrac.errors import UserError
+from keepfrac.settings import (
+    Kind,
+    Settings,
+    anything,
+    choice,
+    count,
+    in_range,
+    number,
+    one_of,
+    or_null,
+    setting,
+    settings,
+    share,
+    text,
+    whole,
+)
+from keepfrac.storage.build import build_target, check_settings
+
+NAME = Kind(
+    lambda value: (
+        isinstance(value, str)
+        and bool(re.fullmatch(r"[\w.+-]{1,100}", value, re.ASCII))
+        and value not in (".", "..", "records")
+    ),
+    "letters, digits, . _ + - (not records, where multirun keeps its tables)",
+)
+SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
+GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
+EARLIER = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every")) | {
+    group: {"name": "none"} for group in ("backward", "distill", "augment", "export")
+}
+"""Settings that runs of earlier versions do not name, as they were in effect."""
+UNCHECKED = {
+    "method": {"keep_frac": in_range(0, 1, "(]")},
+    "task": {"rows": or_null(whole(1)), "max_length": or_null(whole(3))},
+    "augment": {
+        "times": or_null(whole(1)),
+        "p": in_range(0, 1),
+        "candidates": whole(1),
+        "glove_words": whole(1),
+        "words": one_of("auto", "masked_lm", "neighbours"),
+    },
+}
+"""Keys of groups whose class has no `Settings`."""
+
+
+@settings
+class Hardware(Settings):
+    """The `hardware` group: where a run computes."""
+
+    where: ClassVar[str] = "hardware"
+
+    name: str = text("the group's option")
+    accelerator: str = choice("what computes", "cpu", "gpu")
+    devices: int = count("processes of the run, one a device")
+    strategy: str = choice("how several devices share the work", "auto", "ddp", "fsdp")
+    precision: str = choice("auto: bf16-mixed where the device is fast in it", "auto", "32-true", "bf16-mixed")
+    num_workers: int = count("processes that load data", 0)
+    threads: int | None = count("of the CPU, of each process; null: all that there are, divided", null=True)
+
+    @property
+    def resolved_precision(self) -> str:
+        """The precision that a run has: 32-true or bf16-mixed."""
+        return resolved_precision(self.accelerator, self.precision)
+
+    @property
+    def device(self) -> str:
+        """The accelerator by torch's name."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+
+@settings
+class Model(Settings):
+    """The `model` group: what is fine-tuned."""
+
+    where: ClassVar[str] = "model"
+
+    name: str = text("a name on the hub, or a folder")
+    package: str | None = text("its offline source; null: none", null=True)
+    tokenizer: Any = anything("a name on the hub, a folder, or how to make one; null: the model's own")
+    config: Any = anything("a model_type and its settings: random weights instead of loaded ones; null: loaded ones")
+    run: str | None = text("a run's folder, whose model is taken; null: none", null=True)
+    attention: str = choice("how attention is computed", "sdpa", "eager")
+    hidden_act: str | None = text("the activation; null: as the model has it", null=True)
+    dropout: float | None = share("of hidden states; null: as the model has it", "[)", null=True)
+    attention_dropout: float | None = share("of attention probabilities; null: as the model has it", "[)", null=True)
+
+
+@settings
+class RunSettings(Settings):
+    """All settings of a run."""
+
+    name: str = setting("folder of the sweep under multirun/, and the W&B group", NAME)
+    seed: int = setting("of everything that is drawn", SEED)
+    lr: float = share("peak learning rate", "(]")
+    epochs: int = count("passes over the training rows; 0: evaluate only", 0)
+    steps: int | None = count("optimizer steps; takes the place of epochs", null=True)
+    batch_size: int = count("rows per optimizer step, over all devices and accumulated batches")
+    eval_batch_size: int = count("most rows of an evaluation batch")
+    accumulate: int = count("batches per optimizer step")
+    warmup: float = share("share of the steps in which the rate rises", "[)")
+    weight_decay: float = number("of all but biases and normalisation weights")
+    clip: float | None = number("largest norm of the gradient; null: none", ends="(]", null=True)
+    fgm: float | None = number("length of an attack on the word embeddings; null: none", ends="(]", null=True)
+    ema: float | None = share("decay of the average of the weights that is delivered; null: none", "()", null=True)
+    r_drop: float | None = number("weight of the divergence of two passes; null: one pass", ends="(]", null=True)
+    layer_decay: float | None = share("factor of lr from one layer to the one below; null: one rate", "(]", null=True)
+    eval_every: int | None = count("optimizer steps between validations; null: after each epoch", null=True)
+    checkpoint_every: int = count("optimizer steps between resume checkpoints")
+    keep_frac: float = share("of what: see the method's yaml", "(]")
+    probe_steps: int = count("steps of the cost measurement per side; 0: no measurement", 0)
+    fidelity_every: int | None = count("optimizer steps between looks at the dense gradient; null: none", null=True)
+    model: Model = setting("what is fine-tuned", Kind(lambda value: isinstance(value, Model), "a model"))
+    hardware: Hardware = setting("where", Kind(lambda value: isinstance(value, Hardware), "hardware"))
+    method: dict = setting("what is trained, and how", GROUP)
+    task: dict = setting("what is learnt, and what judges it", GROUP)
+    backward: dict = setting("what is saved for the backward pass", GROUP)
+    distill: dict = setting("a teacher", GROUP)
+    augment: dict = setting("more training rows", GROUP)
+    logger: dict = setting("where curves go, beside metrics.csv", GROUP)
+    export: dict = setting("another form of the delivered model", GROUP)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        given = {**EARLIER, **given}
+        for key in ("model", "hardware"):
+            if not isinstance(given.get(key), Mapping):
+                raise UserError(f"{key}={given.get(key)}: must be {GROUP.says}")
+        return super().of({**given, "model": Model.of(given["model"]), "hardware": Hardware.of(given["hardware"])})
+
+    @property
+    def rows(self) -> int:
+        """Rows of one process in one accumulated batch."""
+        return self.batch_size // (self.accumulate * self.hardware.devices)
+
+    def check(self) -> None:
+        if self.batch_size % (self.accumulate * self.hardware.devices):
+            raise self.error(
+                "batch_size",
+                f"over all devices, it must be a multiple of accumulate={self.accumulate} x"
+                f" hardware.devices={self.hardware.devices}",
+            )
+        for key in ("fgm", "ema"):
+            if getattr(self, key) is not None and self.hardware.strategy == "fsdp":
+                raise self.error(key, "must be null where a strategy shards the weights (fsdp)")
+        recipe_of({"distill": self.distill})
+        if self.export["name"] == "peft":
+            _check_peft(self.method, self.model.run)
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        for group, kinds in UNCHECKED.items():
+            for key, kind in kinds.items():
+                value = getattr(self, group).get(key)
+                if key in getattr(self, group) and not kind.holds(value):
+                    raise UserError(f"{group}.{key}={value}: must be {kind.says}")
+        check_settings(self.method)
+        check_settings(self.task)
+        if "_target_" in self.backward:
+            if getattr(build_target(self.method["_target_"]), "replaces_backward", False):
+                raise UserError(
+                    f"backward={self.backward['name']} beside method={self.method['name']}, which brings layers with a"
+                    " backward pass of their own: leave one of the two out"
+                )
+            check_settings(self.backward)
+
+
+def _check_peft(method: Mapping, run: str | None) -> None:
+    """Refuses export=peft, before training, where the delivered model will have no updates."""
+    if method.get("merge", "keep") != "keep":
+        raise UserError("export=peft needs method.merge=keep: merged updates cannot be taken out again")
+    if "merge" not in method and not run:
+        raise UserError(
+            f"export=peft: method={method.get('name')} delivers no updates of its own; take method=lora"
+            " method.merge=keep, or a model of a run that has them (model=from_run)"
+        )
+
+
+def plain(cfg: DictConfig) -> dict:
+    """Returns the resolved configuration as plain containers, without Hydra's own part.
+
+    Raises:
+        UserError: a mandatory value is missing.
+    """
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        found = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(
+            f"{error.full_key}: a value is needed, such as {error.full_key}=multirun/<name>/<cell>"
+        ) from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def check(cfg: DictConfig | dict) -> RunSettings:
+    """Returns the settings of a configuration.
+
+    Raises:
+        UserError: names the key, its value and what is allowed.
+    """
+    return RunSettings.of(cfg if isinstance(cfg, dict) else plain(cfg))
+
+
+@functools.cache
+def resolved_precision(accelerator: str, precision: str) -> str:
+    """Returns the precision that a run will have: `auto` is bf16-mixed where the hardware multiplies bf16."""
+    if precision != "auto":
+        return precision
+    import torch
+
+    if accelerator == "gpu":
+        return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_fast_bf16() else "32-true"
+
+
+def _has_fast_bf16() -> bool:
+    # oneDNN also calls bf16 supported where it emulates it, which is slower than fp32
+    try:
+        return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+    except OSError:
+        return False

@@ -1,0 +1,81 @@
+"""What people type, and the one line that they are told."""
+
+import importlib
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from keepfrac.errors import UserError
+from keepfrac.run import command_line
+from keepfrac.run.command_line import arranged, one_line, unknown_key
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["method=norm", "-m", "keep_frac=0.3"], ["-m", "method=norm", "keep_frac=0.3"]),
+        (["method=norm", "--cfg", "job", "lr=1"], ["--cfg", "job", "method=norm", "lr=1"]),
+        (["keep_frac=0.3", "~lr", "--multirun"], ["--multirun", "keep_frac=0.3", "~lr"]),
+        (["logger=null", "experiment=null"], ["logger=none", "experiment=null"]),
+    ],
+)
+def test_options_may_stand_anywhere(typed, meant):
+    assert arranged(typed) == meant
+
+
+def test_a_group_has_one_option():
+    with pytest.raises(UserError, match=r"-m method=norm,rand$"):
+        arranged(["method=[norm,rand]"])
+    with pytest.raises(UserError, match=r"^method=null: must be one of .*nosp"):
+        arranged(["method=null"])
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("learning_rate", "lr"), ("seeed", "seed"), ("rank", "method.rank"), ("task.max_lenght", "task.max_length"),
+     ("methd", "method"), ("model_name_or_path", "model.name")],
+)  # fmt: skip
+def test_an_unknown_key_suggests_the_nearest(key, near):
+    assert f"did you mean {near}" in unknown_key(key)
+
+
+def test_an_unknown_option_suggests_the_nearest_and_counts_them():
+    said = "Could not find 'method/nrom'\nAvailable options in 'method':\n\tnorm\n\tnosp\n\trand\nConfig search path:"
+    assert one_line(Exception(said)) == (
+        "method=nrom: no such option; did you mean norm? There are 3: norm, nosp, rand"
+    )
+
+
+@pytest.mark.parametrize("word", ["name=naïve", "lr=[1", "task.text=a:b c}"])
+def test_what_cannot_be_read_is_shown_with_the_quotes_that_help(word):
+    with pytest.raises(OverrideParseException) as caught:
+        OverridesParser.create().parse_overrides([word])
+    said = one_line(caught.value)
+    assert said.startswith(word) and "quotes" in said and "http" not in said and "\n" not in said
+
+
+def test_a_variable_that_is_not_set_is_named():
+    said = "KeyError raised while resolving interpolation: \"Environment variable 'NOPE' not found\"\n full_key: name"
+    assert one_line(Exception(said)) == "name: the environment variable NOPE is not set"
+
+
+def test_the_version_is_that_of_this_code(root):
+    assert f'version = "{command_line.version()}"' in (root / "pyproject.toml").read_text()
+
+
+def test_each_method_has_a_line(root):
+    lines = command_line.described("method").splitlines()
+    assert len(lines) == len(list((root / "conf/method").glob("*.yaml")))
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_an_error_of_foreign_code_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "my_method.py").write_text("def prepare():\n    return {}['head']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyError) as caught:
+        importlib.import_module("my_method").prepare()
+    said = command_line.foreign_error(caught.value)
+    assert said.startswith("KeyError: 'head'") and "my_method.py:2, in prepare: return {}['head']" in said
+    sys.modules.pop("my_method")
