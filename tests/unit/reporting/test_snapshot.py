@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from keepfrac.baselines.table import lines
-from keepfrac.reporting import tables
+from keepfrac.reporting import stages, tables
 from keepfrac.reporting.build import of_records
 from keepfrac.reporting.records import read_records
 
@@ -26,5 +25,5 @@ def test_the_csv_is_as_it_was(name):
 
 
 def test_the_table_of_stages_is_as_it_was():
-    found = "\n".join(lines(read_records(RECORDS / "gaiic.csv"))) + "\n"
+    found = f"gaiic, one_minus_mlogloss\n\n{stages.table(read_records(RECORDS / 'gaiic.csv'))}\n"
     assert found == (TABLES / "gaiic.stages.md").read_text(encoding="utf-8")
