@@ -21,9 +21,9 @@ _EXAMPLES = """examples:
       prints the table; leaves report.md, report.csv, report.png, report.html in multirun/demo
   python -m src.report multirun/demo --record
       and one row per finished cell in multirun/records/demo.csv
-  python -m src.report --records multirun/records/demo.csv --readme README.md
+  python -m src.report --records multirun/records/demo.csv --readme multirun/RESULTS.md
       the same table made from the records, put between the lines
-      <!-- table:demo --> and <!-- /table:demo --> of README.md
+      <!-- table:demo --> and <!-- /table:demo --> of that file
   python -m src.report --records multirun/records/front.csv --front multirun/records/front/front.svg
       one picture: the score against the bytes kept for the backward pass, and the step time
 """

@@ -13,7 +13,7 @@ from keepfrac.reporting.build import of_records
 from keepfrac.reporting.files import read_text, write_text
 from keepfrac.reporting.records import read_records, records_path
 
-_OPENING = re.compile(r"<!-- (table|stages):([\w.-]+) -->")
+_OPENING = re.compile(r"^<!-- (table|stages):([\w.-]+) -->$", re.MULTILINE)
 
 
 def results(text: str) -> str:

@@ -7,10 +7,17 @@ import pytest
 from keepfrac.reporting import stages, tables
 from keepfrac.reporting.build import of_records
 from keepfrac.reporting.records import read_records
+from keepfrac.reporting.results import results, write
 
-RECORDS = Path(__file__).parents[3] / "multirun" / "records"
+ROOT = Path(__file__).parents[3]
+RECORDS = ROOT / "multirun" / "records"
 TABLES = Path(__file__).parent / "tables"
 NAMES = sorted(path.stem for path in TABLES.glob("*.csv"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -27,3 +34,20 @@ def test_the_csv_is_as_it_was(name):
 def test_the_table_of_stages_is_as_it_was():
     found = f"gaiic, one_minus_mlogloss\n\n{stages.table(read_records(RECORDS / 'gaiic.csv'))}\n"
     assert found == (TABLES / "gaiic.stages.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_results_has_all_of_them_as_they_are():
+    text = (RECORDS.parent / "RESULTS.md").read_text(encoding="utf-8")
+    assert results(text) == text
+    for name in NAMES:
+        kind = "stages" if name == "gaiic" else "table"
+        assert f"<!-- {kind}:{name} -->\n" in text and f"<!-- /{kind}:{name} -->\n" in text
+
+
+def test_a_stale_table_is_made_anew_and_all_else_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table:taylor_sst2 -->\nold\n<!-- /table:taylor_sst2 -->\nb\n", encoding="utf-8")
+    assert write(page) and not write(page)
+    table = (TABLES / "taylor_sst2.md").read_text(encoding="utf-8").strip()
+    marked = f"a\n<!-- table:taylor_sst2 -->\n{table}\n<!-- /table:taylor_sst2 -->\nb\n"
+    assert page.read_text(encoding="utf-8") == marked
