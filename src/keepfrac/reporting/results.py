@@ -11,32 +11,36 @@ from keepfrac.errors import UserError
 from keepfrac.reporting import stages
 from keepfrac.reporting.build import of_records
 from keepfrac.reporting.files import read_text, write_text
-from keepfrac.reporting.records import read_records, records_path
+from keepfrac.reporting.records import read_records
 
 _OPENING = re.compile(r"^<!-- (table|stages):([\w.-]+) -->$", re.MULTILINE)
 
 
-def results(text: str) -> str:
-    """Returns a document with each of its tables made anew from the records.
+def results(text: str, records: Path) -> str:
+    """Returns a document with each of its tables made anew.
+
+    Args:
+        text: the document.
+        records: the folder of the records files.
 
     Raises:
         UserError: the records of a table are not there.
     """
     for kind, name in _OPENING.findall(text):
-        path = records_path(name)
+        path = records / f"{name}.csv"
         table = of_records(path).table() if kind == "table" else stages.table(read_records(path))
         text = _with_table(text, kind, name, table)
     return text
 
 
 def write(path: Path) -> bool:
-    """Makes the tables of a document anew from the records; returns whether it changed.
+    """Makes the tables of a document anew from the folder records/ beside it; returns whether it changed.
 
     Raises:
         UserError: the document, or the records of a table, are not there.
     """
     old = read_text(path)
-    return _write(path, old, results(old))
+    return _write(path, old, results(old, path.parent / "records"))
 
 
 def replace_table(path: Path, name: str, table: str) -> bool:
