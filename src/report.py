@@ -1,12 +1,10 @@
-"""The command line of the report: it ties the tables, the pictures, the page and the records together."""
+"""The command line of the report: it ties tables, pictures, page and records together."""
 
 import argparse
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from rich.console import Console
 
 from keepfrac.errors import UserError
 from keepfrac.reporting import terminal
@@ -15,28 +13,13 @@ from keepfrac.reporting.page.html import write_page
 from keepfrac.reporting.records import record, records_path
 from keepfrac.reporting.results import replace_table
 
-_NARROWEST = 100  # columns of a table that does not go to a terminal
-_EXAMPLES = """examples:
-  python -m src.report multirun/demo
-      prints the table; leaves report.md, report.csv, report.png, report.html in multirun/demo
-  python -m src.report multirun/demo --record
-      and one row per finished cell in multirun/records/demo.csv
-  python -m src.report --records multirun/records/demo.csv --readme multirun/RESULTS.md
-      the same table made from the records, put between the lines
-      <!-- table:demo --> and <!-- /table:demo --> of that file
-  python -m src.report --records multirun/records/front.csv --front multirun/records/front/front.svg
-      one picture: the score against the bytes kept for the backward pass, and the step time
-"""
-
 
 def parser() -> argparse.ArgumentParser:
     """Returns the options."""
     parser = argparse.ArgumentParser(
         prog="python -m src.report",
-        description="Tables and pictures of a sweep: means and spread over seeds, paired differences to the\n"
-        "dense baseline, cost. Validation chooses the learning rate; the test score chooses nothing.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Prints the table of a sweep (spread over seeds, paired differences to dense, cost) and leaves "
+        "report.md, report.csv, report.png and report.html in its folder.",
     )
     add = parser.add_argument
     add("folder", nargs="?", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>, or one run's")
@@ -46,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     add("--no-page", action="store_true", help="without report.html")
     add("--markdown", action="store_true", help="print the table as markdown")
     add("--record", nargs="?", const="", metavar="NAME", help="add finished cells to multirun/records/NAME.csv")
-    add("--readme", type=Path, metavar="FILE", help="with --records: put the table between its markers")
-    add("--front", type=Path, metavar="FILE", help="one picture of what was gained, as .svg or .png")
+    add("--readme", type=Path, metavar="FILE", help="with --records: put the table between <!-- table:NAME --> lines")
+    add("--front", type=Path, metavar="FILE", help="one picture (.svg, .png): score against bytes kept, step time")
     return parser
 
 
@@ -58,7 +41,10 @@ def main(argv: list[str] | None = None) -> int:
         _check(options)
         report = of_records(options.records) if options.records else of_sweep(options.folder)
         said = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
-        _show(report, options.markdown)
+        if options.markdown:
+            sys.stdout.write(report.table())
+        else:
+            terminal.show(terminal.console(), report.arms, report.notes, report.problems)
         sys.stdout.write("".join(f"{line}\n" for line in said))
         sys.stdout.flush()
     except UserError as error:
@@ -71,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     if (options.folder is None) == (options.records is None):
-        raise UserError(
-            "Give one of FOLDER (a sweep's folder, before --record) and --records FILE; "
-            "see python -m src.report --help."
-        )
+        raise UserError("Give one of FOLDER (a sweep's folder, before --record) and --records FILE; see --help.")
     if options.records and options.record is not None:
         raise UserError("--record reads a sweep's FOLDER; it cannot be used with --records.")
     if options.readme and not options.records:
@@ -91,40 +74,22 @@ def _write(report: Report, options: argparse.Namespace) -> Iterator[str]:
         written.append(write_page(report, options.folder, out / "report.html"))
     yield from (f"wrote {path}" for path in written)
     if options.record is not None:
-        yield _record(report, records_path(options.record or report.name))
+        added, replaced = record(report.cells, path := records_path(options.record or report.name))
+        yield f"recorded {added} new cells and replaced {replaced} in {path}"
     if options.readme:
         changed = replace_table(options.readme, report.name, report.table())
         yield f"{'wrote the table into' if changed else 'nothing new for'} {options.readme}"
 
 
-def _draw(report: Report, options: argparse.Namespace, out: Path) -> list[Path]:
+def _draw(report: Report, options: argparse.Namespace, out: Path) -> Iterator[Path]:
     from keepfrac.reporting import figure, front, paths  # late: matplotlib takes longer to import than a table to make
 
-    drawn = []
     if report.arms and not options.no_picture:
-        drawn.append(figure.draw(report.arms, out / "report.png"))
-    if options.folder and not options.no_picture:
-        drawn += [path for path in [paths.draw_paths(options.folder, out / "report_paths.png")] if path]
+        yield figure.draw(report.arms, out / "report.png")
+    if options.folder and not options.no_picture and (path := paths.draw_paths(options.folder, out)):
+        yield path
     if options.front:
-        drawn.append(front.draw(report.arms, options.front))
-    return drawn
-
-
-def _record(report: Report, path: Path) -> str:
-    if not report.cells:
-        raise UserError(f"{report.name} has no finished cell to record.")
-    added, replaced = record(report.cells, path)
-    return f"recorded {added} new cells and replaced {replaced} in {path}"
-
-
-def _show(report: Report, as_markdown: bool) -> None:
-    if as_markdown:
-        sys.stdout.write(report.table())
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _NARROWEST)
-    terminal.show(console, report.arms, report.notes, report.problems)
+        yield front.draw(report.arms, options.front)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from keepfrac.errors import UserError
 from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.statistics import Sample
-from keepfrac.reporting.tables import heading, number, test_set_error
+from keepfrac.reporting.tables import heading, number, standard_error
 
 BYTES = "bytes kept for the backward pass,\nshare of dense"
 BETTER = "up: a better score; left: less memory"
@@ -115,7 +115,7 @@ def limits(values: Sequence[float], *shown: float) -> Interval:
 def score_limits(arms: Sequence[Arm]) -> Interval:
     """Returns the ends of the score's axis, several standard errors of the test set on each side of dense."""
     scores = [arm.test.mean for arm in arms if arm.test.mean is not None] or [0.0]
-    error = test_set_error(arms) or 0.01 * abs(scores[0])
+    error = standard_error(arms) or 0.01 * abs(scores[0])
     return limits(scores, scores[0] - ERRORS * error, scores[0] + ERRORS * error)
 
 
@@ -197,7 +197,7 @@ def dense_band(axis: Axes, arms: Sequence[Arm]) -> None:
     if dense is None or dense.test.mean is None:
         return
     axis.axhline(dense.test.mean, color=DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
-    if error := test_set_error([dense]):
+    if error := standard_error([dense]):
         band = (dense.test.mean - error, dense.test.mean + error)
         axis.axhspan(*band, color=DENSE, alpha=0.12, linewidth=0, zorder=0, label="standard error of the test set")
 

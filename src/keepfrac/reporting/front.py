@@ -16,7 +16,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting import figure
 from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.statistics import Sample
-from keepfrac.reporting.tables import heading, number, test_set_error
+from keepfrac.reporting.tables import heading, number, standard_error
 from keepfrac.reporting.terminal import interval, scale
 
 _SIZE = (10.5, 3.9)  # inches of one row
@@ -40,7 +40,7 @@ def draw(arms: Sequence[Arm], path: Path) -> Path:
         grid = canvas.subplots(len(groups), 2, squeeze=False, width_ratios=(3, 2))
         for (scores, speed), (key, group) in zip(grid, groups.items(), strict=True):
             _speed(speed, group, styles)
-            _scores(scores, group, styles, test_set_error([arm for arm in arms if group_of(arm) == key]))
+            _scores(scores, group, styles, standard_error([arm for arm in arms if group_of(arm) == key]))
         return figure.save(canvas, path)
 
 

@@ -30,8 +30,8 @@ def constrained(folder: Path) -> list[tuple[str, dict[str, Curve]]]:
     return [(name, one) for name, one in found if "kept/target" in one]
 
 
-def draw_paths(folder: Path, path: Path) -> Path | None:
-    """Writes the picture of a sweep; returns None where no run held a constraint.
+def draw_paths(folder: Path, out: Path) -> Path | None:
+    """Writes report_paths.png of a sweep into a folder; returns None where no run held a constraint.
 
     Raises:
         UserError: the file cannot be written.
@@ -46,7 +46,7 @@ def draw_paths(folder: Path, path: Path) -> Path | None:
         for axis, (title, metrics) in zip(axes, [*PANELS.items(), (SCORES, scores)], strict=True):
             _panel(axis, title, metrics, one)
         axes[0].set_title(name, loc="left", fontsize=8)
-    return save(figure, path)
+    return save(figure, out / "report_paths.png")
 
 
 def _panel(axis: Axes, title: str, metrics: Sequence[str], found: dict[str, Curve]) -> None:

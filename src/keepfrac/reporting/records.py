@@ -36,10 +36,12 @@ def record(cells: Iterable[Cell], path: Path) -> tuple[int, int]:
         How many rows were added, and how many replaced.
 
     Raises:
-        UserError: the records hold a row that cannot be read, which would be lost.
+        UserError: no cell, or the records hold a row that cannot be read, which would be lost.
     """
-    rows = {cell.identity: cell for cell in (read_records(path) if path.exists() else [])}
     new = {cell.identity: cell for cell in cells}
+    if not new:
+        raise UserError(f"{path}: there is no finished cell to record.")
+    rows = {cell.identity: cell for cell in (read_records(path) if path.exists() else [])}
     added = len(new.keys() - rows.keys())
     rows.update(new)
     write_text(path, csv_text(COLUMNS, (_row(cell) for cell in rows.values())))

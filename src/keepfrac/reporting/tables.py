@@ -41,18 +41,18 @@ def short(model: str) -> str:
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """Returns one row of text per arm of a table: column -> what stands in it; '-' for what is not known."""
-    columns = _usual(arms) | _sizes(arms) | _adapters(arms) | _rates(arms)
+    columns = _usual(arms[0].metric) | _further(arms)
     return [{name: show(arm) for name, show in columns.items()} for arm in arms]
 
 
-def _usual(arms: Sequence[Arm]) -> Columns:
+def _usual(metric: str) -> Columns:
     return {
         "method": lambda arm: arm.label,
         "keep asked": lambda arm: number(arm.keep_asked, "{:g}"),
         "achieved": lambda arm: number(arm.keep_achieved, "{:.4f}"),
         "of what": what,
         "lr": _lr,
-        f"test {arms[0].metric}": lambda arm: number(arm.test.mean, "{:.4f}"),
+        f"test {metric}": lambda arm: number(arm.test.mean, "{:.4f}"),
         "sd": lambda arm: number(arm.test.sd, "{:.4f}"),
         "se": lambda arm: number(arm.test.se, "{:.4f}"),
         "n": lambda arm: str(arm.test.n),
@@ -62,8 +62,8 @@ def _usual(arms: Sequence[Arm]) -> Columns:
     }
 
 
-def _sizes(arms: Sequence[Arm]) -> Columns:
-    """Parameters and latency where models of several sizes are delivered, nonzeros where one has zeros."""
+def _further(arms: Sequence[Arm]) -> Columns:
+    """Columns that only some tables need: sizes where they differ, an adapter's figures, several rates."""
     columns: Columns = {}
     if len({arm.params for arm in arms}) > 1:
         columns["params"] = lambda arm: number(arm.params, "{:.2f} M", 1e6)
@@ -71,6 +71,13 @@ def _sizes(arms: Sequence[Arm]) -> Columns:
         columns["nonzeros"] = lambda arm: number(arm.nonzeros, "{:.2f} M", 1e6)
     if of_several_sizes(arms):
         columns["latency to dense"] = lambda arm: number(arm.latency_ratio.mean, "{:.2f}x")
+    if any(arm.trained_frac is not None for arm in arms):
+        columns["trained"] = lambda arm: number(arm.trained_frac, "{:.2f} %", 0.01)
+    if any(arm.unmerged.mean is not None for arm in arms):
+        columns["before merging"] = lambda arm: number(arm.unmerged.mean, "{:.4f}")
+    if _tried(arms):
+        columns["training"] = lambda arm: number(arm.train_seconds.mean, "{:.0f} s")
+        columns["[best on test]"] = lambda arm: number(arm.hindsight, f"[{{:.4f}}, of {arm.lrs_tried}]")
     return columns
 
 
@@ -78,26 +85,6 @@ def of_several_sizes(arms: Sequence[Arm]) -> bool:
     """Whether the delivered models differ in their number of parameters by more than a task's head."""
     known = [arm.params for arm in arms if arm.params]
     return bool(known) and min(known) < _SMALLER * max(known)
-
-
-def _adapters(arms: Sequence[Arm]) -> Columns:
-    """What an adapter trains, and its score before it is merged."""
-    columns: Columns = {}
-    if any(arm.trained_frac is not None for arm in arms):
-        columns["trained"] = lambda arm: number(arm.trained_frac, "{:.2f} %", 0.01)
-    if any(arm.unmerged.mean is not None for arm in arms):
-        columns["before merging"] = lambda arm: number(arm.unmerged.mean, "{:.4f}")
-    return columns
-
-
-def _rates(arms: Sequence[Arm]) -> Columns:
-    """What the choice of the rate took, and what the test set would have chosen."""
-    if not _tried(arms):
-        return {}
-    return {
-        "training": lambda arm: number(arm.train_seconds.mean, "{:.0f} s"),
-        "[best on test]": lambda arm: number(arm.hindsight, f"[{{:.4f}}, of {arm.lrs_tried}]"),
-    }
 
 
 def _tried(arms: Iterable[Arm]) -> list[int]:
@@ -175,7 +162,7 @@ def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     """The error that seeds do not show: that of the one test set that all of them share."""
     found = []
     for members in grouped(arms, group_of).values():
-        arm, error = members[0], test_set_error(members)
+        arm, error = members[0], standard_error(members)
         if arm.metric == "accuracy" and error is not None:
             found.append(
                 f"{heading(members)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
@@ -184,7 +171,7 @@ def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     return found
 
 
-def test_set_error(arms: Sequence[Arm]) -> float | None:
+def standard_error(arms: Sequence[Arm]) -> float | None:
     """Returns the standard error of the first arm's score on the test set that all arms of a table share.
 
     It is that of an accuracy, also for the mean of accuracy and F1; None where the metric is another one.

@@ -17,35 +17,44 @@ from keepfrac.reporting.tables import (
     number,
     of_several_sizes,
     problem_lines,
-    test_set_error,
+    standard_error,
     what,
 )
 
+_NARROWEST = 100  # columns of a table that does not go to a terminal
 _ALIKE = 1.05  # a cost within 5 % of dense's is neither gained nor paid
-_MEASURED = {"saved bytes": "saved_ratio", "step time": "step_ratio", "latency": "latency_ratio"}
+_TO_DENSE = {"saved bytes": "saved_ratio", "step time": "step_ratio"}
 _READING = (
     "+-: one sd over n seeds. [ ]: the 95 % interval over seeds or, of one seed, two standard errors of the test set. "
     "saved, step, params: ratios to dense, saved being the bytes kept for the backward pass. All columns: report.md."
 )
 
 
-def show(console: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]) -> None:
+def console() -> Console:
+    """Returns the terminal, or what takes its place, at least as wide as the tables."""
+    found = Console()
+    if not found.is_terminal:
+        found.width = max(found.width, _NARROWEST)
+    return found
+
+
+def show(to: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]) -> None:
     """Prints the tables, the notes, and the cells without a result."""
     for members in grouped(arms, group_of).values():
-        console.print(Text(heading(members), style="bold"))
-        console.print(Text(gain(members)), _table(lines(members)))
+        to.print(Text(heading(members), style="bold"))
+        to.print(Text(gain(members)), _table(lines(members)))
         for words, same in grouped((arm for arm in members if what(arm) != "-"), what).items():
             methods = ", ".join(dict.fromkeys(arm.method for arm in same))
-            console.print(Text(f"- kept by {methods}: {words}", style="dim"))
+            to.print(Text(f"- kept by {methods}: {words}", style="dim"))
     for remark in [_READING] * bool(arms) + [one for one in remarks if one not in (MEANS, DIFFERENCES)]:
-        console.print(Text(f"- {remark}", style="dim"))
+        to.print(Text(f"- {remark}", style="dim"))
     if problems:
-        console.print(Text(f"Cells without a result: {len(problems)}", style="bold"), _table(problem_lines(problems)))
+        to.print(Text(f"Cells without a result: {len(problems)}", style="bold"), _table(problem_lines(problems)))
 
 
 def gain(arms: Sequence[Arm]) -> str:
     """Returns what was gained: of the arms that cost more than dense in nothing, the cheapest that is not worse."""
-    error = test_set_error(arms)
+    error = standard_error(arms)
     cheap = [
         (arm, verdict(arm, error), spent)
         for arm in arms
@@ -64,8 +73,9 @@ def gain(arms: Sequence[Arm]) -> str:
 def costs(arm: Arm, arms: Sequence[Arm]) -> dict[str, float]:
     """Returns what an arm costs as ratios to dense, as far as that was measured."""
     dense = next((one.params for one in arms if one.is_dense), None)
-    found = {name: getattr(arm, field).mean for name, field in _MEASURED.items()}
-    found["parameters"] = arm.params / dense if arm.params and dense else None
+    found = {name: getattr(arm, field).mean for name, field in _TO_DENSE.items()}
+    if of_several_sizes(arms) and dense and arm.params:
+        found |= {"latency": arm.latency_ratio.mean, "parameters": arm.params / dense}
     return {name: ratio for name, ratio in found.items() if ratio is not None}
 
 
@@ -96,7 +106,7 @@ def verdict(arm: Arm, error: float | None) -> str:
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """Returns one row of text per arm: column -> what stands in it. Scores between 0 and 1 are shown as per cent."""
-    error, (unit, digits) = test_set_error(arms), scale(arms)
+    error, (unit, digits) = standard_error(arms), scale(arms)
     rows = []
     for arm in arms:
         spent = costs(arm, arms)
@@ -141,7 +151,7 @@ def _difference(arm: Arm, error: float | None, unit: float, digits: int) -> str:
 def _change(arm: Arm, arms: Sequence[Arm]) -> str:
     """The difference to dense with half of its interval, in words."""
     assert arm.difference is not None
-    (unit, digits), bounds = scale(arms), interval(arm, test_set_error(arms))
+    (unit, digits), bounds = scale(arms), interval(arm, standard_error(arms))
     half = f" +- {(bounds[1] - bounds[0]) / 2 / unit:.{digits}f}" if bounds else ""
     return f"{arm.difference.mean / unit:+.{digits}f}{half} {'points' if unit < 1 else arm.metric}"
 

@@ -10,7 +10,7 @@ EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
 
 
 def cell(method, seed=0, test=0.9, **changes) -> Cell:
-    facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10}
+    facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10, "settings": {}}
     scores = {"map": test - 0.1, "scaled_one_minus_mlogloss": test + 0.01}
     return Cell(**EMPTY | facts | {"method": method, "seed": seed, "test_score": test, "test_scores": scores} | changes)
 
