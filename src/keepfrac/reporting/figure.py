@@ -5,10 +5,9 @@ not squeeze the others: it is drawn at the edge with its value. A panel's keep a
 activations never stands beside a fraction of parameters. This module imports matplotlib, which takes a second.
 """
 
+import itertools
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from keepfrac.errors import UserError
 from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.statistics import Sample
-from keepfrac.reporting.tables import heading, number, standard_error
+from keepfrac.reporting.tables import heading, letters, standard_error
 
 BYTES = "bytes kept for the backward pass,\nshare of dense"
 BETTER = "up: a better score; left: less memory"
@@ -89,15 +88,20 @@ def units_of(arms: Sequence[Arm]) -> list[str]:
 
 
 def style_of(arms: Sequence[Arm]) -> dict[str, Style]:
-    """Returns colour and marker of each series: one colour per method, its variants by their markers."""
-    methods = dict.fromkeys(arm.method for arm in arms if not arm.is_dense)
-    colours = {method: _COLOURS[place % len(_COLOURS)] for place, method in enumerate(methods)}
-    markers = {method: count(place // len(_COLOURS)) for place, method in enumerate(methods)}
-    series = {arm.label: arm.method for arm in arms if not arm.is_dense}
-    return {
-        label: {"color": colours[method], "marker": _MARKERS[next(markers[method]) % len(_MARKERS)]}
-        for label, method in series.items()
-    }
+    """Returns colour, marker and name of each series: one colour per method, its variants by their markers."""
+    methods = grouped((arm for arm in arms if not arm.is_dense), lambda arm: arm.method)
+    short, styles = letters(arms), {}
+    for colour, (method, members) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
+        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in members}.values(), strict=False):
+            name = f"{method} {short[arm.variant]}: {arm.variant}" if arm.variant in short else arm.label
+            styles[arm.label] = {"color": colour, "marker": marker, "label": name}
+    return styles
+
+
+def name_of(arm: Arm, style: Style) -> str:
+    """Returns what an arm is called where there is little room; where all is kept there is no number."""
+    keep = "" if arm.keep_asked in (None, 1.0) else f" {arm.keep_asked:g}"
+    return style["label"].partition(":")[0] + keep
 
 
 def limits(values: Sequence[float], *shown: float) -> Interval:
@@ -169,23 +173,21 @@ def _scores(
     ends = score_limits(beside or arms)
     for label, style in styles.items():
         points = [(x, arm.test) for arm in arms if arm.label == label and (x := x_of(arm)).mean is not None]
-        series(axis, [point for point in points if point[1].mean is not None], label, style, ends)
+        series(axis, [point for point in points if point[1].mean is not None], style, ends)
     dense_band(axis, arms)
     axis.set_ylim(*ends)
     axis.set_ylabel(f"test {arms[0].metric}")
     axis.grid(alpha=0.25)
 
 
-def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], label: str, style: Style, ends: Interval) -> None:
+def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:
     """Draws markers and error bars of one series; a score beyond the axis stands at its end with its value."""
     if not points:
         return
     xs = [x.mean or 0.0 for x, _ in points]
     ys = [min(max(y.mean or 0.0, ends[0]), ends[1]) for _, y in points]
     spread = {"xerr": [x.sd or 0 for x, _ in points], "yerr": [y.sd or 0 for _, y in points]}
-    axis.errorbar(
-        xs, ys, **spread, label=label, **style, markersize=7, linewidth=0.8, elinewidth=1.2, capsize=3, clip_on=False
-    )
+    axis.errorbar(xs, ys, **spread, **style, markersize=7, linewidth=0.8, elinewidth=1.2, capsize=3, clip_on=False)
     for x, at, (_, y) in zip(xs, ys, points, strict=True):
         if y.mean is not None and at != y.mean:
             axis.annotate(f"{y.mean:.3g}", (x, at), xytext=(6, 4), textcoords="offset points", fontsize=8)
@@ -208,7 +210,7 @@ def _step_time(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
         axis.text(0.5, 0.5, "step time was not measured", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
-    names = [f"{arm.label}  {number(arm.keep_asked, '{:g}')}" for arm in timed]
+    names = [name_of(arm, styles[arm.label]) for arm in timed]
     bars(axis, names, [arm.step_ratio for arm in timed], [styles[arm.label]["color"] for arm in timed])
     axis.set_xlabel("time of a training step, share of dense")
 
@@ -224,6 +226,6 @@ def bars(axis: Axes, names: Sequence[str], ratios: Sequence[Sample], colours: Se
         written = f" {mean:.2f}{' >' * beyond}"
         axis.text(end if beyond else mean + error, place, written, va="center", fontsize=9, bbox=_WHITE)
     axis.axvline(1.0, color=DENSE, linewidth=1.4, zorder=2)
-    axis.set_yticks(range(len(means)), ["\n".join(textwrap.wrap(name, 40)) for name in names], fontsize=8)
+    axis.set_yticks(range(len(means)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, end)

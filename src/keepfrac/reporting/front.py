@@ -16,7 +16,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting import figure
 from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.statistics import Sample
-from keepfrac.reporting.tables import heading, number, standard_error
+from keepfrac.reporting.tables import heading, standard_error
 from keepfrac.reporting.terminal import interval, scale
 
 _SIZE = (10.5, 3.9)  # inches of one row
@@ -44,11 +44,6 @@ def draw(arms: Sequence[Arm], path: Path) -> Path:
         return figure.save(canvas, path)
 
 
-def _name(arm: Arm) -> str:
-    """The arm as it is called in the picture; where all is kept there is no number."""
-    return arm.label if arm.keep_asked in (None, 1.0) else f"{arm.label} {number(arm.keep_asked, '{:g}')}"
-
-
 def _scores(axis: Axes, arms: Sequence[Arm], styles: Styles, error: float | None) -> None:
     unit, _ = scale(arms)
     noise = (error or 0.0) / unit
@@ -57,7 +52,7 @@ def _scores(axis: Axes, arms: Sequence[Arm], styles: Styles, error: float | None
         [arm.difference.mean / unit for arm in arms if arm.difference],
     )
     low, high = figure.limits(ys, -figure.ERRORS * noise, figure.ERRORS * noise)
-    axis.set(xlim=(0, figure.limits(xs, 0, 1.1)[1]), ylim=(low, high), xlabel=figure.BYTES.replace("\n", " "))
+    axis.set(xlim=(-0.06, figure.limits(xs, 0, 1.1)[1]), ylim=(low, high), xlabel=figure.BYTES.replace("\n", " "))
     axis.set_ylabel(f"{arms[0].metric}, difference to dense{' (points)' if unit < 1 else ''}")
     axis.set_title(f"{heading(arms)}: {_over(arms)}", loc="left", fontsize=10, fontweight="bold")
     axis.axhline(0, color=figure.DENSE, linewidth=1.2, zorder=1)
@@ -73,7 +68,8 @@ def _scores(axis: Axes, arms: Sequence[Arm], styles: Styles, error: float | None
     axis.grid(alpha=0.25)
     if len(arms) <= _MOST:
         axis.figure.draw_without_rendering()  # or no text has a size yet
-        _write_names(axis, [(1.0, 0.0), *zip(xs, ys, strict=True)], ["dense", *map(_name, arms)])
+        names = ["dense", *(figure.name_of(arm, styles[arm.label]) for arm in arms)]
+        _write_names(axis, [(1.0, 0.0), *zip(xs, ys, strict=True)], names)
 
 
 def _over(arms: Sequence[Arm]) -> str:
@@ -85,7 +81,7 @@ def _speed(axis: Axes, arms: Sequence[Arm], styles: Styles) -> None:
     timed = [arm for arm in arms if arm.step_ratio.mean is not None]
     ratios = [Sample(1, 1.0), *(arm.step_ratio for arm in timed)]
     colours = [figure.DENSE, *(styles[arm.label]["color"] for arm in timed)]
-    figure.bars(axis, ["dense", *map(_name, timed)], ratios, colours)
+    figure.bars(axis, ["dense", *(figure.name_of(arm, styles[arm.label]) for arm in timed)], ratios, colours)
     axis.set_xlabel("time of a training step, share of dense")
     axis.set_title("shorter is faster", loc="left", fontsize=10)
 

@@ -10,6 +10,7 @@ from keepfrac.reporting.statistics import Difference, Sample, accuracy_error
 
 LEFT = {"method", "of what", "cell", "status", "error"}  # columns of words
 _LONGEST_ERROR = 300
+_LONGEST_VARIANT = 14
 _NONZERO_SHARE = 0.98  # a share of nonzeros above it is of embeddings that were never trained
 _SMALLER = 0.99  # heads of tasks alone differ by less
 MEANS = (
@@ -94,6 +95,12 @@ def _tried(arms: Iterable[Arm]) -> list[int]:
 def what(arm: Arm) -> str:
     """Returns the unit of keep and what it is a fraction of."""
     return ", of ".join(part for part in (arm.unit, arm.of) if part) or "-"
+
+
+def letters(arms: Sequence[Arm]) -> dict[str, str]:
+    """Returns a letter for each variant whose name is too long for a narrow place."""
+    long = dict.fromkeys(arm.variant for arm in arms if len(arm.variant) > _LONGEST_VARIANT)
+    return {variant: f"({chr(ord('a') + place)})" for place, variant in enumerate(long)}
 
 
 def number(value: float | None, form: str, unit: float = 1) -> str:

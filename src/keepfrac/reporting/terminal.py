@@ -14,6 +14,7 @@ from keepfrac.reporting.tables import (
     LEFT,
     MEANS,
     heading,
+    letters,
     number,
     of_several_sizes,
     problem_lines,
@@ -46,6 +47,8 @@ def show(to: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Seq
         for words, same in grouped((arm for arm in members if what(arm) != "-"), what).items():
             methods = ", ".join(dict.fromkeys(arm.method for arm in same))
             to.print(Text(f"- kept by {methods}: {words}", style="dim"))
+        for variant, letter in letters(members).items():
+            to.print(Text(f"- {letter}: {variant}", style="dim"))
     for remark in [_READING] * bool(arms) + [one for one in remarks if one not in (MEANS, DIFFERENCES)]:
         to.print(Text(f"- {remark}", style="dim"))
     if problems:
@@ -55,19 +58,17 @@ def show(to: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Seq
 def gain(arms: Sequence[Arm]) -> str:
     """Returns what was gained: of the arms that cost more than dense in nothing, the cheapest that is not worse."""
     error = standard_error(arms)
-    cheap = [
-        (arm, verdict(arm, error), spent)
-        for arm in arms
-        if arm.difference and (spent := costs(arm, arms)) and max(spent.values()) <= _ALIKE
-        if min(spent.values()) * _ALIKE < 1
-    ]
+    judged = [(arm, verdict(arm, error), spent) for arm in arms if arm.difference and (spent := costs(arm, arms))]
+    if not judged:
+        return "What was gained is not known: it takes a dense baseline (nosp) and measured costs."
+    cheap = [one for one in judged if max(one[2].values()) <= _ALIKE and min(one[2].values()) * _ALIKE < 1]
     if not cheap:
-        return "nothing was gained: no arm beside dense costs less in all that was measured."
+        return "Nothing was gained: no arm beside dense costs less in all that was measured."
     arm, found, spent = min(cheap, key=lambda one: (one[1] == "worse", sum(one[2].values()) / len(one[2])))
-    less = " and ".join(f"{ratio:.2f} of its {name}" for name, ratio in spent.items() if ratio * _ALIKE < 1)
-    less = less.replace("its", "dense's", 1)
-    judged = {"within noise": "not distinguishable", "one seed": "of unknown noise"}.get(found, found)
-    return f"{arm.label} at {number(arm.keep_asked, '{:g}')}: {less}, {_change(arm, arms)}: {judged} at n={arm.test.n}."
+    *most, last = (f"{ratio:.2f} of its {name}" for name, ratio in spent.items() if ratio * _ALIKE < 1)
+    less = " and ".join([", ".join(most), last] if most else [last]).replace("its", "dense's", 1)
+    words = {"within noise": "not distinguishable", "one seed": "of unknown noise"}.get(found, found)
+    return f"{arm.label} at {number(arm.keep_asked, '{:g}')}: {less}, {_change(arm, arms)}: {words} at n={arm.test.n}."
 
 
 def costs(arm: Arm, arms: Sequence[Arm]) -> dict[str, float]:
@@ -106,12 +107,12 @@ def verdict(arm: Arm, error: float | None) -> str:
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
     """Returns one row of text per arm: column -> what stands in it. Scores between 0 and 1 are shown as per cent."""
-    error, (unit, digits) = standard_error(arms), scale(arms)
+    error, (unit, digits), short = standard_error(arms), scale(arms), letters(arms)
     rows = []
     for arm in arms:
         spent = costs(arm, arms)
         row = {
-            "method": arm.label,
+            "method": f"{arm.method} {short.get(arm.variant, arm.variant)}".strip(),
             "kept": _kept(arm),
             f"{arm.metric}{' %' * (unit < 1)} (n)": _score(arm, unit, digits),
             "to dense": _difference(arm, error, unit, digits),
@@ -132,7 +133,7 @@ def scale(arms: Sequence[Arm]) -> tuple[float, int]:
 
 
 def _kept(arm: Arm) -> str:
-    asked, achieved = number(arm.keep_asked, "{:g}"), number(arm.keep_achieved, "{:.3g}")
+    asked, achieved = number(arm.keep_asked, "{:g}"), number(arm.keep_achieved, "{:.2g}")
     return asked if achieved in (asked, "-") else f"{asked} -> {achieved}"
 
 
@@ -159,7 +160,8 @@ def _change(arm: Arm, arms: Sequence[Arm]) -> str:
 def _table(rows: Sequence[dict[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in rows[0]:
-        table.add_column(Text(column), justify="left" if column in LEFT else "right", overflow="fold")
+        words = column in LEFT
+        table.add_column(Text(column), justify="left" if words else "right", overflow="fold", no_wrap=not words)
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     return table

@@ -343,14 +343,19 @@ class TestTerminal:
 
     def test_nothing_gained_is_said(self, tmp_path):
         dear = cell("checkpoint", **{"cost.step_seconds": 0.4})
-        assert "nothing was gained" in self.printed(cell("nosp"), dear, folder=tmp_path)
+        assert "Nothing was gained" in self.printed(cell("nosp"), dear, folder=tmp_path)
+
+    def test_without_a_baseline_what_was_gained_is_not_known(self, tmp_path):
+        assert "it takes a dense baseline" in self.printed(cell(), folder=tmp_path)
 
     def test_fits_a_hundred_characters_in_eight_columns(self, tmp_path):
         pruned = cell("l0", **{"size.params": 16_000_000, "config.method.controller": {"integral": 0.02, "limit": 10}})
         arms = arms_of(tmp_path / "arms", cell("nosp"), cell(), pruned)
         assert [len(row) for row in terminal.lines(arms)] == [8, 8, 8]
-        text = self.printed(cell("nosp"), cell(), pruned, folder=tmp_path / "shown")
+        plain = cell("l0", **{"size.params": 16_000_000})
+        text = self.printed(cell("nosp"), cell(), pruned, plain, folder=tmp_path / "shown")
         assert max(map(len, text.splitlines())) <= 100
+        assert "l0 (a)" in text and "- (a): controller.integral=0.02 controller.limit=10" in text
 
     def test_of_unlike_metrics_the_smaller_is_better(self, tmp_path):
         loss = {"direction": "min", "best_metric": "loss", "scores": {"val/loss": 2.0, "test/loss": 2.0}}
