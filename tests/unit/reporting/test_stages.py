@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 
 import pytest
 
@@ -64,3 +65,7 @@ def test_cells_of_two_tasks_are_refused():
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
     assert stages.main([str(tmp_path)]) == 1
     assert "results.json" in capsys.readouterr().err
+
+
+def test_the_command_is_found_where_it_always_was():
+    assert importlib.import_module("src.baselines.table") is stages
