@@ -91,9 +91,10 @@ $(READY_DECODER): $(READY_GENERATION) .ci/requirements-decoder.txt
 $(READY_BASELINES): $(READY)
 	@.ci/install.sh baselines
 
-demo: $(READY) ## the main job: four modes on real sentences, then the report (the minutes are printed first)
+demo: $(READY) ## the main job: seven methods on real sentences, then the report (the minutes are printed first)
 	@sed -n 's/^# *[Tt]ime: */Expected time: /p' conf/experiment/demo.yaml
 	@status=0; $(PY) -m src.main experiment=demo $(AT_ONCE) || status=$$?; \
+	$(PY) -m src.main experiment=demo method=lora lr=1e-3 || status=$$?; \
 	if [ -d multirun/demo ]; then $(PY) -m src.report multirun/demo || status=$$?; fi; exit $$status
 
 sweep-glue: $(READY) ## the sweep over GLUE; typed again it goes on where it stopped

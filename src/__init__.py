@@ -26,7 +26,8 @@ class _Earlier(MetaPathFinder):
         found = find_spec(new)
         if found is None or found.loader is None:
             return None
-        return ModuleSpec(name, _Same(new), origin=found.origin, is_package=True)
+        is_package = found.submodule_search_locations is not None
+        return ModuleSpec(name, _Same(new), origin=found.origin, is_package=is_package)
 
 
 class _Same(Loader):

@@ -1,38 +1,25 @@
-"""The command line of the report."""
+"""The command line of the report: it ties tables, pictures, page and records together."""
 
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from keepfrac.errors import UserError
+from keepfrac.reporting import terminal
 from keepfrac.reporting.build import Report, of_records, of_sweep
-from keepfrac.reporting.readme import replace_table
+from keepfrac.reporting.page.html import write_page
 from keepfrac.reporting.records import record, records_path
-
-_NARROWEST = 152  # columns of a table that does not go to a terminal
-
-_EXAMPLES = """examples:
-  python -m src.report multirun/demo
-      prints the table; leaves report.md, report.csv, report.png, report.html in multirun/demo
-  python -m src.report multirun/demo --record
-      and one row per finished cell in multirun/records/demo.csv
-  python -m src.report --records multirun/records/demo.csv --readme README.md
-      the same table made from the records, put between the lines
-      <!-- table:demo --> and <!-- /table:demo --> of README.md
-"""
+from keepfrac.reporting.results import replace_table
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Returns the options."""
     parser = argparse.ArgumentParser(
         prog="python -m src.report",
-        description="Tables and pictures of a sweep: means and spread over seeds, paired differences to the\n"
-        "dense baseline, cost. Validation chooses the learning rate; the test score chooses nothing.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Prints the table of a sweep (spread over seeds, paired differences to dense, cost) and leaves "
+        "report.md, report.csv, report.png and report.html in its folder.",
     )
     add = parser.add_argument
     add("folder", nargs="?", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>, or one run's")
@@ -42,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     add("--no-page", action="store_true", help="without report.html")
     add("--markdown", action="store_true", help="print the table as markdown")
     add("--record", nargs="?", const="", metavar="NAME", help="add finished cells to multirun/records/NAME.csv")
-    add("--readme", type=Path, metavar="FILE", help="with --records: put the table between its markers")
+    add("--readme", type=Path, metavar="FILE", help="with --records: put the table between <!-- table:NAME --> lines")
+    add("--front", type=Path, metavar="FILE", help="one picture (.svg, .png): score against bytes kept, step time")
     return parser
 
 
@@ -50,7 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
     options = parser().parse_args(argv)
     try:
-        _run(options)
+        _check(options)
+        report = of_records(options.records) if options.records else of_sweep(options.folder)
+        said = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
+        if options.markdown:
+            sys.stdout.write(report.table())
+        else:
+            terminal.show(terminal.console(), report.arms, report.notes, report.problems)
+        sys.stdout.write("".join(f"{line}\n" for line in said))
         sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -60,52 +55,41 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> None:
-    """Files first: a reader of the terminal who leaves early (`| head`) loses none."""
-    _check(options)
-    report = of_records(options.records) if options.records else of_sweep(options.folder)
-    out = options.out or (options.records.with_suffix("") if options.records else options.folder)
-    said = [f"wrote {path}" for path in report.write(out, picture=not options.no_picture)]
-    if options.folder and not options.no_picture:
-        said += [f"wrote {path}" for path in report.write_paths(options.folder, out)]
-    if options.folder and not options.no_page:
-        said.append(f"wrote {report.write_page(options.folder, out)}")
-    if options.record is not None:
-        said.append(_record(report, records_path(options.record or report.name)))
-    if options.readme:
-        changed = replace_table(options.readme, report.name, report.table())
-        said.append(f"{'wrote the table into' if changed else 'nothing new for'} {options.readme}")
-    _show(report, options.markdown)
-    sys.stdout.write("".join(f"{line}\n" for line in said))
-
-
 def _check(options: argparse.Namespace) -> None:
     if (options.folder is None) == (options.records is None):
-        raise UserError(
-            "Give one of FOLDER (a sweep's folder, before --record) and --records FILE; "
-            "see python -m src.report --help."
-        )
+        raise UserError("Give one of FOLDER (a sweep's folder, before --record) and --records FILE; see --help.")
     if options.records and options.record is not None:
         raise UserError("--record reads a sweep's FOLDER; it cannot be used with --records.")
     if options.readme and not options.records:
         raise UserError("--readme takes its table from records: add --records multirun/records/NAME.csv.")
 
 
-def _show(report: Report, as_markdown: bool) -> None:
-    if as_markdown:
-        sys.stdout.write(report.table())
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _NARROWEST)
-    report.show(console)
+def _write(report: Report, options: argparse.Namespace) -> Iterator[str]:
+    """Writes what was asked for; yields a line on each."""
+    out = options.out or (options.records.with_suffix("") if options.records else options.folder)
+    written = report.write(out, None if options.no_picture else "report.png")
+    if options.front or not options.no_picture:
+        written += _draw(report, options, out)
+    if options.folder and not options.no_page:
+        written.append(write_page(report, options.folder, out / "report.html"))
+    yield from (f"wrote {path}" for path in written)
+    if options.record is not None:
+        added, replaced = record(report.cells, path := records_path(options.record or report.name))
+        yield f"recorded {added} new cells and replaced {replaced} in {path}"
+    if options.readme:
+        changed = replace_table(options.readme, report.name, report.table())
+        yield f"{'wrote the table into' if changed else 'nothing new for'} {options.readme}"
 
 
-def _record(report: Report, path: Path) -> str:
-    if not report.cells:
-        raise UserError(f"{report.name} has no finished cell to record.")
-    added, replaced = record(report.cells, path)
-    return f"recorded {added} new cells and replaced {replaced} in {path}"
+def _draw(report: Report, options: argparse.Namespace, out: Path) -> Iterator[Path]:
+    from keepfrac.reporting import figure, front, paths  # late: matplotlib takes longer to import than a table to make
+
+    if report.arms and not options.no_picture:
+        yield figure.draw(report.arms, out / "report.png")
+    if options.folder and not options.no_picture and (path := paths.draw_paths(options.folder, out)):
+        yield path
+    if options.front:
+        yield front.draw(report.arms, options.front)
 
 
 if __name__ == "__main__":

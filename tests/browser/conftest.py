@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from keepfrac.reporting.build import of_sweep
+from keepfrac.reporting.page.html import write_page
 from tests.browser import sweeps
 
 FLAGS = (
@@ -135,7 +136,7 @@ def written(tmp_path_factory: pytest.TempPathFactory):
             folder = getattr(sweeps, name)(tmp_path_factory.mktemp("sweeps") / name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("SWEEP_API_KEY", sweeps.SECRET)
-                made[name] = of_sweep(folder).write_page(folder, folder)
+                made[name] = write_page(of_sweep(folder), folder, folder / "report.html")
         return made[name]
 
     return write

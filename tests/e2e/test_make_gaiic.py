@@ -53,7 +53,7 @@ def test_each_stage_goes_on_from_the_one_before(road):
         under = f"distill=hidden distill.teacher=at/{3 * seed + 2}"
         assert small == f"src.main hydra.mode=RUN {ours} {under}"
     tables = [call.split()[0] for call in calls[6:]]
-    assert tables == ["keepfrac.baselines.tfidf"] * 4 + ["src.report", "keepfrac.baselines.table"]
+    assert tables == ["src.baselines.tfidf"] * 4 + ["src.report", "src.baselines.table"]
     assert calls[-2] == "src.report multirun/gaiic --record"
 
 

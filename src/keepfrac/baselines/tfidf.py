@@ -1,6 +1,6 @@
 """TF-IDF and logistic regression beside a finished run: the same rows, the same splits, the same metrics.
 
-    python -m keepfrac.baselines.tfidf multirun/<name>/<cell> [--words 3] [--refit]
+    python -m src.baselines.tfidf multirun/<name>/<cell> [--words 3] [--refit]
 
 Runs of 1 to `--words` words, weighted by (1 + log tf) idf, and one logistic regression for each label, by scikit-learn.
 Its C is the one of CS with the best score on validation; the test rows are scored once, with that one. It leaves a cell
@@ -164,7 +164,7 @@ def _record(folder: Path, run: dict, task: Task, settings: Settings, identity: s
     seconds = round(time.monotonic() - begin, 1)
     flags = f" --words {settings.words}" + " --refit" * settings.refit
     made |= {
-        "command": f"python -m keepfrac.baselines.tfidf {folder}{flags}",
+        "command": f"python -m src.baselines.tfidf {folder}{flags}",
         "seconds": seconds,
         "device": device_name("cpu"),
         "data": task.describe(),
@@ -192,7 +192,7 @@ def _record(folder: Path, run: dict, task: Task, settings: Settings, identity: s
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
-    parser = argparse.ArgumentParser(prog="python -m keepfrac.baselines.tfidf", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m src.baselines.tfidf", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="RUN", help="a finished run's folder, whose task is taken")
     parser.add_argument("--words", type=int, default=3, choices=range(1, 6), help="most words of a run")
     parser.add_argument("--refit", action="store_true", help="fit the chosen C again on train and validation")

@@ -6,17 +6,30 @@ chosen lr.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
+from typing import Any, TypeVar
 
 from keepfrac.reporting.cells import DENSE, Cell
 from keepfrac.reporting.statistics import Difference, Sample, paired, summarise
 
+T = TypeVar("T")
+Group = tuple[str, str, str, str]
+_ALIKE = ("task", "model", "method", "direction", "keep_asked", "lr", "trained_frac", "params", "nonzeros", "test_rows")
+_OVER_SEEDS = {
+    "val": "val_score",
+    "test": "test_score",
+    "train_seconds": "train_seconds",
+    "saved_bytes": "saved_bytes",
+    "step_seconds": "step_seconds",
+    "unmerged": "unmerged_score",
+}
+_TO_DENSE = {"saved_ratio": "saved_bytes", "step_ratio": "step_seconds", "latency_ratio": "latency_seconds"}
+
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table.
+    """One line of the table; its fields are the columns of report.csv.
 
     Attributes:
         task, model, setup, metric, direction: the group that may be compared; `setup` names the common keys that
@@ -80,50 +93,48 @@ class Arm:
         return self.method == DENSE
 
 
-Group = tuple[str, str, str, str]
-
-
-def group_of(arm: Arm) -> Group:
-    """What must be equal for two arms to stand in one table: task, model, setup, metric."""
-    return arm.task, arm.model, arm.setup, arm.metric
-
-
-def grouped(arms: Iterable[Arm]) -> dict[Group, list[Arm]]:
-    """Arms by group, in order."""
-    groups: dict[Group, list[Arm]] = defaultdict(list)
-    for arm in arms:
-        groups[group_of(arm)].append(arm)
+def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Any, list[T]]:
+    """Returns items by key, in order."""
+    groups: dict[Any, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
     return dict(groups)
 
 
+def group_of(arm: Arm) -> Group:
+    """Returns what must be equal for two arms to stand in one table: task, model, setup, metric."""
+    return arm.task, arm.model, arm.setup, arm.metric
+
+
 def summarise_cells(cells: Sequence[Cell]) -> list[Arm]:
-    """All arms of some cells, sorted: the dense baseline first, then by method, variant and keep."""
-    by_base: dict[tuple, list[Cell]] = defaultdict(list)
-    for cell in latest(cells):
-        by_base[_base(cell)].append(cell)
-    setups = _names(cells, attrgetter("task", "model"), _common)
-    variants = _names(cells, attrgetter("task", "model", "method"), _own)
-    arms = [
-        arm for members in by_base.values() for arm in _arms_of_base(members, setups[members[0].identity], variants)
-    ]
+    """Returns all arms of some cells, sorted: the dense baseline first, then by method, variant and keep."""
+    setups = _names(cells, lambda cell: (cell.task, cell.model), _common)
+    variants = _names(cells, lambda cell: (cell.task, cell.model, cell.method), _own)
+    arms: list[Arm] = []
+    for members in grouped(latest(cells), _base).values():
+        families = list(grouped(members, family_of).values())
+        baseline = [one for family in families if family[0].method == DENSE for one in _chosen(family) if one[1]]
+        dense = _test_by_seed(baseline[0][0]) if len(baseline) == 1 else {}
+        for family in families:
+            for chosen, decided in _chosen(family):
+                first = chosen[0].identity
+                arms.append(_arm(chosen, family, decided, dense, setups[first], variants[first]))
     return sorted(arms, key=_order)
 
 
 def latest(cells: Iterable[Cell]) -> list[Cell]:
-    """One cell for each arm, lr and seed (the one begun last), so that no seed counts twice."""
-    kept: dict[tuple, Cell] = {}
-    for cell in sorted(cells, key=lambda cell: cell.date or ""):
-        kept[_base(cell), _family(cell), cell.lr, cell.seed] = cell
-    return list(kept.values())
+    """Returns one cell for each arm, lr and seed (the one begun last), so that no seed counts twice."""
+    by_date = sorted(cells, key=lambda cell: cell.date or "")
+    return [same[-1] for same in grouped(by_date, lambda cell: (family_of(cell), cell.lr, cell.seed)).values()]
 
 
 def family_of(cell: Cell) -> tuple:
-    """What is equal in cells that differ by lr and seed alone."""
-    return *_base(cell), *_family(cell)
+    """Returns what is equal in cells that differ by lr and seed alone."""
+    return *_base(cell), cell.method, json.dumps(_own(cell), sort_keys=True), cell.keep_asked
 
 
-def choose_lr(by_lr: dict[float | None, list[Cell]], direction: str) -> float | None:
-    """The lr of the best mean validation score, among those with the most seeds; the smaller of equals.
+def choose_lr(by_lr: Mapping[float | None, Sequence[Cell]], direction: str) -> float | None:
+    """Returns the lr of the best mean validation score, among those with the most seeds; the smaller of equals.
 
     Returns:
         None where no validation score is known.
@@ -135,53 +146,58 @@ def choose_lr(by_lr: dict[float | None, list[Cell]], direction: str) -> float | 
     return min(means, key=lambda lr: (sign * means[lr], lr), default=None)
 
 
-def _arms_of_base(members: list[Cell], setup: str, variants: dict[str, str]) -> list[Arm]:
-    """The arms of cells with equal task, model and common keys, each less the dense one among them."""
-    families: dict[tuple, list[Cell]] = defaultdict(list)
-    for cell in members:
-        families[_family(cell)].append(cell)
-    chosen = [(*choice, family) for family in families.values() for choice in _choose(family)]
-    baseline = [cells for cells, _, decided, _ in chosen if cells[0].method == DENSE and decided]
-    dense = _test_by_seed(baseline[0]) if len(baseline) == 1 else {}
-    return [
-        _arm(cells, setup, variants[cells[0].identity], tried, decided, dense, _hindsight(family))
-        for cells, tried, decided, family in chosen
-    ]
+def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
+    """Returns the keys in which some settings differ, less those that a group's name tells."""
+    keys = sorted({key for one in settings for key in one})
+    varying = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    return [key for key in varying if not _told_by_name(key, settings)]
 
 
-def _choose(family: list[Cell]) -> list[tuple[list[Cell], int, bool]]:
-    """(cells of one lr, number of lrs tried, whether validation chose); one per lr where nothing can choose."""
-    by_lr: dict[float | None, list[Cell]] = defaultdict(list)
-    for cell in family:
-        by_lr[cell.lr].append(cell)
+def _told_by_name(key: str, settings: Sequence[Mapping[str, object]]) -> bool:
+    """Whether a key differs only in that its group is absent elsewhere, which the group's name tells."""
+    name = f"{key.rpartition('.')[0]}.name"
+    values = {json.dumps(one[key]) for one in settings if key in one}
+    return key != name and len(values) == 1 and all((key in one) == (name in one) for one in settings)
+
+
+def _names(cells: Iterable[Cell], within: Callable, settings_of: Callable) -> dict[str, str]:
+    """By identity: "key=value" of those settings that are not the same in all cells with equal `within`."""
+    names = {}
+    for members in grouped(cells, within).values():
+        settings = [settings_of(cell) for cell in members]
+        keys = differing(settings)
+        for cell, one in zip(members, settings, strict=True):
+            shown = (f"{key.removeprefix('method.')}={one[key]}" for key in keys if key in one)
+            names[cell.identity] = " ".join(shown)
+    return names
+
+
+def _chosen(family: list[Cell]) -> list[tuple[list[Cell], bool]]:
+    """(cells of one lr, whether it was decided on): one of them, or each lr where nothing can choose."""
+    by_lr = grouped(family, lambda cell: cell.lr)
     if len(by_lr) == 1:
-        return [(family, 1, True)]
+        return [(family, True)]
     lr = choose_lr(by_lr, family[0].direction)
-    if lr is None:
-        return [(cells, len(by_lr), False) for cells in by_lr.values()]
-    return [(by_lr[lr], len(by_lr), True)]
+    return [(cells, False) for cells in by_lr.values()] if lr is None else [(by_lr[lr], True)]
 
 
 def _hindsight(family: list[Cell]) -> float | None:
-    """The best mean test score over the rates that were tried; None where it was one rate."""
-    scores = [summarise(c.test_score for c in family if c.lr == lr).mean for lr in {c.lr for c in family}]
-    known = [score for score in scores if score is not None]
+    by_lr = grouped(family, lambda cell: cell.lr).values()
+    means = [summarise(cell.test_score for cell in cells).mean for cells in by_lr]
+    known = [mean for mean in means if mean is not None]
     best = min if family[0].direction == "min" else max
-    return best(known) if len(scores) > 1 and known else None
+    return best(known) if len(means) > 1 and known else None
 
 
 def _arm(
-    cells: list[Cell],
-    setup: str,
-    variant: str,
-    tried: int,
-    decided: bool,
-    dense: dict[int, float],
-    hindsight: float | None,
+    cells: list[Cell], family: list[Cell], decided: bool, dense: Mapping[int, float], setup: str, variant: str
 ) -> Arm:
     first, is_dense = cells[0], cells[0].method == DENSE
+    values: dict[str, Any] = {name: getattr(first, name) for name in _ALIKE}
+    values |= {name: summarise(getattr(cell, field) for cell in cells) for name, field in _OVER_SEEDS.items()}
+    values |= {name: summarise(_ratio(cell, field) for cell in cells) for name, field in _TO_DENSE.items()}
     return Arm(
-        **{key: getattr(first, key) for key in ("task", "model", "method", "direction", "keep_asked", "lr")},
+        **values,
         setup=setup,
         variant=variant,
         metric=first.best_metric,
@@ -190,24 +206,11 @@ def _arm(
         of=None if is_dense else first.keep_of,
         fallbacks=max(cell.fallbacks or 0 for cell in cells),
         pinned=max(cell.pinned or 0 for cell in cells),
-        lrs_tried=tried,
+        lrs_tried=len({cell.lr for cell in family}),
         lr_chosen=decided,
         seeds=tuple(sorted(cell.seed for cell in cells if cell.seed is not None)),
-        val=summarise(cell.val_score for cell in cells),
-        test=summarise(cell.test_score for cell in cells),
         difference=None if is_dense else paired(_test_by_seed(cells), dense),
-        hindsight=hindsight,
-        train_seconds=summarise(cell.train_seconds for cell in cells),
-        saved_bytes=summarise(cell.saved_bytes for cell in cells),
-        saved_ratio=summarise(_ratio(cell.saved_bytes, cell.saved_bytes_dense) for cell in cells),
-        step_seconds=summarise(cell.step_seconds for cell in cells),
-        step_ratio=summarise(_ratio(cell.step_seconds, cell.step_seconds_dense) for cell in cells),
-        latency_ratio=summarise(_ratio(cell.latency_seconds, cell.latency_seconds_dense) for cell in cells),
-        trained_frac=first.trained_frac,
-        unmerged=summarise(cell.unmerged_score for cell in cells),
-        params=first.params,
-        nonzeros=first.nonzeros,
-        test_rows=first.test_rows,
+        hindsight=_hindsight(family),
         identities=tuple(cell.identity for cell in cells),
     )
 
@@ -216,52 +219,21 @@ def _test_by_seed(cells: Iterable[Cell]) -> dict[int, float]:
     return {cell.seed: cell.test_score for cell in cells if cell.seed is not None and cell.test_score is not None}
 
 
-def _ratio(ours: float | None, dense: float | None) -> float | None:
+def _ratio(cell: Cell, field: str) -> float | None:
+    ours, dense = getattr(cell, field), getattr(cell, f"{field}_dense")
     return ours / dense if ours is not None and dense else None
 
 
 def _common(cell: Cell) -> dict[str, object]:
-    """The settings that are not the method's own."""
     return {key: value for key, value in cell.settings.items() if not key.startswith("method.")}
 
 
 def _own(cell: Cell) -> dict[str, object]:
-    """The method's own settings."""
     return {key: value for key, value in cell.settings.items() if key.startswith("method.")}
 
 
 def _base(cell: Cell) -> tuple:
     return cell.task, cell.model, cell.best_metric, json.dumps(_common(cell), sort_keys=True)
-
-
-def _family(cell: Cell) -> tuple:
-    return cell.method, json.dumps(_own(cell), sort_keys=True), cell.keep_asked
-
-
-def _names(cells: Iterable[Cell], within: Callable, settings: Callable) -> dict[str, str]:
-    """By identity: "key=value" of those settings that are not the same in all cells with equal `within`."""
-    families: dict[tuple, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        families[within(cell)].append(cell)
-    names = {}
-    for members in families.values():
-        flat = [settings(cell) for cell in members]
-        keys = sorted({key for one in flat for key in one})
-        varying = [
-            key for key in keys if len({json.dumps(one.get(key)) for one in flat}) > 1 and not _told_by_name(key, flat)
-        ]
-        for cell, one in zip(members, flat, strict=True):
-            names[cell.identity] = " ".join(
-                f"{key.removeprefix('method.')}={one[key]}" for key in varying if key in one
-            )
-    return names
-
-
-def _told_by_name(key: str, flat: Sequence[dict[str, object]]) -> bool:
-    """Whether a key differs only in that its group is absent elsewhere, which the group's name tells."""
-    name = f"{key.rpartition('.')[0]}.name"
-    values = {json.dumps(one[key]) for one in flat if key in one}
-    return key != name and len(values) == 1 and all((key in one) == (name in one) for one in flat)
 
 
 def _order(arm: Arm) -> tuple:

@@ -1,42 +1,30 @@
 """One finished run, flat: read from results.json, written to and read from the tracked records."""
 
-import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
 from keepfrac.errors import UserError
+from keepfrac.reporting.pooling import settings_of
 from keepfrac.storage import results
 from keepfrac.storage.redact import hide_paths, redact
 
 DENSE = "nosp"
-_TOP_LEFT_OUT = {
-    "name",
-    "seed",
-    "lr",
-    "keep_frac",
-    "hardware",
-    "logger",
-    "export",
-    "hydra",
-    "checkpoint_every",
-    "eval_batch_size",
-    "fidelity_every",
-    "probe_steps",
-}
-_LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
-# Beside the method's settings, what tells the arms of one table apart; all else makes another table.
-_OWN = ("backward", "distill", "augment", "fgm", "ema", "r_drop", "layer_decay")
-_FORMER_RUNS = ("model.run", "method.distill.teacher")
-_SEED_AND_IDENTITY = re.compile(r"_s\d+(?=_)|-[0-9a-f]{8}(?=/|$)")
 _MARKS_OF_A_CELL = ("run.log", "config.yaml", "progress.json", ".hydra", ".lock")
 
 
-@dataclass(frozen=True)
+def at(*places: str) -> Any:
+    """Returns a field that results.json has at a dotted place; of several the first that is there."""
+    return field(metadata={"at": places})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One finished run. Every field is one column of the records, in this order.
 
@@ -47,45 +35,45 @@ class Cell:
     before it is merged. `date` is when the run began, in UTC, as ISO text.
     """
 
-    identity: str
+    identity: str = at("identity")
     command: str
     task: str
     model: str
     method: str
-    keep_asked: float | None
-    keep_achieved: float | None
-    keep_unit: str | None
-    keep_of: str | None
+    keep_asked: float | None = at("kept.asked", "config.method.keep_frac")
+    keep_achieved: float | None = at("kept.achieved")
+    keep_unit: str | None = at("kept.unit")
+    keep_of: str | None = at("kept.of")
     fallbacks: int | None
     pinned: int | None
-    lr: float | None
-    seed: int | None
-    epochs: float | None
-    steps: int | None
-    rows: int | None
-    test_rows: int | None
-    best_metric: str
+    lr: float | None = at("config.lr")
+    seed: int | None = at("config.seed")
+    epochs: float | None = at("config.epochs")
+    steps: int | None = at("cost.steps", "config.steps")
+    rows: int | None = at("provenance.data.rows.train", "config.task.rows")
+    test_rows: int | None = at("provenance.data.rows.test")
+    best_metric: str = at("best_metric")
     direction: str
     val_score: float | None
     test_score: float | None
     test_scores: dict[str, float]
-    saved_bytes: int | None
-    saved_bytes_dense: int | None
-    step_seconds: float | None
-    step_seconds_dense: float | None
-    latency_seconds: float | None
-    latency_seconds_dense: float | None
-    trained_frac: float | None
+    saved_bytes: int | None = at("cost.saved_bytes")
+    saved_bytes_dense: int | None = at("cost.saved_bytes_dense")
+    step_seconds: float | None = at("cost.step_seconds")
+    step_seconds_dense: float | None = at("cost.step_seconds_dense")
+    latency_seconds: float | None = at("cost.latency_seconds")
+    latency_seconds_dense: float | None = at("cost.latency_seconds_dense")
+    trained_frac: float | None = at("kept.trained_frac")
     unmerged_score: float | None
-    probe: str | None
-    params: int | None
-    nonzeros: int | None
-    peak_bytes: int | None
-    train_seconds: float | None
-    precision: str | None
+    probe: str | None = at("cost.probe")
+    params: int | None = at("size.params")
+    nonzeros: int | None = at("size.nonzeros")
+    peak_bytes: int | None = at("cost.peak_bytes")
+    train_seconds: float | None = at("cost.train_seconds")
+    precision: str | None = at("provenance.precision")
     device: str | None
-    torch: str | None
-    transformers: str | None
+    torch: str | None = at("provenance.versions.torch")
+    transformers: str | None = at("provenance.versions.transformers")
     git_sha: str | None
     date: str | None
     settings: dict[str, Any]
@@ -101,143 +89,91 @@ class Problem:
 
 
 def read_sweep(folder: Path) -> tuple[list[Cell], list[Problem]]:
-    """The finished cells of a sweep's folder (or of one run's folder) and those that are not finished.
+    """Returns the finished cells of a sweep's folder (or of one run's folder) and those without a result.
 
     Raises:
         UserError: the folder is not there, or holds no run.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give a sweep's folder, multirun/<name>.")
-    cells: list[Cell] = []
-    problems: list[Problem] = []
-    for path in _cell_folders(folder):
-        found = read_cell(path)
-        (cells if isinstance(found, Cell) else problems).append(found)  # type: ignore[arg-type]
-    if not cells and not problems:
+    found = [read_cell(path) for path in _cell_folders(folder)]
+    if not found:
         raise UserError(f"{folder} holds no results.json: run a sweep into it first (python -m src.main name=...).")
-    return cells, problems
+    return [one for one in found if isinstance(one, Cell)], [one for one in found if isinstance(one, Problem)]
 
 
 def read_cell(folder: Path) -> Cell | Problem:
-    """One run's folder as a Cell when it is done, else as a Problem."""
+    """Returns one run's folder as a Cell when it is done, else as a Problem."""
+    content = results.read(folder)
+    if content is None:
+        if (folder / results.FILE).exists():
+            return Problem(folder.name, "unreadable", f"{results.FILE} is torn or of another schema version")
+        return Problem(folder.name, "unfinished", f"no {results.FILE} yet")
+    if content.get("status") != "done":
+        return Problem(folder.name, str(content.get("status")), _one_line(content.get("error")))
     try:
-        content = results.read(folder)
-        if content is None:
-            return _without_results(folder)
-        status = str(content.get("status"))
-        if status == "done":
-            return cell_of(content)
-        return Problem(folder.name, status, redact(_one_line(content.get("error"))))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        return Problem(folder.name, "unreadable", redact(_one_line(f"results.json: {error!r}")))
-
-
-def _without_results(folder: Path) -> Problem:
-    if (folder / results.FILE).exists():
-        return Problem(folder.name, "unreadable", f"{results.FILE} is torn or of another schema version")
-    return Problem(folder.name, "unfinished", f"no {results.FILE} yet")
+        return cell_of(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        return Problem(folder.name, "unreadable", _one_line(f"{results.FILE}: {error!r}"))
 
 
 def cell_of(content: Mapping[str, Any]) -> Cell:
-    """A `Cell` from the content of a results.json of status done."""
-    config, kept, cost, size = (_dict(content, key) for key in ("config", "kept", "cost", "size"))
-    provenance, scores, metric = (_dict(content, "provenance"), _dict(content, "scores"), content["best_metric"])
-    method, task, model = (_dict(config, key) for key in ("method", "task", "model"))
-    rows, versions = _dict(_dict(provenance, "data"), "rows"), _dict(provenance, "versions")
-    return Cell(
-        identity=content["identity"],
-        command=_safe(provenance.get("command") or ""),
-        task=_safe(task.get("name") or "?"),
-        model=_safe(model.get("name") or Path(str(model.get("run") or "?")).name),
-        method=str(method.get("name") or "?"),
-        keep_asked=_number(kept.get("asked", method.get("keep_frac"))),
-        keep_achieved=_number(kept.get("achieved")),
-        keep_unit=kept.get("unit"),
-        keep_of=kept.get("of"),
-        fallbacks=_fallbacks(kept.get("fallbacks")),
-        pinned=_fallbacks(kept.get("pinned")),
-        lr=_number(config.get("lr")),
-        seed=config.get("seed"),
-        epochs=_number(config.get("epochs")),
-        steps=cost.get("steps", config.get("steps")),
-        rows=rows.get("train", task.get("rows")),
-        test_rows=rows.get("test"),
-        best_metric=metric,
-        direction=content.get("direction") or "max",
-        val_score=_number(scores.get(f"val/{metric}")),
-        test_score=_number(scores.get(f"test/{metric}")),
-        test_scores={k.removeprefix("test/"): v for k, v in sorted(scores.items()) if k.startswith("test/")},
-        saved_bytes=_integer(cost.get("saved_bytes")),
-        saved_bytes_dense=_integer(cost.get("saved_bytes_dense")),
-        step_seconds=_number(cost.get("step_seconds")),
-        step_seconds_dense=_number(cost.get("step_seconds_dense")),
-        latency_seconds=_number(cost.get("latency_seconds")),
-        latency_seconds_dense=_number(cost.get("latency_seconds_dense")),
-        trained_frac=_number(kept.get("trained_frac")),
-        unmerged_score=_number(kept.get(f"unmerged_test_{metric}")),
-        train_seconds=_number(cost.get("train_seconds")),
-        probe=cost.get("probe"),
-        params=size.get("params"),
-        nonzeros=size.get("nonzeros"),
-        peak_bytes=cost.get("peak_bytes"),
-        precision=provenance.get("precision"),
-        device=provenance.get("device") and _safe(provenance["device"]),
-        torch=versions.get("torch"),
-        transformers=versions.get("transformers"),
-        git_sha=_commit(provenance),
-        date=_moment(provenance.get("started")),
-        settings=settings_of(config, provenance.get("precision")),
-    )
+    """Returns the `Cell` of a results.json of status done.
 
-
-def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict[str, Any]:
-    """The flat configuration less seed, lr, keep_frac, names, hardware, logger, outputs; plus precision."""
-    top = {key: value for key, value in config.items() if key not in _TOP_LEFT_OUT}
-    own = {key: value for key in _OWN if (value := top.pop(key, None)) is not None and not _is_idle(value)}
-    top["method"] = _dict(top, "method") | own
-    copies = {"seed": config.get("seed"), "lr": config.get("lr")}
-    flat = {}
-    for key, value in _flatten(top):
-        leaf = key.rpartition(".")[2]
-        copied = leaf in copies and value == copies[leaf]  # task.seed: ${seed}
-        if not (copied or leaf in ("_target_", "num_workers")):
-            flat[key] = _safe(value) if isinstance(value, str) else value
-    return without_left_out({**flat, "precision": precision}, config.get("seed"))
-
-
-def without_left_out(settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Flat settings, also as older records have them, less what tells no two arms apart.
-
-    That is what is off (null, false, a group's name none), so that cells from before an option pool with later ones;
-    copies of the run's seed (method.selection_seed); and of a former run, from which a model comes, its seed.
+    Raises:
+        ValueError, KeyError, TypeError: something is missing, or is not what it should be.
     """
-    return {
-        key: _SEED_AND_IDENTITY.sub("", value) if key in _FORMER_RUNS and isinstance(value, str) else value
-        for key, value in settings.items()
-        if key not in _TOP_LEFT_OUT | _LEFT_OUT
-        and not _is_off(key, value)
-        and not (key.endswith("_seed") and value == seed)
+    config, kept, provenance, scores = (_part(content, key) for key in ("config", "kept", "provenance", "scores"))
+    model, metric = _part(config, "model"), content["best_metric"]
+    values = {one.name: _first(content, one.metadata["at"]) for one in fields(Cell) if one.metadata} | {
+        "command": _safe(provenance.get("command") or ""),
+        "task": _safe(_part(config, "task").get("name") or "?"),
+        "model": _safe(model.get("name") or Path(str(model.get("run") or "?")).name),
+        "method": str(_part(config, "method").get("name") or "?"),
+        "fallbacks": _count(kept.get("fallbacks")),
+        "pinned": _count(kept.get("pinned")),
+        "direction": content.get("direction") or "max",
+        "val_score": scores.get(f"val/{metric}"),
+        "test_score": scores.get(f"test/{metric}"),
+        "test_scores": {k.removeprefix("test/"): v for k, v in sorted(scores.items()) if k.startswith("test/")},
+        "unmerged_score": kept.get(f"unmerged_test_{metric}"),
+        "device": provenance.get("device") and _safe(provenance["device"]),
+        "git_sha": _commit(provenance),
+        "date": _moment(provenance.get("started")),
+        "settings": settings_of(config, provenance.get("precision")),
     }
+    return Cell(**{name: typed(name, value) for name, value in values.items()})
 
 
-def _is_idle(value: object) -> bool:
-    """Whether a group does nothing: its name is none, or it waits for a teacher."""
-    return isinstance(value, Mapping) and (value["name"] == "none" or ("teacher" in value and not value["teacher"]))
+def typed(name: str, value: Any) -> Any:
+    """Returns a value as the field `name` of a Cell holds it; a number that is not finite is None.
+
+    Raises:
+        ValueError: it is of another type, or is missing and may not be.
+        OverflowError: an infinite whole number.
+    """
+    kind, may_be_none = kinds()[name]
+    if value is None and may_be_none:
+        return None
+    allowed: Any = int | float if kind in (int, float) else kind
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is not of type {kind.__name__}")
+    if kind is float:
+        return float(value) if math.isfinite(value) else None
+    if name == "test_scores" and not all(isinstance(one, int | float) for one in value.values()):
+        raise ValueError(f"{name}={value!r} has a score that is no number")
+    return int(value) if kind is int else value
 
 
-def _is_off(key: str, value: object) -> bool:
-    return value is None or value is False or (value == "none" and key.endswith(".name"))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; a list is one leaf, as text."""
-    leaves: list[tuple[str, Any]] = []
-    for key, value in sorted(tree.items()):
-        if isinstance(value, Mapping):
-            leaves += _flatten(value, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else value))
-    return leaves
+@cache
+def kinds() -> dict[str, tuple[type, bool]]:
+    """Returns of each field of a Cell its type (float, int, str or dict) and whether it may be None."""
+    found = {}
+    for name, hint in typing.get_type_hints(Cell).items():
+        may_be_none = isinstance(hint, types.UnionType)
+        kind = typing.get_args(hint)[0] if may_be_none else hint
+        found[name] = (typing.get_origin(kind) or kind, may_be_none)
+    return found
 
 
 def _cell_folders(folder: Path) -> list[Path]:
@@ -247,21 +183,24 @@ def _cell_folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and any((path / m).exists() for m in marks)]
 
 
-def _dict(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A part of results.json that may be absent or null."""
+def _part(tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns a part of results.json, empty where it is absent or null.
+
+    Raises:
+        TypeError, ValueError: it is no mapping.
+    """
     return dict(tree.get(key) or {})
 
 
-def _number(value: Any) -> float | None:
-    """A finite float, or None."""
-    return float(value) if value is not None and math.isfinite(float(value)) else None
+def _first(content: Mapping[str, Any], places: Sequence[str]) -> Any:
+    for place in places:
+        *parents, key = place.split(".")
+        if key in (tree := reduce(_part, parents, content)):
+            return tree[key]
+    return None
 
 
-def _integer(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
-def _fallbacks(value: Any) -> int | None:
+def _count(value: Any) -> Any:
     return len(value) if isinstance(value, list | dict) else value
 
 
@@ -271,13 +210,13 @@ def _safe(text: Any) -> str:
 
 
 def _one_line(text: Any) -> str:
-    return " ".join(str(text or "").split())
+    return redact(" ".join(str(text or "").split()))
 
 
-def _commit(provenance: Mapping[str, Any]) -> str | None:
+def _commit(provenance: Mapping[str, Any]) -> Any:
     """The commit, marked where the tree had changes that are not in it."""
     sha = provenance.get("git_sha")
-    return f"{sha}+changes" if sha and provenance.get("git_dirty") else sha
+    return f"{sha}+changes" if isinstance(sha, str) and provenance.get("git_dirty") else sha
 
 
 def _moment(started: Any) -> str | None:

@@ -1,33 +1,40 @@
-"""report.png: a row of panels per task and model: score against keep, score against saved bytes, step time.
+"""report.png: a row of panels per table: score against bytes kept for the backward pass, against keep, and step time.
 
-A panel's keep axis has one unit: a fraction of activations never stands beside a fraction of parameters.
-matplotlib is imported late: a table alone does not wait for it.
+The score's axis spans several standard errors of the test set, so that noise looks like noise; one arm far off does
+not squeeze the others: it is drawn at the edge with its value. A panel's keep axis has one unit: a fraction of
+activations never stands beside a fraction of parameters. This module imports matplotlib, which takes a second.
 """
 
-from __future__ import annotations
-
 import itertools
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from keepfrac.errors import UserError
-from keepfrac.reporting.arms import Arm, grouped
+from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.statistics import Sample
-from keepfrac.reporting.tables import heading
+from keepfrac.reporting.tables import heading, letters, standard_error
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+BYTES = "bytes kept for the backward pass,\nshare of dense"
+BETTER = "up: a better score; left: less memory"
+DENSE = "#333333"
+_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C564B", "#BCBD22", "#E73F74",
+    "#1B4F1B", "#17BECF", "#4B4B8F", "#C0A070",
+)  # fmt: skip
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", "--", "-.", ":")
-_DENSE = "#333333"
-_PANEL = (4.6, 3.7)  # inches
-_BAR = 0.21  # inches
-_APART = 0.012  # of the axis, between two series at one x
-Style = dict[str, object]
+LOOK = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "keepfrac"}
+_PANEL = (4.6, 3.9)  # inches
+_BAR = 0.24  # inches
+_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0}
+ERRORS = 3  # standard errors of the test set that the score's axis spans on each side of dense, at least
+_FENCE = 3  # quartile distances beyond which a value does not set an axis
+Style = dict[str, str]
+Interval = tuple[float, float]
 
 
 def draw(arms: Sequence[Arm], path: Path) -> Path:
@@ -36,167 +43,189 @@ def draw(arms: Sequence[Arm], path: Path) -> Path:
     Raises:
         UserError: the file cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    groups = list(grouped(arms).values())
+    groups = list(grouped(arms, group_of).values())
     styles = style_of(arms)
-    width = max(len(units_of(group)) or 1 for group in groups) + 2
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        heights = [max(_PANEL[1], 1.4 + _BAR * len(group)) for group in groups]
+    width = max(len(units_of(group)) for group in groups) + 2
+    heights = [max(_PANEL[1], 1.4 + _BAR * len(group)) for group in groups]
+    with mpl.rc_context(LOOK):
         size = (_PANEL[0] * width, sum(heights) + 0.6)
-        figure, grid = plt.subplots(
-            len(groups), width, figsize=size, squeeze=False, layout="constrained", height_ratios=heights
-        )
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(groups), width, squeeze=False, height_ratios=heights)
         for axes, group in zip(grid, groups, strict=True):
             _row(axes, group, styles)
-        _legend(figure, grid.flat)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=130)
-        except OSError as error:
-            raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-        finally:
-            plt.close(figure)
+        legend(figure, grid.flat)
+        return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a picture in the form that its name ends with; the same figures give the same file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
     return path
 
 
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, each series once."""
+def legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """Puts one legend below all panels, each series once, in as many columns as fit."""
     handles: dict[str, object] = {}
     for axes in panels:
         found, labels = axes.get_legend_handles_labels()
         handles.update(zip(labels, found, strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
+        columns = max(1, int(figure.get_figwidth() * 9 / (max(map(len, handles)) + 6)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def units_of(arms: Sequence[Arm]) -> list[str]:
-    """The units of keep among some arms; the dense baseline has none and fits any."""
-    return sorted({arm.unit or "" for arm in arms if not arm.is_dense})
+    """Returns the units of keep among some arms; what keeps everything has none and needs no panel."""
+    return sorted({arm.unit for arm in arms if arm.unit})
 
 
 def style_of(arms: Sequence[Arm]) -> dict[str, Style]:
-    """Series -> colour, marker and line, the same in all panels; no two series share all three."""
-    labels = dict.fromkeys(arm.label for arm in arms if not arm.is_dense)
-    keys = ("color", "marker", "linestyle")
-    looks = zip(*map(itertools.cycle, (_COLOURS, _MARKERS, _DASHES)), strict=True)
-    return {label: dict(zip(keys, look, strict=True)) for label, look in zip(labels, looks, strict=False)}
+    """Returns colour, marker and name of each series: one colour per method, its variants by their markers."""
+    methods = grouped((arm for arm in arms if not arm.is_dense), lambda arm: arm.method)
+    short, styles = letters(arms), {}
+    for colour, (method, members) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
+        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in members}.values(), strict=False):
+            name = f"{method} {short[arm.variant]}: {arm.variant}" if arm.variant in short else arm.label
+            styles[arm.label] = {"color": colour, "marker": marker, "label": name}
+    return styles
+
+
+def name_of(arm: Arm, style: Style) -> str:
+    """Returns what an arm is called where there is little room; where all is kept there is no number."""
+    keep = "" if arm.keep_asked in (None, 1.0) else f" {arm.keep_asked:g}"
+    return style["label"].partition(":")[0] + keep
+
+
+def limits(values: Sequence[float], *shown: float) -> Interval:
+    """Returns the ends of an axis: what must be shown, and the values but for those far from all others."""
+    low, high = min((*values, *shown)), max((*values, *shown))
+    if len(values) > 3:
+        first, _, third = statistics.quantiles(values, n=4)
+        reach = _FENCE * max(third - first, (max(shown) - min(shown)) / 4)
+        low = max(low, min(first - reach, *shown))
+        high = min(high, max(third + reach, *shown))
+    margin = 0.06 * ((high - low) or abs(high) or 1)
+    return low - margin, high + margin
+
+
+def score_limits(arms: Sequence[Arm]) -> Interval:
+    """Returns the ends of the score's axis, several standard errors of the test set on each side of dense."""
+    scores = [arm.test.mean for arm in arms if arm.test.mean is not None] or [0.0]
+    error = standard_error(arms) or 0.01 * abs(scores[0])
+    return limits(scores, scores[0] - ERRORS * error, scores[0] + ERRORS * error)
 
 
 def _row(axes: Sequence[Axes], arms: list[Arm], styles: dict[str, Style]) -> None:
-    units = units_of(arms) or [""]
-    for axis in (*axes[1 : len(units)], axes[-2]):
-        axis.sharey(axes[0])
-    for axis, unit in zip(axes, units, strict=False):
-        _score_against_keep(axis, [arm for arm in arms if arm.is_dense or (arm.unit or "") == unit], styles)
-        axis.set_xlabel(f"kept fraction, achieved\n(of {unit or 'what: not stated'})")
-    for axis in axes[1 : len(units)]:
-        axis.set_title("another unit of keep: not comparable", loc="left", fontsize=10)
-    for axis in axes[len(units) : -2]:
+    units = units_of(arms)
+    by_bytes, by_keep, speed = axes[0], axes[1:-1], axes[-1]
+    _scores(by_bytes, arms, styles, lambda arm: arm.saved_ratio)
+    shares = [arm.saved_ratio.mean for arm in arms if arm.saved_ratio.mean is not None]
+    by_bytes.set_xlim(min(0, limits(shares, 0, 1)[0]), limits(shares, 0, 1)[1])
+    by_bytes.set_xlabel(BYTES)
+    by_bytes.text(0.03, 0.96, BETTER, transform=by_bytes.transAxes, fontsize=8, color="#555555")
+    for axis, unit in zip(by_keep, units, strict=False):
+        _scores(axis, [arm for arm in arms if arm.is_dense or arm.unit == unit], styles, _kept, arms)
+        axis.set_xlim(-0.03, 1.03)
+        axis.set_xlabel(f"kept fraction, achieved\n(of {unit})")
+    for axis in by_keep[len(units) :]:
         axis.set_axis_off()
-    _score_against_bytes(axes[-2], arms, styles)
-    _step_time(axes[-1], arms, styles)
-    axes[0].set_title(f"{heading(arms)}\n{_over(arms)}", loc="left", fontsize=10, fontweight="bold")
-    for axis in axes[:-1]:
-        axis.set_ylabel(f"test {arms[0].metric}")
+    _step_time(speed, arms, styles)
+    by_bytes.set_title(f"{heading(arms)}\n{_over(arms)}", loc="left", fontsize=10, fontweight="bold")
 
 
 def _over(arms: list[Arm]) -> str:
     """How many seeds the points and bars stand for."""
     least, most = min(arm.test.n for arm in arms), max(arm.test.n for arm in arms)
     if most < 2:
-        return "one seed: spread not known"
+        return "one seed: spread over seeds not known"
     return f"{most if least == most else f'{least} to {most}'} seeds; bars: sd"
 
 
-def _score_against_keep(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
-    """Series are set slightly apart, or their error bars would hide each other."""
-    series = list(dict.fromkeys(arm.label for arm in arms if not arm.is_dense))
-    found = [x for x in (_kept(arm) for arm in arms if not arm.is_dense) if x is not None]
-    apart = _APART * (max(found) - min(found)) if found else 0.0
-
-    def kept(arm: Arm) -> Sample:
-        x = _kept(arm)
-        middle = (len(series) - 1) / 2
-        return Sample(0) if x is None else Sample(1, x + apart * (series.index(arm.label) - middle))
-
-    _series(axis, arms, styles, kept)
-    _dense_line(axis, arms)
-    axis.margins(x=0.08)
+def _kept(arm: Arm) -> Sample:
+    x = arm.keep_asked if arm.keep_achieved is None else arm.keep_achieved
+    return Sample(0) if x is None else Sample(1, x)
 
 
-def _kept(arm: Arm) -> float | None:
-    return arm.keep_asked if arm.keep_achieved is None else arm.keep_achieved
+def _scores(
+    axis: Axes,
+    arms: Sequence[Arm],
+    styles: dict[str, Style],
+    x_of: Callable[[Arm], Sample],
+    beside: Sequence[Arm] | None = None,
+) -> None:
+    """Draws the score of each arm with its spread, and dense with the test set's error.
 
-
-def _score_against_bytes(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
-    def mebibytes(arm: Arm) -> Sample:
-        saved = arm.saved_bytes
-        return Sample(saved.n, *(None if part is None else part / 2**20 for part in (saved.mean, saved.sd)))
-
-    _series(axis, arms, styles, mebibytes)
-    _dense_line(axis, arms)
-    for arm in arms:
-        if arm.is_dense and arm.test.mean is not None and arm.saved_bytes.mean is not None:
-            axis.plot(arm.saved_bytes.mean / 2**20, arm.test.mean, "*", color=_DENSE, markersize=13, zorder=4)
-    axis.set_xlabel("saved for the backward pass, measured (MiB)")
-    axis.set_title("score for the memory", loc="left", fontsize=10)
-
-
-def _series(axis: Axes, arms: list[Arm], styles: dict[str, Style], x_of: Callable[[Arm], Sample]) -> None:
-    """One line with markers and error bars per series."""
+    Args:
+        axis: the panel.
+        arms: what is drawn.
+        styles: of each series.
+        x_of: where an arm stands.
+        beside: all arms of the row, whose scores share one axis.
+    """
+    ends = score_limits(beside or arms)
     for label, style in styles.items():
-        points = [(x_of(arm), arm.test) for arm in arms if arm.label == label and not arm.is_dense]
-        points = sorted((p for p in points if p[0].mean is not None and p[1].mean is not None), key=_x)
-        if points:
-            axis.errorbar(
-                [x.mean for x, _ in points],
-                [y.mean for _, y in points],
-                xerr=[x.sd or 0 for x, _ in points],
-                yerr=[y.sd or 0 for _, y in points],
-                label=label,
-                **style,
-                markersize=6.5,
-                linewidth=1.4,
-                capsize=3,
-                alpha=0.9,
-            )
+        points = [(x, arm.test) for arm in arms if arm.label == label and (x := x_of(arm)).mean is not None]
+        series(axis, [point for point in points if point[1].mean is not None], style, ends)
+    dense_band(axis, arms)
+    axis.set_ylim(*ends)
+    axis.set_ylabel(f"test {arms[0].metric}")
     axis.grid(alpha=0.25)
 
 
-def _x(point: tuple[Sample, Sample]) -> float:
-    return point[0].mean or 0.0
+def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:
+    """Draws markers and error bars of one series; a score beyond the axis stands at its end with its value."""
+    if not points:
+        return
+    xs = [x.mean or 0.0 for x, _ in points]
+    ys = [min(max(y.mean or 0.0, ends[0]), ends[1]) for _, y in points]
+    spread = {"xerr": [x.sd or 0 for x, _ in points], "yerr": [y.sd or 0 for _, y in points]}
+    axis.errorbar(xs, ys, **spread, **style, markersize=7, linewidth=0.8, elinewidth=1.2, capsize=3, clip_on=False)
+    for x, at, (_, y) in zip(xs, ys, points, strict=True):
+        if y.mean is not None and at != y.mean:
+            axis.annotate(f"{y.mean:.3g}", (x, at), xytext=(6, 4), textcoords="offset points", fontsize=8)
 
 
-def _dense_line(axis: Axes, arms: list[Arm]) -> None:
-    """The dense baseline: a line at its mean, a band of one sd."""
-    for arm in arms:
-        if arm.is_dense and arm.test.mean is not None:
-            axis.axhline(arm.test.mean, color=_DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
-            sd = arm.test.sd or 0.0
-            axis.axhspan(arm.test.mean - sd, arm.test.mean + sd, color=_DENSE, alpha=0.10, linewidth=0, zorder=0)
+def dense_band(axis: Axes, arms: Sequence[Arm]) -> None:
+    """Draws the dense baseline: a line at its mean, a band of one standard error of the test set on each side."""
+    dense = next((arm for arm in arms if arm.is_dense and arm.test.mean is not None), None)
+    if dense is None or dense.test.mean is None:
+        return
+    axis.axhline(dense.test.mean, color=DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
+    if error := standard_error([dense]):
+        band = (dense.test.mean - error, dense.test.mean + error)
+        axis.axhspan(*band, color=DENSE, alpha=0.12, linewidth=0, zorder=0, label="standard error of the test set")
 
 
 def _step_time(axis: Axes, arms: list[Arm], styles: dict[str, Style]) -> None:
-    """Bars of step time over dense; the number stands at the end of its bar."""
     timed = [arm for arm in arms if not arm.is_dense and arm.step_ratio.mean is not None]
-    axis.set_title("speed", loc="left", fontsize=10)
     if not timed:
         axis.text(0.5, 0.5, "step time was not measured", ha="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
-    names = [f"{arm.label}  {arm.keep_asked:g}" if arm.keep_asked is not None else arm.label for arm in timed]
-    ratios = [arm.step_ratio.mean or 0.0 for arm in timed]
-    errors = [arm.step_ratio.sd or 0.0 for arm in timed]
-    places = range(len(timed))
-    axis.barh(places, ratios, xerr=errors, color=[styles[arm.label]["color"] for arm in timed], height=0.7, capsize=3)
-    for place, ratio, error in zip(places, ratios, errors, strict=True):
-        axis.text(ratio + error, place, f" {ratio:.2f}", va="center", fontsize=9)
-    axis.axvline(1.0, color=_DENSE, linewidth=1.4)
-    axis.set_yticks(places, names)
+    names = [name_of(arm, styles[arm.label]) for arm in timed]
+    bars(axis, names, [arm.step_ratio for arm in timed], [styles[arm.label]["color"] for arm in timed])
+    axis.set_xlabel("time of a training step, share of dense")
+
+
+def bars(axis: Axes, names: Sequence[str], ratios: Sequence[Sample], colours: Sequence[str]) -> None:
+    """Draws one bar per ratio to dense with its value; one far beyond the others ends at the axis' end."""
+    means = [ratio.mean or 0.0 for ratio in ratios]
+    end = limits(means, 0, 1.2)[1]
+    errors = [ratio.sd or 0.0 for ratio in ratios]
+    axis.barh(range(len(means)), means, xerr=errors if any(errors) else None, color=colours, height=0.7, capsize=3)
+    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+        beyond = mean + error > end
+        written = f" {mean:.2f}{' >' * beyond}"
+        axis.text(end if beyond else mean + error, place, written, va="center", fontsize=9, bbox=_WHITE)
+    axis.axvline(1.0, color=DENSE, linewidth=1.4, zorder=2)
+    axis.set_yticks(range(len(means)), names, fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.12)
-    axis.set_xlabel("step time, ratio to dense (1 = dense)")
+    axis.set_xlim(0, end)

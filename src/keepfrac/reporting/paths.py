@@ -1,19 +1,16 @@
 """report_paths.png: how a constraint was held, run by run: share and target, multipliers, rates, terms of the loss.
 
-Only runs that log `kept/target` have such a path. matplotlib is imported late.
+Only runs that log `kept/target` have such a path. This module imports matplotlib, which takes a second.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from keepfrac.errors import UserError
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from keepfrac.reporting.figure import save
 from keepfrac.reporting.page.traces import Curve, curves
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PANELS: dict[str, tuple[str, ...]] = {
     "share of the dense cost": ("kept/expected", "kept/target", "kept/achieved"),
@@ -33,8 +30,8 @@ def constrained(folder: Path) -> list[tuple[str, dict[str, Curve]]]:
     return [(name, one) for name, one in found if "kept/target" in one]
 
 
-def draw_paths(folder: Path, path: Path) -> Path | None:
-    """Writes the picture of a sweep; returns None where no run held a constraint.
+def draw_paths(folder: Path, out: Path) -> Path | None:
+    """Writes report_paths.png of a sweep into a folder; returns None where no run held a constraint.
 
     Raises:
         UserError: the file cannot be written.
@@ -42,25 +39,14 @@ def draw_paths(folder: Path, path: Path) -> Path | None:
     runs = constrained(folder)[:_MOST]
     if not runs:
         return None
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    size = (_PANEL[0] * (len(PANELS) + 1), _PANEL[1] * len(runs))
-    figure, grid = plt.subplots(len(runs), len(PANELS) + 1, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=(_PANEL[0] * (len(PANELS) + 1), _PANEL[1] * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), len(PANELS) + 1, squeeze=False)
     for axes, (name, one) in zip(grid, runs, strict=True):
         scores = tuple(metric for metric in one if metric.startswith("val/") and metric != "val/loss")
         for axis, (title, metrics) in zip(axes, [*PANELS.items(), (SCORES, scores)], strict=True):
             _panel(axis, title, metrics, one)
         axes[0].set_title(name, loc="left", fontsize=8)
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        plt.close(figure)
-    return path
+    return save(figure, out / "report_paths.png")
 
 
 def _panel(axis: Axes, title: str, metrics: Sequence[str], found: dict[str, Curve]) -> None:

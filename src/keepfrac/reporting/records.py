@@ -1,27 +1,25 @@
 """The tracked records: multirun/records/<name>.csv, one row per finished cell, from which tables are made."""
 
-import csv
-import io
 import json
 import os
 import re
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from keepfrac.errors import UserError
-from keepfrac.reporting.cells import Cell, without_left_out
-from keepfrac.reporting.files import read_text, write_text
+from keepfrac.reporting.cells import Cell, Problem, kinds, typed
+from keepfrac.reporting.files import csv_rows, csv_text, read_text, write_text
+from keepfrac.reporting.pooling import without_left_out
 
+COLUMNS = [field.name for field in fields(Cell)]
 # columns that older records do not have
 _LATER = {"latency_seconds", "latency_seconds_dense", "pinned", "trained_frac", "unmerged_score"}
 
 
 def records_path(name: str) -> Path:
-    """Where the records of that name are: records/<name>.csv under multirun/ (or KEEPFRAC_MULTIRUN).
+    """Returns where the records of that name are: records/<name>.csv under multirun/ (or KEEPFRAC_MULTIRUN).
 
     Raises:
         UserError: the name is no plain file name.
@@ -36,64 +34,58 @@ def record(cells: Iterable[Cell], path: Path) -> tuple[int, int]:
 
     Returns:
         How many rows were added, and how many replaced.
+
+    Raises:
+        UserError: no cell, or the records hold a row that cannot be read, which would be lost.
     """
-    rows = {cell.identity: cell for cell in (read_records(path) if path.exists() else [])}
-    before = len(rows)
     new = {cell.identity: cell for cell in cells}
+    if not new:
+        raise UserError(f"{path}: there is no finished cell to record.")
+    rows = {cell.identity: cell for cell in (read_records(path) if path.exists() else [])}
+    added = len(new.keys() - rows.keys())
     rows.update(new)
-    write_text(path, _csv(rows.values()))
-    added = len(rows) - before
+    write_text(path, csv_text(COLUMNS, (_row(cell) for cell in rows.values())))
     return added, len(new) - added
 
 
 def read_records(path: Path) -> list[Cell]:
-    """The cells of a records file.
+    """Returns the cells of a records file.
 
     Raises:
         UserError: not there, not a records file, or a value that is not of its column's type.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path)))
-    found = _LATER.union(reader.fieldnames or ())
-    missing = [field.name for field in fields(Cell) if field.name not in found]
-    if missing:
+    cells, problems = read_rows(path)
+    for problem in problems:
+        raise UserError(f"{path}, {problem.cell}: {problem.error}.")
+    return cells
+
+
+def read_rows(path: Path) -> tuple[list[Cell], list[Problem]]:
+    """Returns the cells of a records file, and the rows that are none.
+
+    Raises:
+        UserError: not there, or not a records file.
+    """
+    columns, rows = csv_rows(read_text(path))
+    if missing := [name for name in COLUMNS if name not in _LATER.union(columns)]:
         raise UserError(f"{path} is not a records file of this version: it has no column {', '.join(missing)}.")
-    return [_cell(row, f"{path}, line {number}") for number, row in enumerate(reader, start=2)]
+    found = [_cell(row, f"line {number}") for number, row in enumerate(rows, start=2)]
+    return [one for one in found if isinstance(one, Cell)], [one for one in found if isinstance(one, Problem)]
 
 
-def _csv(cells: Iterable[Cell]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Cell)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _text(value) for key, value in asdict(cell).items()} for cell in cells)
-    return text.getvalue()
+def _row(cell: Cell) -> dict[str, Any]:
+    return {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in asdict(cell).items()}
 
 
-def _text(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
-
-
-def _cell(row: dict[str, str], where: str) -> Cell:
+def _cell(row: dict[str, str], line: str) -> Cell | Problem:
     try:
-        values = {name: _parse(row.get(name, ""), kind) for name, kind in _kinds().items()}
-        return Cell(**values | {"settings": without_left_out(values["settings"] or {}, values["seed"])})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: {error}.") from error
+        values = {name: typed(name, _parse(row.get(name, ""), *kind)) for name, kind in kinds().items()}
+        return Cell(**values | {"settings": without_left_out(values["settings"], values["seed"])})
+    except (ValueError, OverflowError) as error:
+        return Problem(line, "unreadable", str(error))
 
 
-def _kinds() -> dict[str, type]:
-    """Column -> float, int, str or dict ("float | None" counts as float)."""
-    kinds = {}
-    for name, hint in typing.get_type_hints(Cell).items():
-        if isinstance(hint, types.UnionType):
-            hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
-        kinds[name] = typing.get_origin(hint) or hint
-    return kinds
-
-
-def _parse(text: str, kind: type) -> Any:
-    """A value from its text; no text is None."""
+def _parse(text: str, kind: type, may_be_none: bool) -> Any:
     if text == "":
-        return None
-    if kind is dict:
-        return json.loads(text)
-    return int(float(text)) if kind is int else kind(text)
+        return None if may_be_none else kind()
+    return json.loads(text) if kind is dict else float(text) if kind is int else kind(text)

@@ -1,85 +1,115 @@
-"""Arms as tables: for the terminal (rich), markdown and csv, with the notes that make them honest."""
+"""Arms as tables in markdown and csv, with the notes that make them honest."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
-
-from keepfrac.reporting.arms import Arm, grouped
+from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.cells import Cell, Problem
-from keepfrac.reporting.columns import HINDSIGHT, further, tried
+from keepfrac.reporting.files import csv_text
 from keepfrac.reporting.statistics import Difference, Sample, accuracy_error
 
-_LEFT = {"method", "of what", "cell", "status", "error"}
+LEFT = {"method", "of what", "cell", "status", "error"}  # columns of words
 _LONGEST_ERROR = 300
-_NARROW = 150  # a terminal of fewer columns is shown fewer numbers
-_LEFT_OUT_WHERE_NARROW = ("lr", "se")
-_MEANS = (
+_LONGEST_VARIANT = 14
+_NONZERO_SHARE = 0.98  # a share of nonzeros above it is of embeddings that were never trained
+_SMALLER = 0.99  # heads of tasks alone differ by less
+MEANS = (
     "Means over n seeds; sd is their standard deviation, se = sd / sqrt(n). Validation chooses (the checkpoint, and "
     "the lr where several were tried); the test score chooses nothing."
 )
-_DIFFERENCES = (
+DIFFERENCES = (
     "Minus dense: test score less that of nosp at the same seed, each at its own chosen lr; mean over the shared "
     "seeds with a 95 % t interval ('-' with fewer than two)."
 )
+_HINDSIGHT = (
+    "In brackets: the best of the rates on the test set itself, for comparison with tables that were chosen so; it"
+    " flatters, and nothing here is decided by it."
+)
+_SHARES_OF_ROWS = ("accuracy", "acc_and_f1")
+Columns = dict[str, Callable[[Arm], str]]
 
 
 def heading(arms: Sequence[Arm]) -> str:
-    """The title of a group of comparable arms: task, model, the common keys that vary."""
+    """Returns the title of a group of comparable arms: task, model, the common keys that vary."""
     first = arms[0]
     return ", ".join(part for part in (first.task, short(first.model), first.setup) if part)
 
 
 def short(model: str) -> str:
-    """A model's name without its owner."""
+    """Returns a model's name without its owner."""
     return model.rstrip("/").rpartition("/")[2]
 
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """One row of text per arm: column -> what stands in it. Numbers that are not known are '-'."""
-    return [_line(arm) | more for arm, more in zip(arms, further(arms), strict=True)]
+    """Returns one row of text per arm of a table: column -> what stands in it; '-' for what is not known."""
+    columns = _usual(arms[0].metric) | _further(arms)
+    return [{name: show(arm) for name, show in columns.items()} for arm in arms]
 
 
-def _line(arm: Arm) -> dict[str, str]:
+def _usual(metric: str) -> Columns:
     return {
-        "method": arm.label,
-        "keep asked": number(arm.keep_asked, "{:g}"),
-        "achieved": number(arm.keep_achieved, "{:.4f}"),
-        "of what": what(arm),
-        "lr": _lr(arm),
-        f"test {arm.metric}": number(arm.test.mean, "{:.4f}"),
-        "sd": number(arm.test.sd, "{:.4f}"),
-        "se": number(arm.test.se, "{:.4f}"),
-        "n": str(arm.test.n),
-        "minus dense [95% CI]": _difference(arm.difference),
-        "saved (to dense)": _with_ratio(number(arm.saved_bytes.mean, "{}", megabytes), arm.saved_ratio),
-        "step (to dense)": _with_ratio(number(arm.step_seconds.mean, "{}", duration), arm.step_ratio),
+        "method": lambda arm: arm.label,
+        "keep asked": lambda arm: number(arm.keep_asked, "{:g}"),
+        "achieved": lambda arm: number(arm.keep_achieved, "{:.4f}"),
+        "of what": what,
+        "lr": _lr,
+        f"test {metric}": lambda arm: number(arm.test.mean, "{:.4f}"),
+        "sd": lambda arm: number(arm.test.sd, "{:.4f}"),
+        "se": lambda arm: number(arm.test.se, "{:.4f}"),
+        "n": lambda arm: str(arm.test.n),
+        "minus dense [95% CI]": lambda arm: _difference(arm.difference),
+        "saved (to dense)": lambda arm: _with_ratio(number(arm.saved_bytes.mean, "{:.1f} MiB", 2**20), arm.saved_ratio),
+        "step (to dense)": lambda arm: _with_ratio(_duration(arm.step_seconds.mean), arm.step_ratio),
     }
 
 
+def _further(arms: Sequence[Arm]) -> Columns:
+    """Columns that only some tables need: sizes where they differ, an adapter's figures, several rates."""
+    columns: Columns = {}
+    if len({arm.params for arm in arms}) > 1:
+        columns["params"] = lambda arm: number(arm.params, "{:.2f} M", 1e6)
+    if any(arm.nonzeros and arm.params and arm.nonzeros < _NONZERO_SHARE * arm.params for arm in arms):
+        columns["nonzeros"] = lambda arm: number(arm.nonzeros, "{:.2f} M", 1e6)
+    if of_several_sizes(arms):
+        columns["latency to dense"] = lambda arm: number(arm.latency_ratio.mean, "{:.2f}x")
+    if any(arm.trained_frac is not None for arm in arms):
+        columns["trained"] = lambda arm: number(arm.trained_frac, "{:.2f} %", 0.01)
+    if any(arm.unmerged.mean is not None for arm in arms):
+        columns["before merging"] = lambda arm: number(arm.unmerged.mean, "{:.4f}")
+    if _tried(arms):
+        columns["training"] = lambda arm: number(arm.train_seconds.mean, "{:.0f} s")
+        columns["[best on test]"] = lambda arm: number(arm.hindsight, f"[{{:.4f}}, of {arm.lrs_tried}]")
+    return columns
+
+
+def of_several_sizes(arms: Sequence[Arm]) -> bool:
+    """Whether the delivered models differ in their number of parameters by more than a task's head."""
+    known = [arm.params for arm in arms if arm.params]
+    return bool(known) and min(known) < _SMALLER * max(known)
+
+
+def _tried(arms: Iterable[Arm]) -> list[int]:
+    return sorted({arm.lrs_tried for arm in arms if arm.lrs_tried > 1 and arm.lr_chosen})
+
+
 def what(arm: Arm) -> str:
-    """The unit of keep and what it is a fraction of."""
+    """Returns the unit of keep and what it is a fraction of."""
     return ", of ".join(part for part in (arm.unit, arm.of) if part) or "-"
 
 
-def number(value: float | None, form: str, convert: Callable = float) -> str:
-    """A value by its format, '-' for None."""
-    return "-" if value is None else form.format(convert(value))
+def letters(arms: Sequence[Arm]) -> dict[str, str]:
+    """Returns a letter for each variant whose name is too long for a narrow place."""
+    long = dict.fromkeys(arm.variant for arm in arms if len(arm.variant) > _LONGEST_VARIANT)
+    return {variant: f"({chr(ord('a') + place)})" for place, variant in enumerate(long)}
 
 
-def megabytes(size: float) -> str:
-    """Bytes as MiB."""
-    return f"{size / 2**20:.1f} MiB"
+def number(value: float | None, form: str, unit: float = 1) -> str:
+    """Returns a value by its format, in a unit; '-' for None."""
+    return "-" if value is None else form.format(value / unit)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as s or ms."""
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+def _duration(seconds: float | None) -> str:
+    return number(seconds, "{:.2f} s") if seconds is None or seconds >= 1 else number(seconds, "{:.3g} ms", 1e-3)
 
 
 def _with_ratio(text: str, ratio: Sample) -> str:
@@ -101,10 +131,16 @@ def _difference(difference: Difference | None) -> str:
 
 
 def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list[str]:
-    """What a reader must know to read the table rightly."""
-    found = [_MEANS, *_lr_notes(arms), *([HINDSIGHT] if tried(arms) else [])]
+    """Returns what a reader must know to read the table rightly.
+
+    Args:
+        arms: the lines of the tables.
+        cells: the runs behind them.
+        repeated: how many runs repeat another one's seed.
+    """
+    found = [MEANS, *_lr_notes(arms)]
     if any(arm.difference for arm in arms):
-        found.append(_DIFFERENCES)
+        found.append(DIFFERENCES)
     found += _one_test_set(arms) + _unit_notes(arms)
     for arm in arms:
         place = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
@@ -118,28 +154,39 @@ def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list
 
 
 def _lr_notes(arms: Sequence[Arm]) -> list[str]:
-    tried = sorted({arm.lrs_tried for arm in arms if arm.lrs_tried > 1 and arm.lr_chosen})
-    undecided = any(not arm.lr_chosen for arm in arms)
-    chosen = (
-        f"lr: per arm, the best mean validation score over seeds among {' or '.join(map(str, tried))} tried "
-        "(those with the most finished seeds)."
-    )
-    unknown = "lr (not chosen): without a validation score nothing may choose, so each lr has its own line."
-    return [chosen] * bool(tried) + [unknown] * undecided
+    found = []
+    if tried := _tried(arms):
+        found.append(
+            f"lr: per arm, the best mean validation score over seeds among {' or '.join(map(str, tried))} tried "
+            "(those with the most finished seeds)."
+        )
+    if any(not arm.lr_chosen for arm in arms):
+        found.append("lr (not chosen): without a validation score nothing may choose, so each lr has its own line.")
+    return found + [_HINDSIGHT] * bool(tried)
 
 
 def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     """The error that seeds do not show: that of the one test set that all of them share."""
     found = []
-    for members in grouped(arms).values():
-        arm = members[0]
-        if arm.metric == "accuracy" and arm.test_rows and arm.test.mean is not None:
-            error = accuracy_error(arm.test.mean, arm.test_rows)
+    for members in grouped(arms, group_of).values():
+        arm, error = members[0], standard_error(members)
+        if arm.metric == "accuracy" and error is not None:
             found.append(
                 f"{heading(members)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
                 f"do not show, is sqrt(p(1-p)/{arm.test_rows}) = {error:.4f} at p = {arm.test.mean:.4f}."
             )
     return found
+
+
+def standard_error(arms: Sequence[Arm]) -> float | None:
+    """Returns the standard error of the first arm's score on the test set that all arms of a table share.
+
+    It is that of an accuracy, also for the mean of accuracy and F1; None where the metric is another one.
+    """
+    first = arms[0]
+    if first.metric not in _SHARES_OF_ROWS or not first.test_rows or first.test.mean is None:
+        return None
+    return accuracy_error(first.test.mean, first.test_rows)
 
 
 def _unit_notes(arms: Sequence[Arm]) -> list[str]:
@@ -151,21 +198,15 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
 
 def _measured(cells: Sequence[Cell]) -> list[str]:
     probes = sorted({cell.probe for cell in cells if cell.probe})
-    places = sorted(
-        {", ".join(filter(None, (cell.device, cell.precision, cell.torch and f"torch {cell.torch}"))) for cell in cells}
-    )
+    places = {", ".join(filter(None, (c.device, c.precision, c.torch and f"torch {c.torch}"))) for c in cells}
     cost = [f"Saved for backward and step time: on a probe of {'; '.join(probes)}."] if probes else []
-    return cost + [f"Run on: {'; '.join(filter(None, places))}."] * any(places)
+    return cost + [f"Run on: {'; '.join(filter(None, sorted(places)))}."] * any(places)
 
 
 def table_csv(arms: Iterable[Arm]) -> str:
-    """All numbers, unrounded, one row per arm."""
+    """Returns all numbers, unrounded, one row per arm."""
     rows = [_flat(arm) for arm in arms]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(rows[0]) if rows else [], rows)
 
 
 def _flat(arm: Arm) -> dict[str, object]:
@@ -183,56 +224,26 @@ def _flat(arm: Arm) -> dict[str, object]:
 
 
 def escape(text: str) -> str:
-    """Text that stays in its cell of a markdown table and is not taken for HTML."""
+    """Returns text that stays in its cell of a markdown table and is not taken for HTML."""
     return " ".join(text.replace("<", "&lt;").replace("|", "\\|").split())
 
 
 def markdown_table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of text as a markdown table."""
+    """Returns rows of text as a markdown table."""
     columns = list(rows[0])
-    rule = [":--" if column in _LEFT else "--:" for column in columns]
+    rule = [":--" if column in LEFT else "--:" for column in columns]
     body = [[escape(row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [[escape(c) for c in columns], rule, *body])
 
 
 def markdown(arms: Sequence[Arm], remarks: Sequence[str]) -> str:
-    """One table per group under its heading, then the notes."""
-    parts = [f"**{escape(heading(group))}**\n\n{markdown_table(lines(group))}" for group in grouped(arms).values()]
+    """Returns one table per group under its heading, then the notes."""
+    parts = [
+        f"**{escape(heading(group))}**\n\n{markdown_table(lines(group))}" for group in grouped(arms, group_of).values()
+    ]
     return "\n\n".join([*parts, "\n".join(f"- {escape(remark)}" for remark in remarks)]) + "\n"
 
 
 def problem_lines(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """The cells without a result, as rows of text."""
+    """Returns the cells without a result, as rows of text."""
     return [{"cell": p.cell, "status": p.status, "error": p.error[:_LONGEST_ERROR] or "-"} for p in problems]
-
-
-def on_terminal(console: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]) -> None:
-    """Prints the tables. What keep counts is a letter, explained below its table: the words are long."""
-    for members in grouped(arms).values():
-        rows = lines(members)
-        legend: dict[str, str] = {}
-        for row in rows:
-            row["of what"] = _letter(row["of what"], legend)
-        if console.width < _NARROW:
-            rows = [{k: v for k, v in row.items() if k not in _LEFT_OUT_WHERE_NARROW} for row in rows]
-        explained = [Text(f"  {letter}: {words}", style="dim") for words, letter in legend.items()]
-        console.print(Group(_rich(heading(members), rows), *explained))
-    for remark in remarks:
-        console.print(Text(f"- {remark}", style="dim"))
-    if problems:
-        console.print(_rich(f"Cells without a result: {len(problems)}", problem_lines(problems)))
-
-
-def _letter(words: str, legend: dict[str, str]) -> str:
-    return words if words == "-" else legend.setdefault(words, chr(ord("a") + len(legend)))
-
-
-def _rich(title: str, rows: Sequence[dict[str, str]]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column in rows[0]:
-        table.add_column(Text(column), justify="left" if column in _LEFT else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
-    return table

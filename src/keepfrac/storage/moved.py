@@ -8,6 +8,7 @@ MOVED = {
     "adapting_account": "training.adapter_tuning",
     "archives": "storage.archives",
     "augment": "augmentation",
+    "baselines.table": "reporting.stages",
     "build": "storage.build",
     "delivery": "run.delivery",
     "distill": "distillation",

@@ -68,7 +68,7 @@ def test_it_leaves_a_cell_beside_the_run(run):
     assert (cell.method, cell.model, cell.task) == ("tfidf1", "tfidf", "csv")
     assert cell.test_score is not None and cell.test_score > 0.9
     assert "scaled_one_minus_mlogloss" in cell.test_scores
-    assert cell.params and cell.command.startswith("python -m keepfrac.baselines.tfidf ")
+    assert cell.params and cell.command.startswith("python -m src.baselines.tfidf ")
     before = (folder / "results.json").read_text()
     assert beside(run(), Settings(1, False)) == folder and (folder / "results.json").read_text() == before
     assert beside(run(), Settings(1, True)) != folder

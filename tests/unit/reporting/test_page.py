@@ -206,13 +206,13 @@ class TestFile:
 
     def test_is_small(self, tmp_path):
         folder = sweeps.large(tmp_path / "demo")
-        assert of_sweep(folder).write_page(folder, folder).stat().st_size < 2_500_000
+        assert html.write_page(of_sweep(folder), folder, folder / "report.html").stat().st_size < 2_500_000
 
     def test_without_plotly_says_what_to_do(self, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         folder = sweeps.failures(tmp_path / "demo")
         with pytest.raises(UserError, match="make install"):
-            of_sweep(folder).write_page(folder, folder)
+            html.write_page(of_sweep(folder), folder, folder / "report.html")
 
 
 class TestCommand:

@@ -1,21 +1,24 @@
 """The report on synthetic sweeps: what it computes, what it refuses, what it writes."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from scipy import stats
 
 from keepfrac.errors import UserError
-from keepfrac.reporting import tables
+from keepfrac.reporting import tables, terminal
 from keepfrac.reporting.arms import group_of, summarise_cells
 from keepfrac.reporting.build import of_records, of_sweep
 from keepfrac.reporting.cells import read_sweep, settings_of
-from keepfrac.reporting.figure import units_of
+from keepfrac.reporting.figure import draw, score_limits, style_of, units_of
 from keepfrac.reporting.records import read_records, record
-from keepfrac.reporting.statistics import accuracy_error, paired, summarise, t_quantile
+from keepfrac.reporting.statistics import accuracy_error, paired, summarise
 from keepfrac.storage import results
 from src.report import main
 
@@ -80,19 +83,14 @@ def small_sweep(folder):
 
 
 class TestStatistics:
-    def test_t_quantile_is_scipys(self):
-        stats = pytest.importorskip("scipy.stats")
-        for df in (1, 2, 3, 4, 5, 9, 10, 31):
-            assert t_quantile(0.95, df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-9)
-            assert t_quantile(0.5, df) == pytest.approx(stats.t.ppf(0.75, df), rel=1e-9)
-
-    def test_paired_interval_is_scipys(self):
-        stats = pytest.importorskip("scipy.stats")
-        ours, dense = [0.71, 0.74, 0.70, 0.78], [0.75, 0.74, 0.76, 0.77]
-        expected = stats.ttest_rel(ours, dense).confidence_interval(0.95)
-        found = paired(dict(enumerate(ours)), dict(enumerate(dense)))
+    @pytest.mark.parametrize("n", [2, 3, 4])
+    @pytest.mark.parametrize("confidence", [0.5, 0.95])
+    def test_paired_interval_is_scipys(self, n, confidence):
+        ours, dense = [0.71, 0.74, 0.70, 0.78][:n], [0.75, 0.74, 0.76, 0.77][:n]
+        expected = stats.ttest_rel(ours, dense).confidence_interval(confidence)
+        found = paired(dict(enumerate(ours)), dict(enumerate(dense)), confidence)
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-        assert found.n == 4
+        assert found.n == n
 
     def test_pairs_are_of_shared_seeds_alone(self):
         found = paired({0: 0.5, 1: 0.6, 7: 0.0}, {0: 0.4, 1: 0.4, 9: 1.0})
@@ -257,7 +255,7 @@ class TestPage:
         assert [problem.status for problem in report.problems] == ["unreadable"]
 
     def test_csv_has_unrounded_numbers(self, tmp_path):
-        of_sweep(small_sweep(tmp_path)).write(tmp_path, picture=False)
+        of_sweep(small_sweep(tmp_path)).write(tmp_path)
         with (tmp_path / "report.csv").open(encoding="utf-8") as file:
             dense, norm = csv.DictReader(file)
         assert float(norm["test_mean"]) == pytest.approx(0.76)
@@ -266,9 +264,13 @@ class TestPage:
 
 
 class TestPicture:
+    def drawn(self, folder, *contents):
+        return draw(arms_of(folder, *contents), folder / "report.png").read_bytes()
+
     def test_is_drawn_and_linked(self, tmp_path):
-        written = of_sweep(small_sweep(tmp_path)).write(tmp_path)
-        assert [path.name for path in written] == ["report.md", "report.csv", "report.png"]
+        small_sweep(tmp_path)
+        assert main([str(tmp_path), "--no-page"]) == 0
+        assert {"report.md", "report.csv", "report.png"} <= {path.name for path in tmp_path.iterdir()}
         assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
         assert "(report.png)" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
@@ -277,13 +279,146 @@ class TestPicture:
         report = of_sweep(sweep(tmp_path, cell("nosp"), cell(), other))
         assert units_of(report.arms) == ["parameters", "saved activations"]
         assert "never share an axis" in report.table()
-        report.write(tmp_path)
+        draw(report.arms, tmp_path / "report.png")
 
     def test_without_costs_or_baseline(self, tmp_path):
-        of_sweep(sweep(tmp_path, cell(cost=None, kept=None, size=None))).write(tmp_path)
+        assert self.drawn(tmp_path, cell(cost=None, kept=None, size=None))
 
     def test_only_the_baseline(self, tmp_path):
-        of_sweep(sweep(tmp_path, cell("nosp"))).write(tmp_path)
+        assert self.drawn(tmp_path, cell("nosp"))
+
+    def test_the_axis_of_scores_spans_several_errors_of_the_test_set(self, tmp_path):
+        arms = arms_of(tmp_path, cell("nosp", test=0.80), cell(test=0.799))
+        low, high = score_limits(arms)
+        assert low < 0.80 - 3 * accuracy_error(0.8, 853) and high > 0.80 + 3 * accuracy_error(0.8, 853)
+
+    def test_one_arm_far_off_does_not_set_the_axis(self, tmp_path):
+        methods = ("rand", "norm", "bkrz", "late", "wta")
+        near = [cell(method, test=0.79 + place / 1000) for place, method in enumerate(methods)]
+        low, high = score_limits(arms_of(tmp_path, cell("nosp", test=0.80), *near, cell("l0", test=0.1)))
+        assert 0.5 < low < 0.75 and high < 0.9
+
+    def test_a_method_has_one_colour_and_no_other_method_has_it(self, tmp_path):
+        pair = [cell("norm", **{"config.method.unit": unit}) for unit in ("column", "token")]
+        styles = style_of(arms_of(tmp_path, cell("nosp"), *pair, *map(cell, ("rand", "bkrz", "late", "wta", "l0"))))
+        norm = [style for label, style in styles.items() if label.startswith("norm")]
+        assert norm[0]["color"] == norm[1]["color"] and norm[0]["marker"] != norm[1]["marker"]
+        assert len({style["color"] for style in styles.values()}) == len(styles) - 1
+
+    def test_what_was_gained_is_one_picture_and_the_same_each_time(self, tmp_path):
+        small_sweep(tmp_path / "demo")
+        options = [str(tmp_path / "demo"), "--no-picture", "--no-page", "--front"]
+        pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+        assert [main([*options, str(path)]) for path in pictures] == [0, 0]
+        one, two = (path.read_bytes() for path in pictures)
+        assert one == two and b"<svg" in one and len(one) < 100_000
+
+    def test_without_a_baseline_nothing_was_gained(self, tmp_path, capsys):
+        sweep(tmp_path / "demo", cell())
+        assert main([str(tmp_path / "demo"), "--no-picture", "--no-page", "--front", str(tmp_path / "x.svg")]) == 1
+        assert "difference to dense" in capsys.readouterr().err
+
+
+class TestTerminal:
+    def printed(self, *contents, folder, width=100):
+        report = of_sweep(sweep(folder, *contents))
+        console = Console(width=width, file=io.StringIO())
+        terminal.show(console, report.arms, report.notes, report.problems)
+        return console.file.getvalue()
+
+    def test_a_sentence_says_what_was_gained(self, tmp_path):
+        late = cell("late", test=0.746, **{"cost.saved_bytes": 0.17 * DENSE_BYTES, "cost.step_seconds": 0.12})
+        text = self.printed(cell("nosp", test=0.75), cell("bkrz", test=0.75), late, folder=tmp_path)
+        sentence = (
+            "late at 0.3: 0.17 of dense's saved bytes and 0.60 of its step time, -0.4 +- 3.0 points: "
+            "not distinguishable at n=1."
+        )
+        assert " ".join(text.split()).startswith(f"rotten_tomatoes, all-MiniLM-L6-v2 {sentence}")
+
+    def test_a_loss_beyond_noise_is_said(self, tmp_path):
+        seeds = [cell(m, seed=s, test=t + s / 1000) for m, t in (("nosp", 0.8), ("norm", 0.7)) for s in (0, 1, 2)]
+        for content in seeds:
+            content["cost"]["step_seconds"] = 0.18
+        assert "points: worse at n=3." in " ".join(self.printed(*seeds, folder=tmp_path).split())
+
+    def test_nothing_gained_is_said(self, tmp_path):
+        dear = cell("checkpoint", **{"cost.step_seconds": 0.4})
+        assert "Nothing was gained" in self.printed(cell("nosp"), dear, folder=tmp_path)
+
+    def test_without_a_baseline_what_was_gained_is_not_known(self, tmp_path):
+        assert "it takes a dense baseline" in self.printed(cell(), folder=tmp_path)
+
+    def test_fits_a_hundred_characters_in_eight_columns(self, tmp_path):
+        pruned = cell("l0", **{"size.params": 16_000_000, "config.method.controller": {"integral": 0.02, "limit": 10}})
+        arms = arms_of(tmp_path / "arms", cell("nosp"), cell(), pruned)
+        assert [len(row) for row in terminal.lines(arms)] == [8, 8, 8]
+        plain = cell("l0", **{"size.params": 16_000_000})
+        text = self.printed(cell("nosp"), cell(), pruned, plain, folder=tmp_path / "shown")
+        assert max(map(len, text.splitlines())) <= 100
+        assert "l0 (a)" in text and "- (a): controller.integral=0.02 controller.limit=10" in text
+
+    def test_of_unlike_metrics_the_smaller_is_better(self, tmp_path):
+        loss = {"direction": "min", "best_metric": "loss", "scores": {"val/loss": 2.0, "test/loss": 2.0}}
+        other = loss | {"scores": {"val/loss": 1.5, "test/loss": 1.5}}
+        seeds = [cell(m, seed=s, **c) for m, c in (("nosp", loss), ("norm", other)) for s in (0, 1)]
+        _, norm = terminal.lines(arms_of(tmp_path, *seeds))
+        assert norm["verdict"] == "better" and norm["to dense"].startswith("-0.5000")
+
+
+class TestOddResults:
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"identity": ["a"]},
+            {"size.params": "many"},
+            {"provenance.git_sha": 12},
+            {"provenance": [1]},
+            {"config": "text"},
+            {"config.seed": float("inf")},
+            {"scores": {"test/accuracy": "high"}},
+            {"scores": {"test/accuracy": 0.5, "test/f1": [1]}},
+            {"kept.unit": {"a": 1}},
+            {"best_metric": None},
+            {"config.distill": {}},
+        ],
+        ids=str,
+    )
+    def test_one_is_named_and_left_out(self, tmp_path, odd, capsys):
+        sweep(tmp_path, cell("nosp"), cell(), cell("rand") | {"identity": "x"})
+        path = tmp_path / "cell002" / "results.json"
+        content = cell("rand", **odd) if "config" not in odd else cell("rand") | odd
+        results.write(path.parent, content)
+        assert main([str(tmp_path), "--no-picture"]) == 0
+        assert "cell002" in capsys.readouterr().out
+        report = of_sweep(tmp_path)
+        assert [problem.cell for problem in report.problems] == ["cell002"]
+        assert [arm.method for arm in report.arms] == ["nosp", "norm"]
+
+    def test_a_row_of_the_records_is_named_and_left_out_but_never_lost(self, tmp_path, capsys):
+        path = tmp_path / "demo.csv"
+        cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
+        record(cells, path)
+        with path.open(encoding="utf-8") as file:
+            first, *rest = csv.DictReader(file)
+        with path.open("w", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(first))
+            writer.writeheader()
+            writer.writerows([first | {"seed": "inf"}, *rest])
+        assert main(["--records", str(path), "--no-picture"]) == 0
+        assert "line 2" in capsys.readouterr().out
+        assert sum(arm.test.n for arm in of_records(path).arms) == 3
+        with pytest.raises(UserError, match="line 2"):
+            record(cells, path)
+
+    def test_no_cell_of_a_csv_is_a_formula(self, tmp_path):
+        odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "+1"})
+        cells, _ = read_sweep(sweep(tmp_path / "demo", odd))
+        record(cells, tmp_path / "demo.csv")
+        of_records(tmp_path / "demo.csv").write(tmp_path)
+        for name in ("demo.csv", "report.csv"):
+            (row,) = csv.DictReader((tmp_path / name).read_text(encoding="utf-8").splitlines())
+            assert row["method"] == "'=cmd()" and not any(text.startswith(("=", "+", "@")) for text in row.values())
+        assert read_records(tmp_path / "demo.csv") == cells
 
 
 class TestRecords:
@@ -402,7 +537,7 @@ class TestCommand:
         code = "import sys, src.report; print(*sys.modules)"
         root = Path(__file__).parents[3]
         loaded = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-        assert not {"torch", "transformers", "matplotlib", "pandas"} & set(loaded.stdout.split())
+        assert not {"torch", "transformers", "matplotlib", "pandas", "scipy"} & set(loaded.stdout.split())
 
 
 def test_hindsight_and_parameters_stand_beside_where_they_mean_something(tmp_path):

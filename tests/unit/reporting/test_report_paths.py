@@ -14,8 +14,8 @@ def write(folder, names):
 
 def test_runs_without_a_constraint_have_no_picture(tmp_path):
     write(tmp_path / "nosp", ["train/loss", "val/accuracy"])
-    assert constrained(tmp_path) == [] and draw_paths(tmp_path, tmp_path / "paths.png") is None
-    assert not (tmp_path / "paths.png").exists()
+    assert constrained(tmp_path) == [] and draw_paths(tmp_path, tmp_path) is None
+    assert not (tmp_path / "report_paths.png").exists()
 
 
 def test_every_figure_of_the_path_is_drawn(tmp_path, monkeypatch):
@@ -30,11 +30,11 @@ def test_every_figure_of_the_path_is_drawn(tmp_path, monkeypatch):
     write(tmp_path / "nosp", ["train/loss"])
     ((name, curves),) = constrained(tmp_path)
     assert name == "l0" and set(named) <= curves.keys()
-    assert draw_paths(tmp_path, tmp_path / "paths.png") == tmp_path / "paths.png"
+    assert draw_paths(tmp_path, tmp_path) == tmp_path / "report_paths.png"
     assert sorted(drawn) == sorted([*named, *scores]) and SCORES not in PANELS
     assert {"loss/lr_gates", "loss/lr_multipliers", "kept/target", "loss/lambda2"} <= set(drawn)
 
 
 def test_one_run_has_its_picture_too(tmp_path):
     folder = write(tmp_path / "l0", ["kept/target", "kept/expected"])
-    assert draw_paths(folder, folder / "paths.png").stat().st_size > 1000
+    assert draw_paths(folder, folder).stat().st_size > 1000

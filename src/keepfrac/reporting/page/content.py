@@ -1,13 +1,12 @@
 """What the page says, as plain values: runs, arms with their spread over seeds, runs without a result, notes."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keepfrac.reporting.arms import Arm, family_of
+from keepfrac.reporting.build import Report
 from keepfrac.reporting.cells import Cell, Problem
 from keepfrac.reporting.page import traces
 from keepfrac.reporting.page.traces import number
@@ -16,9 +15,6 @@ from keepfrac.reporting.tables import short, what
 from keepfrac.storage import results
 from keepfrac.storage.redact import redact_tree
 
-if TYPE_CHECKING:
-    from keepfrac.reporting.build import Report
-
 _SAME = (
     "task", "method", "lr", "seed", "direction", "val_score", "test_score", "saved_bytes", "saved_bytes_dense",
     "step_seconds", "step_seconds_dense", "latency_seconds", "latency_seconds_dense", "peak_bytes", "params",
@@ -26,25 +22,18 @@ _SAME = (
     "identity",
 )  # fmt: skip
 _OF_ARM = ("task", "setup", "metric", "direction", "method", "keep_asked", "keep_achieved", "lr")
-_MEASURED: dict[str, Callable[[Cell], float | None]] = {
-    "saved_bytes": lambda cell: cell.saved_bytes,
-    "step_seconds": lambda cell: cell.step_seconds,
-    "latency_seconds": lambda cell: cell.latency_seconds,
-    "params": lambda cell: cell.params,
-    "nonzeros": lambda cell: cell.nonzeros,
-    "peak_bytes": lambda cell: cell.peak_bytes,
-}
+_MEASURED = ("saved_bytes", "step_seconds", "latency_seconds", "params", "nonzeros", "peak_bytes")
 _LONGEST_ERROR = 2000
 
 
 def content_of(report: Report, folder: Path) -> dict[str, Any]:
-    """The content of a report's page.
+    """Returns the content of a report's page.
 
     Args:
         report: of a sweep's folder.
         folder: that folder, where the runs' curves and logs are.
     """
-    left = {content.get("identity"): (path, content) for path, content in results.cells(folder)}
+    left = {str(content.get("identity")): (path, content) for path, content in results.cells(folder)}
     place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
     arms = {family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
     shown = sorted(
@@ -95,7 +84,7 @@ def _arm(arm: Arm, cells: Sequence[Cell]) -> dict[str, Any]:
         "difference": difference,
         "saved_ratio": number(arm.saved_ratio.mean),
         "step_ratio": number(arm.step_ratio.mean),
-        "cost": {name: _sample(summarise(map(value_of, cells))) for name, value_of in _MEASURED.items()},
+        "cost": {name: _sample(summarise(getattr(cell, name) for cell in cells)) for name in _MEASURED},
         "runs": [cell.identity for cell in cells],
     }
 
@@ -116,7 +105,8 @@ def _problem(problem: Problem, sweep: Path) -> dict[str, Any]:
 
 def _name(content: Mapping[str, Any], part: str) -> str | None:
     """The name of a run's task, method or model; None where nobody knows."""
-    settings = (content.get("config") or {}).get(part) or {}
+    config = content.get("config")
+    settings = config.get(part) if isinstance(config, Mapping) else None
     name = settings.get("name") if isinstance(settings, Mapping) else None
     return None if name is None else short(traces.shown(str(name)))
 

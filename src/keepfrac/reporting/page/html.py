@@ -1,7 +1,5 @@
 """Puts content, style and programs into one file that no browser lets reach out."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
@@ -11,14 +9,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keepfrac.errors import UserError
+from keepfrac.reporting.build import Report
 from keepfrac.reporting.files import write_text
 from keepfrac.reporting.page.content import content_of
-
-if TYPE_CHECKING:
-    from keepfrac.reporting.build import Report
 
 ASSETS = Path(__file__).parent / "assets"
 PROGRAMS = ("basics.js", "looks.js", "state.js", "fronts.js", "curves.js", "tables.js", "start.js")

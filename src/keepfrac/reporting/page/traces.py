@@ -58,7 +58,9 @@ def number(value: Any, digits: int = 7) -> float | None:
 
 def command_of(content: Mapping[str, Any]) -> str:
     """The command that makes a run again, exact but for secrets; a path below the root is relative to it."""
-    return redact((content.get("provenance") or {}).get("command") or "").replace(f"{ROOT}/", "")
+    provenance = content.get("provenance")
+    command = provenance.get("command") if isinstance(provenance, Mapping) else None
+    return redact(str(command or "")).replace(f"{ROOT}/", "")
 
 
 def examples(path: Path) -> list[dict[str, Any]]:

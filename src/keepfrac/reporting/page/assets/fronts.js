@@ -1,7 +1,7 @@
 // Score against cost: a panel for each group of comparable arms and each cost, with the front of those shown.
 
 const COSTS = [
-  { key: "saved_bytes", title: "saved for backward", axis: "saved for the backward pass (MiB)", form: bytes, unit: 2 ** 20 },
+  { key: "saved_bytes", title: "bytes kept for backward", axis: "bytes kept for the backward pass (MiB)", form: bytes, unit: 2 ** 20 },
   { key: "step_seconds", title: "step time", axis: "time of a training step (ms)", form: duration, unit: 1e-3 },
   { key: "latency_seconds", title: "latency", axis: "inference: a forward pass, batch 1, length 128 (ms)", form: duration, unit: 1e-3 },
   { key: "params", title: "parameters", axis: "parameters (millions)", form: count, unit: 1e6 },

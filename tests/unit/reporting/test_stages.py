@@ -1,23 +1,25 @@
 import dataclasses
+import importlib
 
 import pytest
 
-from keepfrac.baselines import table
-from keepfrac.baselines.table import lines
 from keepfrac.errors import UserError
+from keepfrac.reporting import stages
 from keepfrac.reporting.cells import Cell
 
 EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
 
 
 def cell(method, seed=0, test=0.9, **changes) -> Cell:
-    facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10}
+    facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10, "settings": {}}
     scores = {"map": test - 0.1, "scaled_one_minus_mlogloss": test + 0.01}
     return Cell(**EMPTY | facts | {"method": method, "seed": seed, "test_score": test, "test_scores": scores} | changes)
 
 
 def rows(cells):
-    head, _, *body = [[part.strip() for part in line.strip("|").split("|")] for line in lines(cells)[2:]]
+    head, _, *body = [
+        [part.strip() for part in line.strip("|").split("|")] for line in stages.table(cells).splitlines()
+    ]
     return [dict(zip(head, row, strict=True)) for row in body]
 
 
@@ -57,9 +59,13 @@ def test_arms_of_other_settings_are_lines_of_their_own_and_the_former_run_is_non
 
 def test_cells_of_two_tasks_are_refused():
     with pytest.raises(UserError, match="gaiic by one_minus_mlogloss, mrpc by"):
-        lines([cell("nosp"), cell("nosp", task="mrpc")])
+        stages.table([cell("nosp"), cell("nosp", task="mrpc")])
 
 
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
-    assert table.main([str(tmp_path)]) == 1
+    assert stages.main([str(tmp_path)]) == 1
     assert "results.json" in capsys.readouterr().err
+
+
+def test_the_command_is_found_where_it_always_was():
+    assert importlib.import_module("src.baselines.table") is stages
