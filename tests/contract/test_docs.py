@@ -65,6 +65,13 @@ def test_the_map_names_each_document_and_the_plan_each_package():
     assert [path.name for path in (ROOT / "src").glob("[!_]*.py") if f"({path.name})" not in plan] == []
 
 
+def test_the_files_that_the_plan_names_are_there():
+    plan = (ROOT / "src/README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", plan)
+    assert len(named) > 5
+    assert [name for name in named if not any((ROOT / at / name).exists() for at in ("src", "src/keepfrac", "."))] == []
+
+
 def test_each_key_says_what_it_means():
     page = (CONF / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| (`\S+`) \| .* \|  \| .*\|$", page, re.M) == []

@@ -24,6 +24,12 @@ def commands(pattern: str) -> list[str]:
     return sorted({part for part in parts if re.match(pattern, part)})
 
 
+def goals() -> list[str]:
+    """The commands of the README's table of goals."""
+    found = re.findall(r"^\| .* \| `((?:method|regularize)=[^`]*)`", (ROOT / "README.md").read_text("utf-8"), re.M)
+    return [f"python -m src.main {words}" for words in found]
+
+
 def overrides(command: str) -> list[str]:
     """The overrides of one run of a command: something for what the reader fills in, the first value of a sweep."""
     filled = re.sub(r"<[^>]*>", "something", command.replace("<its task>", "sst2"))
@@ -36,7 +42,7 @@ def overrides(command: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("command", commands(r"python -m src\.main"))
+@pytest.mark.parametrize("command", [*commands(r"python -m src\.main"), *goals()])
 def test_a_command_of_the_documents_composes(command):
     identity.register()
     identity.check(composed(*overrides(command)))
