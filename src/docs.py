@@ -41,15 +41,15 @@ class Option:
     """Name, default and meaning of each key."""
 
 
-def read(path: Path) -> Option:
+def read(file: Path) -> Option:
     """Returns what a yaml file says: its first comment, and each key with the comment beside or above it."""
-    text = path.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
     bases = [
         one for one in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(one, str) and one != "_self_"
     ]
     lines = [line for line in text.splitlines() if not line.startswith("# @package")]
     about = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    option = Option(path.stem, " ".join(line[1:].strip() for line in about), bases[0] if bases else None)
+    option = Option(file.stem, " ".join(line[1:].strip() for line in about), bases[0] if bases else None)
     above: list[str] = []
     parents: list[tuple[int, str]] = []
     for line in lines[len(about) :]:
@@ -59,21 +59,17 @@ def read(path: Path) -> Option:
             depth, (name, default, meaning) = len(match[1]), match.groups(default="")[1:]
             parents = [(indent, parent) for indent, parent in parents if indent < depth] + [(depth, name)]
             if parents[0][1] not in ("defaults", "hydra", "_target_") and (default or meaning):
-                option.keys.append(
-                    (".".join(parent for _, parent in parents), default, " ".join([*above, meaning]).strip())
-                )
+                path = ".".join(parent for _, parent in parents)
+                option.keys.append((path, default or "{...}", " ".join([*above, meaning]).strip()))
             above = []
     return option
 
 
 def table(head: str, rows: list[list[str]]) -> str:
     """Returns a markdown table; `head` names its columns, separated by "|"."""
-    lines = [
-        head.split("|"),
-        [":--"] * (head.count("|") + 1),
-        *([one.replace("|", "\\|") for one in row] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(one.strip() for one in line)} |\n" for line in lines)
+    escaped = [[re.sub(r"([|<])", r"\\\1", cell.strip()) for cell in row] for row in rows]
+    lines = [head.split("|"), [":--"] * (head.count("|") + 1), *escaped]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def keys_of(group: str, options: list[Option]) -> list[list[str]]:
@@ -96,7 +92,7 @@ def keys_of(group: str, options: list[Option]) -> list[list[str]]:
             defaults, names = "; ".join(f"`{default}` ({', '.join(names)})" for default, names in owners.items()), ""
         else:
             ((default, of),) = owners.items()
-            defaults, names = f"`{default}`" * bool(default), "all" if len(of) == having > 1 else ", ".join(of)
+            defaults, names = f"`{default}`", "all" if len(of) == having > 1 else ", ".join(of)
         rows.append([f"`{full}`", defaults, meaning, names])
     return rows
 
