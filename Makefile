@@ -49,7 +49,7 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-slurm install-generation install-decoder install-peft demo sweep-glue prune-recover flop-sst2 gaiic test test-slow test-slurm lint bench bench-lora bench-backward bench-latency clean sync dashboard
+.PHONY: help install install-dev install-slurm install-generation install-decoder install-peft demo sweep-glue prune-recover flop-sst2 gaiic test test-slow test-slurm docs lint bench bench-lora bench-backward bench-latency clean sync dashboard
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
@@ -148,6 +148,9 @@ test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their lengt
 
 test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node (at most 5 minutes; skipped without Slurm)
 	$(PY) -m pytest tests/slurm -m slurm
+
+docs: $(READY) ## write what is generated of the documents: conf/README.md, the table of methods
+	$(PY) -m src.docs
 
 lint: $(READY_DEV) ## ruff, the layers, types
 	$(PY) -m ruff check

@@ -1,13 +1,70 @@
-"""The commands of the README, typed one after the other, with no network."""
+"""The commands of the documents: each composes; those of the README are typed one after the other, with no network."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from keepfrac.run import identity
+from tests.contract.test_conf import composed
+from tests.contract.test_docs import DOCUMENTS, ROOT
 
 TINY = ("model=bert_tiny", "task.rows=64", "epochs=1", "logger=csv", "probe_steps=1", "name=readme")
+
+
+def commands(pattern: str) -> list[str]:
+    """The indented commands of all documents that match, without comments, each once."""
+    lines = [line for path in DOCUMENTS for line in path.read_text("utf-8").splitlines() if line.startswith("    ")]
+    parts = [part.strip() for line in lines for part in re.split(r"\s#|&&", line)]
+    return sorted({part for part in parts if re.match(pattern, part)})
+
+
+def goals() -> list[str]:
+    """The commands of the README's table of goals."""
+    found = re.findall(r"^\| .* \| `((?:method|regularize)=[^`]*)`", (ROOT / "README.md").read_text("utf-8"), re.M)
+    return [f"python -m src.main {words}" for words in found]
+
+
+def overrides(command: str) -> list[str]:
+    """The overrides of one run of a command: something for what the reader fills in, the first value of a sweep."""
+    filled = re.sub(r"<[^>]*>", "something", command.replace("<its task>", "sst2"))
+    words = [word for word in filled.split()[3:] if word != "-m"]
+    parsed = OverridesParser.create().parse_overrides(words)
+    first = [next(iter(one.sweep_string_iterator())) if one.is_sweep_override() else None for one in parsed]
+    return [
+        word if value is None else f"{one.key_or_group}={value}"
+        for word, one, value in zip(words, parsed, first, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("command", [*commands(r"python -m src\.main"), *goals()])
+def test_a_command_of_the_documents_composes(command):
+    identity.register()
+    identity.check(composed(*overrides(command)))
+
+
+@pytest.mark.parametrize("command", commands(r"python -m (?!src\.main)"))
+def test_another_command_of_the_documents_has_its_module_and_options(command):
+    module = command.split()[2]
+    assert importlib.util.find_spec(module) is not None
+    code = "".join(
+        path.read_text("utf-8") for folder in ("src", "tests/bench") for path in ROOT.glob(f"{folder}/**/*.py")
+    )
+    assert [option for option in re.findall(r"--[\w-]+", command) if f'"{option}"' not in code] == []
+
+
+@pytest.mark.parametrize("command", commands(r"make "))
+def test_a_target_of_the_documents_exists(command):
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    target, *variables = re.sub(r"<[^>]*>", "something", command).split()[1:]
+    assert re.search(rf"^{target}: ", makefile, re.M)
+    known = re.search(r"^VARIABLES := (.*)$", makefile, re.M)[1].split()
+    assert [one for one in variables if one.partition("=")[0] not in known] == []
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def _family(net: nn.Module) -> Family:
     known = not family.causal and family.attention_interface and family.layout == "plain" and family.ffn_gate is None
     if not known:
         raise UserError(
-            f"method late trains encoders with plain attention and feed-forward blocks, not a {net.config.model_type}"
+            f"method late trains encoders with plain attention and feed-forward blocks, not a {anatomy(net).family}"
         )
     return family
 
