@@ -117,7 +117,6 @@ def test_the_hooks_of_the_guide_are_those_of_the_loop():
     assert [name for name in named if name not in vars(FineTune)] == []
 
 
-@pytest.mark.skipif(not hasattr(FineTune, "Settings"), reason="methods have no Settings yet")
 def test_the_method_of_the_guide_trains(tmp_path, monkeypatch):
     (code,), (config,) = (re.findall(rf"```{kind}\n(.*?)```", GUIDE, re.S) for kind in ("python", "yaml"))
     (tmp_path / "freeze.py").write_text(code)
