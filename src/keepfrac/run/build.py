@@ -17,7 +17,7 @@ from keepfrac.storage.build import build
 from keepfrac.tracking import wandb_run
 from keepfrac.tracking.tensorboard import TensorBoard
 from keepfrac.training.finetune import FineTune
-from keepfrac.training.loop import Loop
+from keepfrac.training.loop import Loop, LoopSettings
 
 
 def build_task(settings: RunSettings):
@@ -43,7 +43,7 @@ def build_module(settings: RunSettings, net, task, steps: int) -> FineTune:
         task: what is learnt.
         steps: optimizer steps of the whole fit.
     """
-    loop = Loop(**{key: getattr(settings, key) for key in Loop.names() if key != "total_steps"}, total_steps=steps)
+    loop = Loop(**{key: getattr(settings, key) for key in LoopSettings.names()}, total_steps=steps)
     module = build(settings.method, net=net, task=task, loop=loop)
     if settings.backward["name"] != "none":
         module.backward_saver = build(settings.backward)

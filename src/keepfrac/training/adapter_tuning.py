@@ -32,7 +32,7 @@ from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import warmup_then_linear
-from keepfrac.settings import Kind, choice, count, flag, number, setting, settings, share, text
+from keepfrac.settings import choice, count, flag, number, settings, share, text, texts
 from keepfrac.training.finetune import Batch, FineTune
 
 MERGES = ("masked", "dense", "keep", "sparse_by_construction")
@@ -42,15 +42,10 @@ MERGES = ("masked", "dense", "keep", "sparse_by_construction")
 class LoraSettings(FineTune.Settings):
     """Low-rank updates of some linears."""
 
-    targets: Sequence[str] = setting(
+    targets: Sequence[str] = texts(
         "what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions of"
         " whole module paths",
-        Kind(
-            lambda value: (
-                isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) for one in value)
-            ),
-            "a list that is not empty: name roles, such as [query,value]",
-        ),
+        example="[query,value]",
     )
     rank: int = count("rank r of every update, up to the smaller side of each weight")
     alpha: float = number("the updates count alpha / r", ends="(]")
