@@ -1,4 +1,4 @@
-"""Turn a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
+"""Turns a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
 
 | site       | replaces                                      | error it brings                         |
 | ---------- | --------------------------------------------- | --------------------------------------- |
@@ -58,7 +58,7 @@ from keepfrac.sparse.sparsified import Sparsified, refuse_fallbacks
 def sparsify(
     net: nn.Module, sites: Sequence[str], selector: Selector, seed: int, allow_fallback: bool = False
 ) -> Sparsified:
-    """Change `net` in place so that it saves a part of its activations; return the handle on what was changed.
+    """Changes `net` in place so that it saves a part of its activations; returns the handle on what was changed.
 
     Freeze what is to be frozen before. Parameters stay the same objects under the same names.
 

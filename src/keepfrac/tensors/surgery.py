@@ -12,7 +12,7 @@ from keepfrac.errors import UserError
 
 
 def find(net: nn.Module, path: str) -> nn.Module:
-    """Return the submodule of `net` at the dotted `path`.
+    """Returns the submodule of `net` at the dotted `path`.
 
     Raises:
         UserError: there is no such submodule.
@@ -24,7 +24,7 @@ def find(net: nn.Module, path: str) -> nn.Module:
 
 
 def matching(net: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> list[str]:
-    """Return the paths of all submodules for which `wanted(path, module)` is true, in the order of the network.
+    """Returns the paths of all submodules for which `wanted(path, module)` is true, in the order of the network.
 
     Raises:
         UserError: no submodule is wanted.
@@ -36,7 +36,7 @@ def matching(net: nn.Module, wanted: Callable[[str, nn.Module], bool]) -> list[s
 
 
 def replace(net: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at `path`, in place of what is there.
+    """Puts `module` at `path`, in place of what is there.
 
     Raises:
         UserError: there is no such submodule.
@@ -47,7 +47,7 @@ def replace(net: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def replace_all(net: nn.Module, paths: Iterable[str], make: Callable[[nn.Module], nn.Module]) -> list[str]:
-    """Replace each module at `paths` by `make(module)`; return the paths.
+    """Replaces each module at `paths` by `make(module)`; returns the paths.
 
     Raises:
         UserError: `paths` is empty or names no part.

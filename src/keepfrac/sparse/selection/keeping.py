@@ -1,4 +1,4 @@
-"""Apply a selector to an activation: cut it into units, score them, choose, and gather what is kept.
+"""Applies a selector to an activation: cut it into units, score them, choose, and gather what is kept.
 
 Padding never competes: padded tokens are no candidates, do not enter the score of a column, and read as zeros inside a
 block or a sample's column.
@@ -67,7 +67,7 @@ class _Task:
 
 
 def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None) -> Kept:
-    """Return what `selector` keeps of `x`.
+    """Returns what `selector` keeps of `x`.
 
     Args:
         x: (batch, length, features), detached.
