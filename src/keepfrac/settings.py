@@ -1,9 +1,9 @@
 """Settings, written once: a field of a frozen dataclass says what a key means and what it may be.
 
-    class MagnitudePrune(Pruner):
+    class LayerDrop(CostPruner):
         @settings
-        class Settings(Pruner.Settings):
-            scope: str = choice("among which units the budget is shared", "global", "family", "layer")
+        class Settings(CostPruner.Settings):
+            order: str = choice("which layers go", "top", "alternate")
 
 No field has a default: defaults live in yaml, whose keys are the fields' names. To check settings is to make them:
 every value is held against its field when the object is made, and `check` against the other values. `where` is the
@@ -120,13 +120,13 @@ def some_of(doc: str, *allowed: str, null: bool = False) -> Any:
     return setting(doc, Kind(holds, "a list of some of " + ", ".join(allowed)), null)
 
 
-def texts(doc: str, null: bool = False) -> Any:
-    """A field for a list of texts; not empty."""
+def texts(doc: str, example: str, null: bool = False) -> Any:
+    """A field for a list of texts, not empty; an example is for the message."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
 
-    return setting(doc, Kind(holds, "a list of texts, such as [one, another]"), null)
+    return setting(doc, Kind(holds, f"a list of texts, such as {example}"), null)
 
 
 def mapping(doc: str, each: Kind, *keys: str, null: bool = False) -> Any:
@@ -235,7 +235,7 @@ def rising(settings: Settings, *names: str) -> None:
     known = [name for name in names if getattr(settings, name) is not None]
     for low, high in pairwise(known):
         if getattr(settings, low) > getattr(settings, high):
-            raise settings.error(low, f"must not be above {settings.key(high)}={getattr(settings, high)}")
+            raise settings.error(low, f"must rise, and {settings.key(high)}={getattr(settings, high)} is below it")
 
 
 def _shown(value: Any) -> str:

@@ -124,7 +124,8 @@ def built(arm: Arm, keep_frac: float, dense: nn.Module, dropout: bool = True, co
     for module in net.modules() if not dropout else ():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    loop = Loop(lr=1e-4, weight_decay=0.0, warmup=0.0, clip=None, total_steps=1)
+    off = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay"))
+    loop = Loop(lr=1e-4, weight_decay=0.0, warmup=0.0, clip=None, total_steps=1, **off)
     method = build(settings_of(arm, keep_frac), net=net, task=_NoTask(), loop=loop)
     method.net.train()
     method.prepare([])

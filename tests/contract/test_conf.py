@@ -14,10 +14,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from keepfrac.run import identity
-from keepfrac.training.adapter_tuning import Adapting
+from keepfrac.training.adapter_tuning import AdapterTuning
 from keepfrac.training.finetune import FineTune
 from keepfrac.training.structured_pruning import UnitPruner
-from keepfrac.training.weight_pruning import ElementPruner
+from keepfrac.training.weight_pruning import WeightPruner
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = ("model", "method", "task", "hardware", "logger", "export", "augment", "distill", "backward")
@@ -104,7 +104,7 @@ def test_a_method_overrides_documented_hooks_alone(target):
         assert not overridden - hooks - {"Settings"}, base
 
 
-@pytest.mark.parametrize("base", [FineTune, UnitPruner, ElementPruner, Adapting])
+@pytest.mark.parametrize("base", [FineTune, UnitPruner, WeightPruner, AdapterTuning])
 def test_each_documented_hook_is_there(base):
     own = {name for name in documented_hooks(base) if f"{name}(" in sys.modules[base.__module__].__doc__}
     assert own and all(hasattr(base, name) for name in own)

@@ -15,7 +15,7 @@ from keepfrac.models.packed import main as restore
 from keepfrac.prune.masks import FILE, num_kept
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.weight_pruning import ElementPruner
+from keepfrac.training.weight_pruning import WeightPruner
 from src.measure import main as measure
 from tests.integration.test_distill import weights_of
 from tests.integration.test_resume import Killed, kill_at
@@ -58,7 +58,7 @@ def test_exact_zeros_through_the_optimizer_in_bf16(composed, steps):
 
 def test_a_frozen_mask_does_not_move_while_weights_do(composed, teacher, monkeypatch):
     log = []
-    original = ElementPruner.after_step
+    original = WeightPruner.after_step
 
     def after_step(self):
         original(self)
@@ -68,7 +68,7 @@ def test_a_frozen_mask_does_not_move_while_weights_do(composed, teacher, monkeyp
         still = all(not moments[key][~mask].any() for key in ("exp_avg", "exp_avg_sq"))
         log.append((self.frozen, mask.clone(), weight.detach().clone(), still, not weight.grad[~mask].any()))
 
-    monkeypatch.setattr(ElementPruner, "after_step", after_step)
+    monkeypatch.setattr(WeightPruner, "after_step", after_step)
     cfg = composed("method=distill_prune", f"distill.teacher={teacher}", *QUIET, "steps=20", "method.cool_down=0.3")
     run(cfg)
     assert [frozen for frozen, *_ in log] == [False] * 13 + [True] * 7
@@ -242,7 +242,7 @@ def check_ruler(folder, found, capsys) -> None:
         (("method=distill_prune", "method.warm_up=0.8"), "warm_up=0.8, cool_down=0.3"),
         (("method=distill_prune", "method.score=fisher", "epochs=0"), "it needs gradients"),
         (("method=distill_prune", "method.regrow=1"), "regrow=1"),
-        (("method=sparsebert", "method.head=gelu"), "relu or own"),
+        (("method=sparsebert", "method.head=gelu"), "relu, own"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):

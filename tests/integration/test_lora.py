@@ -247,7 +247,7 @@ def test_coefficients_on_two_processes(composed):
     [
         (("method=lora", "method.rank=200"), "rank 200 for a 128 x 128 weight: it must be 1 to 128"),
         (("method=lora", "method.targets=[qkv_proj]"), "qkv_proj: matches nothing"),
-        (("method=lora", "method.targets=[]"), "name roles"),
+        (("method=lora", "method.targets=[]"), r"such as \[query,value\]"),
         (("method=lora", "method.targets=[bert.embeddings.word_embeddings]"), "is a Embedding: only a linear"),
         (("method=lora", "method.merge=often"), "masked, dense, keep, sparse_by_construction"),
         (("method=lora", "method.merge=sparse_by_construction"), "no masks"),

@@ -155,7 +155,7 @@ def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
         (("method.iterations=0",), "iterations=0: must be a whole number"),
         (("method.begin=0.7",), r"begin=0.7: must be in \[0, method.settled_at=0.5\]"),
         (("method.heads=1",), "keep_frac=0.3: must be 1 with method.heads"),
-        (("method.even=layers",), "even=layers: must be heads or neurons"),
+        (("method.even=layers",), "even=layers: must be one of heads, neurons"),
         (("method.even=heads", "method.neurons=8", "keep_frac=1"), "even=heads: must be heads or neurons"),
         (("method.heads=7", "keep_frac=1"), "heads=7 in 2 layers: the model has 4 in all"),
         (("method.neurons=101", "keep_frac=1"), "202 units over 2 layers"),

@@ -65,10 +65,6 @@ class Update(nn.Module):
         return len(self.v)
 
     @property
-    def num_sparse(self) -> int:
-        return 0 if self.values is None else len(self.values)
-
-    @property
     def rows(self) -> slice:
         """The outputs of the linear that are changed."""
         return slice(self.start, self.start + self.outputs)

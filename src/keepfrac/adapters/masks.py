@@ -94,17 +94,6 @@ def choose_s1(
     }
 
 
-def check_s1(score: str, scope: str) -> None:
-    """Refuses what is not known.
-
-    Raises:
-        UserError: names what is.
-    """
-    for key, value, known in (("score", score, SCORES), ("scope", scope, SCOPES)):
-        if value not in known:
-            raise UserError(f"method.{key}={value}: must be one of {', '.join(known)}")
-
-
 def _rows_of(mask: Tensor | None, module: nn.Module, parts: Sequence[Block]) -> Sequence[Tensor | None]:
     if mask is None:
         return [None] * len(parts)

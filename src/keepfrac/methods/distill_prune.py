@@ -19,20 +19,22 @@ teacher without dropout, no padding in the losses, labels beside the teacher.
 """
 
 from keepfrac.errors import UserError
-from keepfrac.prune.elements import GROUPS, SCOPES, SCORES, STRUCTURES, Pattern
+from keepfrac.prune.elements import GROUPS, SCOPES, SCORES, STRUCTURES, SparsityPattern
 from keepfrac.settings import choice, count, flag, settings, share
-from keepfrac.training.weight_pruning import ElementPruner, Pace
+from keepfrac.training.weight_pruning import PruningSchedule, WeightPruner
 
 
-class DistillPrune(ElementPruner):
+class DistillPrune(WeightPruner):
     """Prunes single weights gradually, then recovers."""
 
     @settings
-    class Settings(ElementPruner.Settings):
-        scope: str = choice("uniform: the same share of each matrix; global: all matrices compete", *SCOPES)
+    class Settings(WeightPruner.Settings):
+        scope: str = choice(
+            "where keep_frac holds; uniform: the same share of each matrix; global: all matrices compete", *SCOPES
+        )
         floor: float = share("under global, the least that each matrix keeps, as a part of keep_frac")
-        score: str = choice("of a weight", *SCORES)
-        decay: float = share("of fisher's moving average of squared gradients", "[)")
+        score: str = choice("how much a weight matters", *SCORES)
+        decay: float = share("decay of fisher's moving average of squared gradients", "[)")
         structure: str = choice("what stays together; 2:4 and 4:8 keep 0.5", *STRUCTURES)
         block: int = count("edge of a square block, a divisor of the matrices' edges")
         warm_up: float = share("share of training before the first change of the masks", "[)")
@@ -59,15 +61,17 @@ class DistillPrune(ElementPruner):
 
     def __init__(self, net, task, loop, settings: Settings):
         super().__init__(net, task, loop, settings)
-        self.pattern = Pattern(
+        self.pattern = SparsityPattern(
             scope=settings.scope, floor=settings.floor, structure=settings.structure, block=settings.block
         )
         self.score, self.decay, self.regrow = settings.score, settings.decay, settings.regrow
-        self.pace = Pace(start=settings.warm_up, end=1 - settings.cool_down, updates=settings.updates)
-        self.settled_at = self.pace.end
+        self.pruning_schedule = PruningSchedule(
+            start=settings.warm_up, end=1 - settings.cool_down, updates=settings.updates
+        )
+        self.settled_at = self.pruning_schedule.end
 
     def target(self, done: int) -> float | None:
-        return self.pace.target(done, self.loop.total_steps, self.keep_frac)
+        return self.pruning_schedule.target(done, self.loop.total_steps, self.keep_frac)
 
     def param_groups(self) -> list[dict]:
         groups = super().param_groups()

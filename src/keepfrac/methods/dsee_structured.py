@@ -36,7 +36,7 @@ from keepfrac.prune.masks import num_kept
 from keepfrac.prune.select import select_counts
 from keepfrac.prune.structure import Indices, LayerCounts, LayerStructure, Structure
 from keepfrac.settings import choice, in_range, mapping, number, settings, share
-from keepfrac.training.adapter_tuning import Adapters, SparseAdapterSettings, restarted, trained
+from keepfrac.training.adapter_tuning import Adapters, SparseAdapterSettings, trained, warm_restart
 from keepfrac.training.finetune import Batch
 from keepfrac.training.structured_pruning import BATCHES, TOLERANCE, Pruner
 
@@ -46,13 +46,17 @@ class DseeStructured(Pruner):
 
     @settings
     class Settings(SparseAdapterSettings, Pruner.Settings):
-        neurons_keep_frac: float | None = share("of the feed-forward neurons; null: keep_frac", "(]", null=True)
+        neurons_keep_frac: float | None = share(
+            "share of the feed-forward neurons that stays; null: keep_frac", "(]", null=True
+        )
         merge: str = choice("what is delivered, see `training.adapter_tuning`", "masked", "dense", "keep")
-        score: str = choice("of a unit, see above", "l1", "delta", "w_delta")
+        score: str = choice(
+            "of a unit: its coefficient, its update, or the sum of weight and update", "l1", "delta", "w_delta"
+        )
         scope: str = choice("layer: the same numbers in every layer", "layer", "global")
         l1: Mapping[str, float] = mapping("weights of the losses of score=l1", in_range(0), "heads", "neurons")
         coefficient_lr: float = number("learning rate of the coefficients of score=l1", ends="(]")
-        settled_at: float = share("progress at which the units are chosen and the rate begins anew", "[)")
+        settled_at: float = share("progress at which the units are chosen and the learning rate restarts", "[)")
 
         def check(self) -> None:
             super().check()
@@ -105,7 +109,7 @@ class DseeStructured(Pruner):
         self.prepare(batches)
         self.account |= trained(self)
         super().finish(batches)
-        self.account |= self.adapters.deliver(self)
+        self.account |= self.adapters.merge_for_export(self)
 
     def kept(self) -> dict:
         found = {**super().kept(), **self.account, "merge": self.settings.merge}
@@ -161,14 +165,17 @@ class DseeStructured(Pruner):
         dense = getattr(shape, f"num_{family}")
         if self.settings.scope == "layer":
             count = max(1, num_kept(share, dense))
-            return [select_counts([one], min(count, len(one)), min(1, len(one)), 1, even=False)[0] for one in scores]
+            return [
+                select_counts([one], min(count, len(one)), floor=min(1, len(one)), align=1, even=False)[0]
+                for one in scores
+            ]
         count = max(len(scores), num_kept(share, dense * shape.num_layers))
-        return select_counts(scores, count, 1, 1, even=False)
+        return select_counts(scores, count, floor=1, align=1, even=False)
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _rate(self, progress: float) -> float:
-        return restarted(progress, self.settled_at, self.loop.warmup)
+        return warm_restart(progress, self.settled_at, self.loop.warmup)
 
     def _own_rate(self, progress: float) -> float:
         return self._rate(progress) if progress < self.settled_at else 0.0

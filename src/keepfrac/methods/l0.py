@@ -55,21 +55,21 @@ class L0Prune(UnitPruner):
     @settings
     class Settings(UnitPruner.Settings):
         families: Sequence[str] = some_of("what has gates", *FAMILIES)
-        rank: int | None = count("of each factorised linear at the start; null: the break-even one", null=True)
-        whiten: int = count("training batches on which the factorisation measures activations; 0: plain", least=0)
+        rank: int | None = count("rank of each factorised linear at the start; null: the break-even one", null=True)
+        whiten: int = count("training batches on which a factorisation measures activations; 0: none", least=0)
         keep_factors: bool = flag(
             "whether a linear stays two factors also where one dense linear would be smaller, as in the original"
         )
         prefinetune: float = share("progress until which the gates are off")
         target_warmup: float = share("progress at which the target has fallen to keep_frac")
-        open_probability: float = share("of every gate at the start", "()")
+        open_probability: float = share("probability that a gate is open, at the start", "()")
         beta: float = number("temperature of the gates", ends="()")
         limit: float = number("bound of |log alpha|", ends="()")
         gate_lr: float = number("peak learning rate of the gates", ends="()")
         multiplier_lr: float = number("peak learning rate of the Lagrangian's multipliers", ends="()")
-        gate_schedule: str = choice("of both rates; inverse_root is Noam's", *RATES)
+        gate_schedule: str = choice("how both rates change; inverse_root is Noam's", *RATES)
         gate_warmup: float = share("share of training in which both rates rise", "[)")
-        anti_windup: bool = flag("whether lambda_1 begins anew at 0 when the share falls below its target")
+        anti_windup: bool = flag("whether lambda_1 restarts at 0 when the share falls below its target")
         controller: Mapping[str, float] | None = record(
             "gains of a proportional-integral controller in place of the multipliers; null: the Lagrangian",
             proportional=in_range(0),
@@ -108,7 +108,7 @@ class L0Prune(UnitPruner):
         def _check_times(self) -> None:
             rising(self, "prefinetune", "target_warmup", "settled_at")
             if self.prefinetune == self.target_warmup:
-                raise self.error("prefinetune", f"must be below method.target_warmup={self.target_warmup}")
+                raise self.error("prefinetune", f"must rise to method.target_warmup={self.target_warmup}")
             if not self.train_weights and self.settled_at < 1:
                 raise self.error("train_weights", "leaves nothing to train after settled_at: set settled_at=1")
             if self.gate_schedule == "inverse_root" and self.gate_warmup == 0:
@@ -212,7 +212,8 @@ class L0Prune(UnitPruner):
     @property
     def target(self) -> float:
         """The share of the dense cost that is asked for at this step, from what the model had on (1, or cut before)."""
-        return linear(self.progress, self.keep_frac, self.settings.prefinetune, self.settings.target_warmup, self.began)
+        start, end = self.settings.prefinetune, self.settings.target_warmup
+        return linear(self.progress, self.keep_frac, start=start, end=end, first=self.began)
 
     def scores(self) -> UnitScores:
         assert self.gates is not None

@@ -8,8 +8,8 @@ keep_frac is 1: everything is kept.
 Source: Hu et al. 2022. Departure: V is drawn with a standard deviation of 0.02, as DSEE draws it.
 """
 
-from keepfrac.training.adapter_tuning import Adapting
+from keepfrac.training.adapter_tuning import AdapterTuning
 
 
-class Lora(Adapting):
+class Lora(AdapterTuning):
     """Low-rank updates of frozen linears."""

@@ -29,22 +29,22 @@ from keepfrac.models.targets import linears_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import cubic, ramp
 from keepfrac.settings import choice, count, flag, settings, share
-from keepfrac.training.adapter_tuning import Adapting, SparseAdapterSettings, restarted
+from keepfrac.training.adapter_tuning import AdapterTuning, SparseAdapterSettings, warm_restart
 from keepfrac.training.finetune import Batch
 
 
-class LoraSparse(Adapting):
+class LoraSparse(AdapterTuning):
     """Low-rank and sparse updates of frozen, pruned linears."""
 
     @settings
     class Settings(SparseAdapterSettings):
-        score: str = choice("of S1: |W|, the update's size where there is one, or the sum's", *SCORES)
-        scope: str = choice("of S1's share; groups: {with an update}, {the rest}, each by itself", *SCOPES)
+        score: str = choice("of a weight in S1: |W|, the size of its update if it has one, or of the sum", *SCORES)
+        scope: str = choice("where S1's share holds; groups: of the linears with an update, and of the rest", *SCOPES)
         pooler: bool = flag("whether S1 holds for the pooler too, as in the original's code")
-        schedule: str = choice("of S1's share", "one_shot", "cubic")
+        schedule: str = choice("how S1's share falls", "one_shot", "cubic")
         ramp_from: float = share("progress at which a cubic share begins to fall", "[)")
         updates: int = count("how often a cubic share falls on the way")
-        settled_at: float = share("progress from which S1 is fixed and the rate begins anew", "[)")
+        settled_at: float = share("progress from which S1 is fixed and the learning rate restarts", "[)")
 
         def check(self) -> None:
             super().check()
@@ -93,7 +93,7 @@ class LoraSparse(Adapting):
             level = int(self.settings.updates * ramp(done, self.settings.ramp_from, self.settled_at))
             if level > self.level and not self._blind():
                 self.level = level
-                self._prune(cubic(done, self.keep_frac, self.settings.ramp_from, self.settled_at))
+                self._prune(cubic(done, self.keep_frac, start=self.settings.ramp_from, end=self.settled_at))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)
@@ -128,25 +128,26 @@ class LoraSparse(Adapting):
     def set_extra_state(self, state: dict) -> None:
         self.level, self.settled = state["level"], state["settled"]
         if self.settled or self.level:
-            self.adapters.constrain(self.net, {})  # the masks themselves come with the weights
+            self.adapters.apply_mask_in_forward(self.net, {})  # the masks themselves come with the weights
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _rate(self, progress: float) -> float:
-        return restarted(progress, self.settled_at, self.loop.warmup)
+        return warm_restart(progress, self.settled_at, self.loop.warmup)
 
     def _choose(self, share: float) -> dict[str, Tensor]:
         assert self.s1 is not None
-        return choose_s1(self.net, self.paths, share, self.settings.score, self.settings.scope, dict(self.s1.items()))
+        own, present = self.settings, dict(self.s1.items())
+        return choose_s1(self.net, self.paths, share, score=own.score, scope=own.scope, present=present)
 
     def _prune(self, share: float) -> None:
         assert self.s1 is not None
         masks = self._choose(share)
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
-        if self.averages is not None:
-            self.averages.prune(masks)  # else they would remember the weights from before
-        self.adapters.constrain(self.net, masks)
+        if self.ema is not None:
+            self.ema.prune(masks)  # else they would remember the weights from before
+        self.adapters.apply_mask_in_forward(self.net, masks)
 
     def _settle(self) -> None:
         if self._blind():

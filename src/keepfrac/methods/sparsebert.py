@@ -24,17 +24,17 @@ from keepfrac.models.relu_head import with_relu_head
 from keepfrac.prune.schedules import cubic
 from keepfrac.settings import choice, number, settings
 from keepfrac.training.finetune import Batch
-from keepfrac.training.weight_pruning import ElementPruner
+from keepfrac.training.weight_pruning import WeightPruner
 
 BETAS = (0.9, 0.999)
 EPS = 1e-6
 
 
-class SparseBert(ElementPruner):
+class SparseBert(WeightPruner):
     """Prunes by magnitude over all of training."""
 
     @settings
-    class Settings(ElementPruner.Settings):
+    class Settings(WeightPruner.Settings):
         clip_each: float | None = number("largest norm of each tensor's gradient; null: none", ends="(]", null=True)
         head: str = choice("relu: a ReLU before the classifier, BERT only; own: the model's", "relu", "own")
 
@@ -60,7 +60,7 @@ class SparseBert(ElementPruner):
         every = max(1, round(total / self.settings.updates))
         if done >= total or done % every:
             return None
-        return cubic((done // every) / (total // every), self.keep_frac, 0.0, 1.0)
+        return cubic((done // every) / (total // every), self.keep_frac, start=0.0, end=1.0)
 
     def _rate(self, progress: float) -> float:
         """Undoes the bias correction of Adam, and is constant otherwise."""

@@ -52,8 +52,8 @@ class TaylorPrune(UnitPruner):
         )
         iterations: int = count("rounds of scoring and removing")
         begin: float = share("progress of the first of several rounds")
-        heads: int | None = count("that stay per layer, in the mean, in place of keep_frac; null: none", null=True)
-        neurons: int | None = count("that stay per layer, in the mean, in place of keep_frac; null: none", null=True)
+        heads: int | None = count("heads per layer that stay, in the mean, in place of keep_frac", null=True)
+        neurons: int | None = count("neurons per layer that stay, in the mean, in place of keep_frac", null=True)
         even: str | None = choice(
             "the family of these counts that every layer keeps the same number of, whatever the scope; null: as scope",
             *("heads", "neurons"),
@@ -181,7 +181,7 @@ class TaylorPrune(UnitPruner):
         """What stays of the scored units when a share `done` of all that has to go is gone."""
         assert self.cost is not None
         if not any(self.wanted.values()):
-            return select(scores, self.cost, self._target(done), self.settings.limits, self.settings.scope)
+            return select(scores, self.cost, self._target(done), limits=self.settings.limits, scope=self.settings.scope)
         heads, neurons = (self._counted(f, getattr(scores, f), done) for f in ("heads", "neurons"))
         ranks = [{role: tuple(range(int(r))) for role, r in c.ranks.items()} for c in scores.counts]
         return Structure(tuple(map(LayerStructure, heads, neurons, ranks)))
@@ -196,7 +196,7 @@ class TaylorPrune(UnitPruner):
         step = align * len(scores) if even else align
         count = end + int((start - end) * (1 - done) + 1e-6) // step * step
         floor = 0 if self.settings.allow_empty else self.settings.floor.get(family, 1)
-        return select_counts(scores, count, floor, align, even)
+        return select_counts(scores, count, floor=floor, align=align, even=even)
 
     def _implied(self) -> float:
         """The share of the dense cost that the counts are."""

@@ -47,9 +47,7 @@ class VocabPrune(FineTune):
 
     settings: Settings
 
-    def __init__(self, net, task, loop, settings: Settings):
-        super().__init__(net, task, loop, settings)
-        self.account: dict | None = None
+    account: dict | None = None
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         if self.account is None:

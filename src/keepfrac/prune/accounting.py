@@ -83,7 +83,14 @@ def account(shape: ModelShape, counts: Sequence[LayerCounts], dense_params: int,
     """
     cost = ParamsCost(shape, merges=False)  # what was to be merged is merged: factors count as they stand
     prunable, left = int(cost.dense), int(total(cost, counts))
-    return Account(inflated(shape), prunable, left, dense_params - prunable, params - left, pooler)
+    return Account(
+        inflated=inflated(shape),
+        prunable=prunable,
+        kept=left,
+        others=dense_params - prunable,
+        others_kept=params - left,
+        pooler=pooler,
+    )
 
 
 def inflated(shape: ModelShape) -> int:

@@ -235,10 +235,10 @@ def gates_of(structure: Structure, counts: Sequence[LayerCounts], device: torch.
 
     pairs = list(zip(structure.layers, counts, strict=True))
     return FixedGates(
-        [indicator(s.heads, c.heads) for s, c in pairs],
-        [indicator(s.neurons, c.neurons) for s, c in pairs],
-        torch.tensor([float(bool(s.heads)) for s, _ in pairs], device=device),
-        torch.tensor([float(bool(s.neurons)) for s, _ in pairs], device=device),
-        [{role: indicator(kept, c.ranks[role]) for role, kept in s.ranks.items()} for s, c in pairs],
-        frozenset(i for i, (s, _) in enumerate(pairs) if s.dropped),
+        heads=[indicator(s.heads, c.heads) for s, c in pairs],
+        neurons=[indicator(s.neurons, c.neurons) for s, c in pairs],
+        attention=torch.tensor([float(bool(s.heads)) for s, _ in pairs], device=device),
+        ffn=torch.tensor([float(bool(s.neurons)) for s, _ in pairs], device=device),
+        ranks=[{role: indicator(kept, c.ranks[role]) for role, kept in s.ranks.items()} for s, c in pairs],
+        drop=frozenset(i for i, (s, _) in enumerate(pairs) if s.dropped),
     )

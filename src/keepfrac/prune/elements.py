@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SparsityPattern:
     """What stays together, and what competes with what.
 
     Args:
@@ -44,7 +44,7 @@ class Pattern:
     block: int
 
 
-def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: Pattern) -> dict[str, Tensor]:
+def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: SparsityPattern) -> dict[str, Tensor]:
     """Returns masks (True = keep) of the highest scores, exactly as many as asked, among those that are present.
 
     On the way to n:m, when more than n of m stay, the n best of every m neighbours are safe from all others.
@@ -71,7 +71,7 @@ def masks_of(scores: Tensors, present: Tensors, keep_frac: float, pattern: Patte
 
 
 def with_regrowth(
-    scores: Tensors, growth: Tensors, present: Tensors, keep_frac: float, share: float, pattern: Pattern
+    scores: Tensors, growth: Tensors, present: Tensors, keep_frac: float, share: float, pattern: SparsityPattern
 ) -> dict[str, Tensor]:
     """Returns masks in which a share of what stays is taken by the highest `growth` in place of the scores.
 

@@ -41,12 +41,6 @@ def break_even_rank(in_features: int, out_features: int) -> int:
     return in_features * out_features // (in_features + out_features)
 
 
-def align_rank(rank: int, multiple: int, in_features: int, out_features: int) -> int:
-    """The rank rounded down to a multiple (8 or 16 for half-precision kernels), at least one multiple, at most full."""
-    full = min(in_features, out_features)
-    return min(full, max(multiple, rank // multiple * multiple))
-
-
 def dense_weight(linear: nn.Module) -> Tensor:
     """The (outputs, inputs) weight of a linear, whole or in two factors."""
     p, q = getattr(linear, "p", None), getattr(linear, "q", None)

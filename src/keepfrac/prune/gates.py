@@ -124,7 +124,7 @@ class Gates(nn.Module):
                 ]
         whole = frozenset({"heads", "neurons"} - set(self.families))
         together = set(self.families) & {"heads", "neurons", "attention", "ffn", "layers"} == {"layers"}
-        return UnitScores(self.counts, by_family["heads"], by_family["neurons"], ranks, whole, together)
+        return UnitScores(self.counts, **by_family, ranks=ranks, whole=whole, together=together)
 
     def fixed(self) -> FixedGates:
         """The gates as evaluation has them, as values without gradient: what cutting folds into the weights."""

@@ -149,7 +149,7 @@ def cached_table(
     path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
     if path.exists():
         return LatencyTable.load(path)
-    table = measure_table(shape, batch, length, device, dtype, repeats)
+    table = measure_table(shape, batch=batch, length=length, device=device, dtype=dtype, repeats=repeats)
     table.save(path)
     return table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -137,11 +137,6 @@ class Masks(nn.Module):
             return cls(load_file(path))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as masks: {error}") from error
-
-    @classmethod
-    def of_zeros(cls, net: nn.Module, names: Sequence[str]) -> Masks:
-        """The masks that keep what is not zero in a model's parameters."""
-        return cls({name: net.get_parameter(name).detach() != 0 for name in names})
 
     def _gradient_hook(self, key: str):
         return lambda gradient: gradient.masked_fill(~self.get_buffer(key), 0.0)

@@ -33,7 +33,7 @@ from keepfrac.tracking import wandb_run
 from keepfrac.tracking.tensorboard import TensorBoard
 from keepfrac.training import distributed
 from keepfrac.training.checkpoint import CHECKPOINT, Checkpoints, Progress
-from keepfrac.training.loop import Loop
+from keepfrac.training.loop import Loop, LoopSettings
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def build_task(settings: dict):
 
 def build_module(settings: dict, net, task, total_steps: int):
     """Returns the method's LightningModule."""
-    keys = {key: settings.get(key) for key in Loop.names()}  # older runs lack some options
+    keys = {key: settings.get(key) for key in LoopSettings.names()}  # older runs lack some options
     loop = Loop.of(keys | {"total_steps": total_steps})
     module = build(settings["method"], net=net, task=task, loop=loop)
     beneath = settings.get("backward") or {"name": "none"}  # older runs know no such group

@@ -5,7 +5,7 @@ Finished runs, configurations and commands name modules as they were when everyt
 
 MOVED = {
     "adapting": "training.adapter_tuning",
-    "adapting_account": "training.adapter_account",
+    "adapting_account": "training.adapter_tuning",
     "archives": "storage.archives",
     "augment": "augmentation",
     "build": "storage.build",

@@ -33,7 +33,7 @@ from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import warmup_then_linear
-from keepfrac.settings import Kind, choice, count, flag, number, setting, settings, share, text
+from keepfrac.settings import choice, count, flag, number, settings, share, text, texts
 from keepfrac.training.finetune import Batch, FineTune
 
 MERGES = ("masked", "dense", "keep", "sparse_by_construction")
@@ -43,19 +43,14 @@ MERGES = ("masked", "dense", "keep", "sparse_by_construction")
 class LoraSettings(FineTune.Settings):
     """Low-rank updates of some linears."""
 
-    targets: Sequence[str] = setting(
+    targets: Sequence[str] = texts(
         "what has updates: roles (query, key, value, attention_output, ffn_in, ffn_out), or regular expressions of"
         " whole module paths",
-        Kind(
-            lambda value: (
-                isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) for one in value)
-            ),
-            "a list that is not empty: name roles, such as [query,value]",
-        ),
+        example="[query,value]",
     )
-    rank: int = count("r of every update, up to the smaller side of each weight")
+    rank: int = count("rank r of every update, up to the smaller side of each weight")
     alpha: float = number("the updates count alpha / r", ends="(]")
-    dropout: float = share("of the updates' input", "[)")
+    dropout: float = share("dropout rate of the updates' input", "[)")
     train_head: bool = flag("whether the task's classifier learns too")
 
 
@@ -64,7 +59,7 @@ class AdapterSettings(LoraSettings):
     """Updates of our own, and what they are merged into."""
 
     adapter: str | None = text("a PEFT LoRA folder to start from; null: none", null=True)
-    merge: str = choice("what is delivered: see above", *MERGES)
+    merge: str = choice("what is delivered, see `training.adapter_tuning`", *MERGES)
 
     def check(self) -> None:
         super().check()
@@ -77,14 +72,14 @@ class SparseAdapterSettings(AdapterSettings):
     """The same, with S2 beside the low-rank updates."""
 
     sparse: int = count("N, values of S2 in each updated weight; 0: no S2", least=0)
-    selector: str = choice("where they stand", *SELECTORS)
+    selector: str = choice("how the places of S2's values are chosen", *SELECTORS)
     selector_rank: int | None = count(
         "rank of the approximation whose residual grebsmo and svd_residual look at; null: `rank`. The DSEE code's"
         " grebsmo grew to 496",
         null=True,
     )
     selector_batches: int = count("training batches whose squared gradients are summed, for gradient")
-    selector_seed: int = count("seed of what is drawn", least=0)
+    selector_seed: int = count("seed of the random places", least=0)
 
 
 class Adapters:
@@ -109,7 +104,8 @@ class Adapters:
         else:
             own, targets = self.settings, targets_of(net, self.settings.targets)
             positions = self._positions(module, targets, batches)
-            attach(net, targets, self.settings.rank, scale_of(own.alpha, own.rank), self.settings.dropout, positions)
+            scale = scale_of(own.alpha, own.rank)
+            attach(net, targets, own.rank, scale=scale, dropout=own.dropout, positions=positions)
             if own.adapter:
                 start_from(net, read_peft(Path(own.adapter)))
         if self.settings.merge == "sparse_by_construction":
@@ -122,13 +118,13 @@ class Adapters:
         new_head = self.settings.train_head and module.task.head == "sequence_classification"
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
-    def constrain(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """With merge=sparse_by_construction: from now on training sees the masks' zeros in the updated weights."""
         if self.settings.merge == "sparse_by_construction":
             for path, one in adapted(net).items():
                 one.constrain(masks.get(f"{path}.weight"))
 
-    def deliver(self, module: FineTune) -> dict[str, float]:
+    def merge_for_export(self, module: FineTune) -> dict[str, float]:
         """Brings the model into the form that `merge` says; returns the scores that it had before."""
         if self.settings.merge == "keep":
             return {}
@@ -161,14 +157,19 @@ class Adapters:
             generator = torch.Generator().manual_seed(1_000_003 * own.selector_seed + index)
             try:
                 found[target] = select_positions(
-                    weight, own.sparse, own.selector, own.selector_rank or own.rank, generator, squares.get(target)
+                    weight,
+                    own.sparse,
+                    own.selector,
+                    rank=own.selector_rank or own.rank,
+                    generator=generator,
+                    squares=squares.get(target),
                 )
             except UserError as error:
                 raise UserError(f"method.sparse: {target.path}: {error}") from error
         return found
 
 
-class Adapting(FineTune):
+class AdapterTuning(FineTune):
     """Updates of frozen linears; the arguments are those of FineTune."""
 
     class Settings(AdapterSettings):
@@ -193,22 +194,22 @@ class Adapting(FineTune):
         if self.settings.merge == "sparse_by_construction":
             if self.masks is None:
                 raise UserError("method.merge=sparse_by_construction: this model has no masks, so no zeros to hold")
-            self.adapters.constrain(self.net, dict(self.masks.items()))
+            self.adapters.apply_mask_in_forward(self.net, dict(self.masks.items()))
 
     def finish(self, batches: Iterable[Batch]) -> None:
         self.prepare(batches)  # a run without training has not been prepared
         self.account |= trained(self)
-        self.account |= self.adapters.deliver(self)
+        self.account |= self.adapters.merge_for_export(self)
 
     def kept(self) -> dict:
         return {**super().kept(), **self.account, "merge": self.settings.merge}
 
 
-def restarted(progress: float, parted: float, warmup: float) -> float:
-    """Returns the factor of the rate: the loop's schedule up to progress `parted`, and once more from there."""
-    if progress < parted:
-        return warmup_then_linear(progress / parted, warmup)
-    return warmup_then_linear((progress - parted) / (1 - parted), warmup)
+def warm_restart(progress: float, restart_at: float, warmup: float) -> float:
+    """Returns the factor of the rate: the loop's schedule up to progress `restart_at`, and once more from there."""
+    if progress < restart_at:
+        return warmup_then_linear(progress / restart_at, warmup)
+    return warmup_then_linear((progress - restart_at) / (1 - restart_at), warmup)
 
 
 def gradient_squares(

@@ -38,8 +38,8 @@ from keepfrac.tasks.base import Task
 from keepfrac.training.checkpoint import random_states, restore_random_state
 from keepfrac.training.loop import Loop
 from keepfrac.training.options import (
-    Attack,
-    Averages,
+    EMA,
+    FGM,
     add_gradients,
     by_depth,
     divergence,
@@ -79,8 +79,8 @@ class FineTune(pl.LightningModule):
         self.masks: Masks | None = None
         self.distiller: Distiller | None = None
         self.backward_saver: BackwardSaver | None = None
-        self.averages: Averages | None = None
-        self.attack = None if loop.fgm is None else Attack(loop.fgm)
+        self.ema: EMA | None = None
+        self.fgm = None if loop.fgm is None else FGM(loop.fgm)
         self._batch: Batch = {}
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
         self.val_metrics, self.val_loss = task.metrics(), MeanMetric()
@@ -153,7 +153,7 @@ class FineTune(pl.LightningModule):
             if self.loop.r_drop is not None:
                 refuse_without_dropout(self.net)
             if self.loop.ema is not None:
-                self.averages = Averages(self.net, self.loop.ema)
+                self.ema = EMA(self.net, self.loop.ema)
 
     def attach_saver(self) -> None:
         """Where `backward` says so: saves less for the backward pass of the model as `prepare` left it."""
@@ -211,8 +211,8 @@ class FineTune(pl.LightningModule):
         if self.masks is not None:
             self.masks.apply_to(self.net)
         self.after_step()
-        if self.averages is not None:
-            self.averages.update(self.net)
+        if self.ema is not None:
+            self.ema.update(self.net)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         by_norm: dict[float, list] = {}
@@ -226,14 +226,14 @@ class FineTune(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(parameters, norm)
 
     def on_before_backward(self, loss: Tensor) -> None:
-        if self.attack is not None:
-            self.attack.watch(self.net)
+        if self.fgm is not None:
+            self.fgm.watch(self.net)
 
     def on_after_backward(self) -> None:
-        if self.attack is None:
+        if self.fgm is None:
             return
         trainer, batch = self.trainer, self._batch
-        with trainer.precision_plugin.train_step_context(), self.attack.on(self.net):
+        with trainer.precision_plugin.train_step_context(), self.fgm.on(self.net):
             loss = self.task.loss(self.net(**self.task.inputs(batch)), batch)
         parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
         whole = not trainer.fit_loop._should_accumulate()
@@ -241,16 +241,16 @@ class FineTune(pl.LightningModule):
         self.log("loss/adversarial", loss.detach(), batch_size=1)
 
     def on_validation_start(self) -> None:
-        if self.averages is not None and self.trainer.state.fn == "fit":
-            self.averages.put_on(self.net, self.masks)
+        if self.ema is not None and self.trainer.state.fn == "fit":
+            self.ema.swap_in(self.net, self.masks)
 
     def on_validation_end(self) -> None:  # after the callbacks': the best weights that they keep are the average
-        if self.averages is not None and self.trainer.state.fn == "fit":
-            self.averages.take_off(self.net)
+        if self.ema is not None and self.trainer.state.fn == "fit":
+            self.ema.restore(self.net)
 
     def on_train_end(self) -> None:
-        if self.averages is not None:
-            self.averages.put_on(self.net, self.masks)
+        if self.ema is not None:
+            self.ema.swap_in(self.net, self.masks)
 
     def on_train_start(self) -> None:
         if self.global_rank:  # each process has a dropout of its own
@@ -294,15 +294,15 @@ class FineTune(pl.LightningModule):
         batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         checkpoint["position"] = {"epoch": self.current_epoch, "batch": batches}
         checkpoint["random_states"] = random_states()
-        if self.averages is not None:
-            checkpoint["averages"] = self.averages.state_dict()
+        if self.ema is not None:
+            checkpoint["averages"] = self.ema.state_dict()
         if self.backward_saver is not None:
             checkpoint["backward_saver"] = self.backward_saver.state()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.task.start_at(**checkpoint["position"])
-        if self.averages is not None:
-            self.averages.load_state_dict(checkpoint["averages"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["averages"])
         if self.backward_saver is not None:
             self.backward_saver.load_state(checkpoint["backward_saver"])
         states = checkpoint["random_states"]

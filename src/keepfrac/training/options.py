@@ -29,9 +29,6 @@ from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.prune.masks import Masks
 
-OPTIONS = ("fgm", "ema", "r_drop", "layer_decay")
-
-
 # R-Drop --------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +133,7 @@ def by_depth(groups: Sequence[dict[str, Any]], net: nn.Module, decay: float) -> 
 # the average of the weights ------------------------------------------------------------------------------------------
 
 
-class Averages:
+class EMA:
     """An exponential moving average of a model's parameters.
 
     Args:
@@ -163,8 +160,8 @@ class Averages:
             self.values[name] = self.values[name] * mask.to(self.values[name].device)
 
     @torch.no_grad()
-    def put_on(self, net: nn.Module, masks: Masks | None) -> None:
-        """Gives the model its average, zero where its masks are, until `take_off`."""
+    def swap_in(self, net: nn.Module, masks: Masks | None) -> None:
+        """Gives the model its average, zero where its masks are, until `restore`."""
         self._own = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
         for name, parameter in net.named_parameters():
             parameter.copy_(self.values[name])
@@ -172,7 +169,7 @@ class Averages:
             masks.apply_to(net)
 
     @torch.no_grad()
-    def take_off(self, net: nn.Module) -> None:
+    def restore(self, net: nn.Module) -> None:
         """Gives the model its own weights back, bit for bit."""
         for name, parameter in net.named_parameters():
             parameter.copy_(self._own.pop(name))
@@ -189,7 +186,7 @@ class Averages:
 # the attack ----------------------------------------------------------------------------------------------------------
 
 
-class Attack:
+class FGM:
     """The fast gradient method on a model's word embeddings.
 
     Args:

@@ -199,9 +199,15 @@ class CostPruner(Pruner):
         trainer, conditions = self._trainer, self.settings.latency
         device = next(self.net.parameters()).device if trainer is None else trainer.strategy.root_device
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "keepfrac" / "latency"
-        dtype = DTYPES[conditions["dtype"]]
         measure = functools.partial(
-            cached_table, cache, shape, conditions["rows"], self.settings.length, device, dtype, conditions["repeats"]
+            cached_table,
+            cache,
+            shape,
+            batch=conditions["rows"],
+            length=self.settings.length,
+            device=device,
+            dtype=DTYPES[conditions["dtype"]],
+            repeats=conditions["repeats"],
         )
         if trainer is None:
             return LatencyCost(shape, measure())
@@ -237,8 +243,9 @@ class UnitPruner(CostPruner):
 
     def choose(self) -> Structure:
         assert self.cost is not None
-        chosen = select(self.scores(), self.cost, self.keep_frac, self.settings.limits, self.settings.scope)
-        return chosen.without_empty_layers() if self.settings.drop_empty else chosen
+        own = self.settings
+        chosen = select(self.scores(), self.cost, self.keep_frac, limits=own.limits, scope=own.scope)
+        return chosen.without_empty_layers() if own.drop_empty else chosen
 
 
 def _logits(net: nn.Module) -> Callable[[Any], Tensor]:

@@ -1,4 +1,4 @@
-"""ElementPruner: what the methods share that set single weights of the encoder to zero while they train.
+"""WeightPruner: what the methods share that set single weights of the encoder to zero while they train.
 
 The matrices are the six linears of each layer; embeddings, pooler, head, biases and norms stay whole. The share that
 stays falls along a cubic ramp, by exact rank. What is pruned stays pruned; from `settled_at` the mask is frozen and
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
-from keepfrac.prune.elements import ElementScores, Pattern, masks_of, with_regrowth
+from keepfrac.prune.elements import ElementScores, SparsityPattern, masks_of, with_regrowth
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import cubic
 from keepfrac.settings import count, settings
@@ -32,7 +32,7 @@ UNIT = "weights of the encoder's linears"
 
 
 @dataclass(frozen=True)
-class Pace:
+class PruningSchedule:
     """When the masks change.
 
     Args:
@@ -63,10 +63,10 @@ class Pace:
         begun = done - int(self.start * total)
         if begun <= 0 or begun % self.every(total):
             return None
-        return cubic(progress, keep_frac, self.start, self.end)
+        return cubic(progress, keep_frac, start=self.start, end=self.end)
 
 
-class ElementPruner(FineTune):
+class WeightPruner(FineTune):
     """Fine-tuning in which single weights of the encoder become zero; the arguments are those of FineTune."""
 
     @settings
@@ -75,7 +75,7 @@ class ElementPruner(FineTune):
 
     settings: Settings
 
-    pattern = Pattern(scope="uniform", floor=0.0, structure="element", block=1)
+    pattern = SparsityPattern(scope="uniform", floor=0.0, structure="element", block=1)
     score, decay, regrow = "magnitude", 0.0, 0.0
     mask_gradients = True
     """Whether gradients and moments of pruned weights are zero."""
@@ -182,7 +182,7 @@ class ElementPruner(FineTune):
         scores = {name: self.scores.of(name, weight) for name, weight in weights.items()}
         if self.regrow and all(weight.grad is not None for weight in weights.values()):
             gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-            masks = with_regrowth(scores, gradients, present, share, self.regrow, self.pattern)
+            masks = with_regrowth(scores, gradients, present, keep_frac=share, share=self.regrow, pattern=self.pattern)
         else:
             masks = masks_of(scores, present, share, self.pattern)
         self.masks.update(masks)

@@ -14,11 +14,10 @@ class Text:
 
 
 def method(total: int, keep: float = 0.05, net=None) -> SparseBert:
-    loop = Loop(lr=3e-3, weight_decay=0.0, warmup=0.1, clip=None, total_steps=total)
-    return SparseBert(
-        net=net or nn.Linear(3, 2), task=Text(), loop=loop, name="sparsebert", keep_frac=keep, updates=100,
-        clip_each=1.0, head="own",
-    )  # fmt: skip
+    off = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay"))
+    loop = Loop(lr=3e-3, weight_decay=0.0, warmup=0.1, clip=None, total_steps=total, **off)
+    settings = SparseBert.Settings(name="sparsebert", keep_frac=keep, updates=100, clip_each=1.0, head="own")
+    return SparseBert(net=net or nn.Linear(3, 2), task=Text(), loop=loop, settings=settings)
 
 
 def bert_adam(parameter, moments, gradient, lr):

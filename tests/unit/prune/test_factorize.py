@@ -5,7 +5,6 @@ from torch import nn
 from keepfrac.errors import UserError
 from keepfrac.prune.factorize import (
     LowRankLinear,
-    align_rank,
     break_even_rank,
     decompose,
     dense_weight,
@@ -58,10 +57,8 @@ def test_merging_is_exact_with_and_without_gates():
     assert torch.allclose(dense_weight(twin), merge(twin).weight, atol=1e-6)
 
 
-def test_break_even_and_alignment():
+def test_break_even():
     assert break_even_rank(768, 768) == 384 and break_even_rank(768, 3072) == 614
-    assert align_rank(384, 16, 768, 768) == 384 and align_rank(614, 16, 768, 3072) == 608
-    assert align_rank(5, 8, 768, 768) == 8 and align_rank(30, 8, 12, 12) == 12
 
 
 def test_a_model_is_factorised_in_place():

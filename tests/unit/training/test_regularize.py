@@ -8,8 +8,8 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from keepfrac.errors import UserError
 from keepfrac.training.options import (
-    Attack,
-    Averages,
+    EMA,
+    FGM,
     add_gradients,
     by_depth,
     depths,
@@ -87,7 +87,7 @@ def test_gpt2s_tables_of_words_and_places_are_embeddings():
 
 def test_the_average_is_the_recursion_and_the_own_weights_come_back_bit_for_bit():
     net = torch.nn.Linear(3, 2)
-    averages, expected = Averages(net, 0.9), net.weight.detach().clone()
+    averages, expected = EMA(net, 0.9), net.weight.detach().clone()
     for step in range(1, 6):
         with torch.no_grad():
             net.weight.add_(torch.randn(2, 3))
@@ -95,11 +95,11 @@ def test_the_average_is_the_recursion_and_the_own_weights_come_back_bit_for_bit(
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * net.weight.detach()
     own = net.weight.detach().clone()
-    averages.put_on(net, None)
+    averages.swap_in(net, None)
     torch.testing.assert_close(net.weight.detach(), expected)
-    averages.take_off(net)
+    averages.restore(net)
     assert torch.equal(net.weight, own)
-    again = Averages(net, 0.9)
+    again = EMA(net, 0.9)
     again.load_state_dict(averages.state_dict())
     assert again.steps == 5 and torch.equal(again.values["weight"], averages.values["weight"])
 
@@ -112,7 +112,7 @@ def test_under_attack_the_model_is_the_one_with_shifted_embeddings(head):
     net(**batch).logits.square().sum().backward()
     gradient = words.grad.clone()
     net.zero_grad()
-    attack = Attack(0.7)
+    attack = FGM(0.7)
     attack.watch(net)
     net(**batch).logits.square().sum().backward()
     shifted = copy.deepcopy(net)
@@ -145,7 +145,7 @@ def test_embeddings_that_are_not_trained_cannot_be_attacked():
     net = tiny()
     net.get_input_embeddings().weight.requires_grad_(False)
     with pytest.raises(UserError, match="fgm=null"):
-        Attack(1.0).watch(net)
+        FGM(1.0).watch(net)
 
 
 def test_gradients_are_added_to_those_that_are_there():

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from keepfrac.training.adapter_account import scores_of
 
 from keepfrac.tasks.base import Task
 from keepfrac.tasks.metrics import multi_label, scores
+from keepfrac.training.adapter_tuning import scores_of
 
 LABELS = 3
 
