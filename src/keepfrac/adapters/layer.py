@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from keepfrac.adapters.function import Adapted
 from keepfrac.errors import UserError
+from keepfrac.tensors.layouts import is_transposed
 
 INIT_STD = 0.02
 
@@ -100,7 +101,7 @@ class AdaptedLinear(nn.Module):
     def __init__(self, base: nn.Module, updates: Mapping[str, Update], dropout: float = 0.0) -> None:
         super().__init__()
         self.weight, self.bias = base.get_parameter("weight"), base._parameters["bias"]
-        self.transposed = not isinstance(base, nn.Linear)
+        self.transposed = is_transposed(base)
         self.out_features, self.in_features = self.oriented(self.weight).shape
         self.updates = nn.ModuleDict(updates)
         self.updates.to(self.weight.device)

@@ -1,6 +1,6 @@
 """S1: which of the frozen weights stay, by their size, by that of their update, or by that of the sum.
 
-Scores are made for blocks of outputs: those of an update, and those of the rest (a fused linear has both). The blocks
+Scores are made for blocks of outputs: those of an update, and those of the rest (a packed linear has both). The blocks
 form two groups, {those with an update} and {the rest}, as in DSEE, where these are {query, value} and all others.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from keepfrac.adapters.layer import AdaptedLinear, Update
 from keepfrac.errors import UserError
 from keepfrac.prune.masks import top_masks
+from keepfrac.tensors.layouts import is_transposed
 from keepfrac.tensors.surgery import find
 
 SCORES = ("w", "delta", "w_delta")
@@ -116,5 +117,4 @@ def _joined(module: nn.Module, parts: Sequence[Tensor]) -> Tensor:
 
 
 def _oriented(module: nn.Module, mask: Tensor) -> Tensor:
-    transposed = module.transposed if isinstance(module, AdaptedLinear) else not isinstance(module, nn.Linear)
-    return mask.t() if transposed else mask
+    return mask.t() if is_transposed(module) else mask

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from keepfrac.adapters.layer import AdaptedLinear, Update
 from keepfrac.errors import UserError
+from keepfrac.tensors.layouts import is_linear, is_transposed
 from keepfrac.tensors.surgery import find, replace
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,11 +44,11 @@ def check_target(net: nn.Module, path: str) -> nn.Module:
         UserError: it is no linear, or its weight is quantised, or shared with another part of the model.
     """
     module = find(net, path)
-    weight = getattr(module, "weight", None)
     if isinstance(module, AdaptedLinear):
         raise UserError(f"{path} has an update already: go on with it, or merge it first (epochs=0)")
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(module, nn.Embedding):
+    if not is_linear(module):
         raise UserError(f"{path} is a {type(module).__name__}: only a linear can have an update")
+    weight = module.get_parameter("weight")
     if weight.dtype not in FLOATS:
         raise UserError(f"{path} is quantised ({weight.dtype}): an update needs a weight in floating point")
     names = [name for name, other in net.named_parameters(remove_duplicate=False) if other is weight]
@@ -59,14 +60,14 @@ def check_target(net: nn.Module, path: str) -> nn.Module:
 def sizes_of(module: nn.Module, target: Target) -> tuple[int, int]:
     """(outputs, inputs) of a target's part of a linear."""
     weight = module.get_parameter("weight")
-    outputs, inputs = weight.shape if isinstance(module, nn.Linear) else weight.t().shape
+    outputs, inputs = weight.t().shape if is_transposed(module) else weight.shape
     return (outputs if target.size is None else target.size), inputs
 
 
 def part_of_weight(module: nn.Module, target: Target) -> Tensor:
     """The (outputs, inputs) part of a linear's weight that a target means, without gradient; a view."""
     weight = module.get_parameter("weight").detach()
-    weight = weight if isinstance(module, nn.Linear) else weight.t()
+    weight = weight.t() if is_transposed(module) else weight
     return weight[target.start : target.start + (target.size or len(weight))]
 
 

@@ -11,9 +11,9 @@ from keepfrac.adapters.layer import AdaptedLinear, Update
 from keepfrac.adapters.slicing import slice_update
 from keepfrac.prune.attach import FixedGates, rank_of
 from keepfrac.prune.structure import LayerCounts, LayerParts, Structure
+from keepfrac.tensors.layouts import is_transposed
 
-FUSED = ("query", "key", "value")
-SOURCES = {"heads": FUSED, "neurons": ("ffn_in", "ffn_gate")}
+SOURCES = {"heads": ("query", "key", "value"), "neurons": ("ffn_in", "ffn_gate")}
 TARGETS = {"heads": "attention_output", "neurons": "ffn_out"}
 Updates = dict[str, dict[str, Update]]
 
@@ -58,7 +58,7 @@ def _width(layer: LayerParts, role: str) -> int:
 
 
 def _matrix(net: nn.Module, layer: LayerParts, role: str, with_weight: bool) -> Tensor:
-    """(outputs, inputs) of W + delta, or of delta, also of a linear in two factors, and of a fused one's part."""
+    """(outputs, inputs) of W + delta, or of delta, also of a linear in two factors, and of a packed one's part."""
     module = net.get_submodule(getattr(layer, role))
     if rank_of(module) is None:
         weight, changed = _pair(module)
@@ -66,14 +66,14 @@ def _matrix(net: nn.Module, layer: LayerParts, role: str, with_weight: bool) -> 
         (p, p_changed), (q, q_changed) = (_pair(module.get_submodule(name)) for name in ("p", "q"))
         weight, changed = q @ p, q_changed @ p_changed
     found = changed if with_weight else changed - weight
-    return found.chunk(len(FUSED))[FUSED.index(role)] if layer.fused and role in FUSED else found
+    return layer.layout.part(role, found)
 
 
 def _pair(module: nn.Module) -> tuple[Tensor, Tensor]:
     weight = module.get_parameter("weight").float()
     if isinstance(module, AdaptedLinear):
         return module.oriented(weight), module.oriented(weight + module.delta().float())
-    oriented = weight if isinstance(module, nn.Linear) else weight.t()
+    oriented = weight.t() if is_transposed(module) else weight
     return oriented, oriented
 
 
@@ -109,7 +109,7 @@ def cut_updates(
 
 
 def _source_rows(layer: LayerParts, family: str, units: Sequence[int], whole: int) -> dict[str, Tensor]:
-    """Kept outputs by path; those of a fused linear's three parts together."""
+    """Kept outputs by path; those of a packed linear's parts together."""
     rows: dict[str, Tensor] = {}
     for number, role in enumerate(SOURCES[family]):
         path, width = getattr(layer, role), _width(layer, role)

@@ -19,7 +19,7 @@ from keepfrac.distillation.losses import attention_loss, hidden_loss, labels_los
 from keepfrac.distillation.recipe import Recipe
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
-from keepfrac.models.attention_scores import recorded
+from keepfrac.models.attention_scores import check_recordable, check_recorded, recorded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +53,8 @@ class Distiller(nn.Module):
         self.projection: nn.Linear | None = None
         if recipe.w_rep:
             self._bridge(student.config.hidden_size, teacher.config.hidden_size)
+        for net in (student, teacher) if recipe.w_att else ():
+            check_recordable(net)
         if recipe.w_att or recipe.w_rep:
             layer_map(recipe.layer_map, _depth(student), _depth(teacher))
 
@@ -93,7 +95,9 @@ class Distiller(nn.Module):
             if layer.attention is not None
         }
         with recorded(net, paths) as scores:
-            return Seen(net(**inputs, **wanted), scores)
+            outputs = net(**inputs, **wanted)
+        check_recorded(paths, scores)
+        return Seen(outputs, scores)
 
     def terms(self, net: PreTrainedModel, seen: Seen, taught: Seen, mask: Tensor) -> dict[str, Tensor]:
         """Returns the weighted terms by name: att and rep summed over the student's layers, cls."""

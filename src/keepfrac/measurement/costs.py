@@ -3,7 +3,6 @@
 `python -m src.measure FOLDER` measures the delivered model of a run, or any Hugging Face folder.
 """
 
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from keepfrac.models.anatomy import Anatomy
 from keepfrac.prune import masks
 
 _ATEN = torch.ops.aten
@@ -28,9 +28,6 @@ FLOPS_OF_CPU_ATTENTION = {
 }
 # Through these, a tensor that autograd saves is still a parameter, cast or transposed.
 _VIEWS = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "PermuteBackward0")
-
-
-_LAYER = re.compile(r"\.(layer|layers|h)\.\d")  # as encoders, Llama and GPT-2 spell it
 
 
 def _is_of_parameter(tensor: Tensor) -> bool:
@@ -144,14 +141,14 @@ def cost(
 
 
 def fidelity(
-    net: nn.Module, twin: nn.Module, bottom: str, step: Callable[[], Tensor], twin_step: Callable[[], Tensor]
+    net: nn.Module, twin: nn.Module, body: Anatomy, step: Callable[[], Tensor], twin_step: Callable[[], Tensor]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Compares the gradients of a method with the dense ones: same weights, same batch, same dropout.
 
     Args:
         net: the method's model.
         twin: the dense model; it takes over the weights of `net`.
-        bottom: path of the module below the first layer; the gradient of its output is dX.
+        body: of both; the gradient of the output of its `embeddings` is dX.
         step: a step of the method, up to its loss.
         twin_step: the same of the dense model.
 
@@ -164,7 +161,7 @@ def fidelity(
     for name, model, one_step in (("method", net, step), ("dense", twin, twin_step)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            grads[name], below[name] = _gradients(model, bottom, one_step)
+            grads[name], below[name] = _gradients(model, body, one_step)
     pairs = {key: (grads["method"][key], dense) for key, dense in grads["dense"].items() if key in grads["method"]}
     by_weight = {key: _compare(*pair) for key, pair in pairs.items()}
     together = _compare(*(torch.cat([pair[side] for pair in pairs.values()]) for side in (0, 1)))
@@ -173,21 +170,24 @@ def fidelity(
     return figures, by_weight
 
 
-def _gradients(net: nn.Module, bottom: str, step: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the gradients of the layers' matrices and of the output of `bottom`, flat, in float64."""
+def _gradients(net: nn.Module, body: Anatomy, step: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the gradients of the layers' matrices and of the output of the embeddings, flat, in float64."""
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, inputs, output: Tensor) -> None:
         output.register_hook(lambda grad: caught.append(grad.detach()))
 
-    handle = net.get_submodule(bottom).register_forward_hook(catch)
+    handle = net.get_submodule(body.embeddings).register_forward_hook(catch)
     net.zero_grad(set_to_none=True)
     try:
         step().backward()
     finally:
         handle.remove()
     named = {name: parameter.grad for name, parameter in net.named_parameters()}
-    matrices = {n: g.flatten().double() for n, g in named.items() if g is not None and g.ndim == 2 and _LAYER.search(n)}
+    inside = tuple(f"{layer.path}." for layer in body.layers)
+    matrices = {
+        n: g.flatten().double() for n, g in named.items() if g is not None and g.ndim == 2 and n.startswith(inside)
+    }
     net.zero_grad(set_to_none=True)
     return matrices, caught[0].flatten().double()
 

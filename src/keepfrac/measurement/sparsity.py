@@ -16,6 +16,7 @@ from torch import nn
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.packed import packed_bytes
+from keepfrac.tensors.layouts import is_linear
 
 LENGTH = 128  # tokens, as `measure.macs` counts them
 SHOWN = 0.999
@@ -28,13 +29,9 @@ def matrices(net: nn.Module) -> dict[str, torch.Tensor]:
         modules = [(path, net.get_submodule(path)) for layer in anatomy(net).layers for path in layer.linears]
         named = [(f"{path}.{name}", p) for path, module in modules for name, p in module.named_parameters()]
     except UserError:
-        linears = ((name, module) for name, module in net.named_modules() if _is_linear(module))
+        linears = ((name, module) for name, module in net.named_modules() if is_linear(module))
         named = [(f"{name}.weight", module.weight) for name, module in linears]
     return {name: weight for name, weight in named if weight.ndim == 2}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def account(counts: Mapping[str, tuple[int, int]], params: int, nonzeros: int) -> dict:

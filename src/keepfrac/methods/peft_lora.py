@@ -1,7 +1,7 @@
 """LoRA by Hugging Face PEFT, the peer of `method=lora`: the same rank, alpha and linears, by its own layers.
 
 V is drawn as PEFT does it (Kaiming, uniform). PEFT merges densely. Masks that came with the model hold whatever the
-method, so its merged weights are masked again. A fused linear (GPT-2's c_attn) has one update over all its outputs.
+method, so its merged weights are masked again. A packed linear (GPT-2's c_attn) has one update over all its outputs.
 Needs the package: pip install 'peft>=0.21,<0.22'.
 
 keep_frac is 1: everything is kept.
@@ -15,6 +15,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
+from keepfrac.tensors.layouts import is_transposed
 from keepfrac.tensors.surgery import find, replace
 from keepfrac.training.adapter_tuning import LoraSettings, scores_of, trained
 from keepfrac.training.finetune import Batch, FineTune
@@ -44,7 +45,7 @@ class PeftLora(FineTune):
         from peft import LoraConfig, inject_adapter_in_model
 
         self.paths = list(dict.fromkeys(target.path for target in targets_of(self.net, self.settings.targets)))
-        transposed = all(hasattr(find(self.net, path), "nf") for path in self.paths)
+        transposed = all(is_transposed(find(self.net, path)) for path in self.paths)
         config = LoraConfig(
             r=self.settings.rank,
             lora_alpha=self.settings.alpha,  # type: ignore[arg-type]  # it divides by the rank alone

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from keepfrac.errors import UserError
-from keepfrac.models.vocabulary.pruning import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
+from keepfrac.models.vocabulary.pruning import (
+    keep_rows,
+    rebuilt,
+    remap_ids,
+    special_token_ids,
+    state_of,
+    tokens_to_keep,
+)
 from keepfrac.prune.masks import Masks
 from keepfrac.settings import count, flag, settings
 from keepfrac.tasks.tokens import Tokens
@@ -70,8 +77,8 @@ class VocabPrune(FineTune):
         before, logits = data.tokens, self._logits(data.tokens) if self.settings.min_count == 1 else []
         seen = np.flatnonzero(np.bincount(before.ids) >= self.settings.min_count)
         state = state_of(tokenizer)
-        always = special_numbers(tokenizer, self.net)
-        smaller, old = renumbered(state, tokens_to_keep(state, seen.tolist(), always, self.settings.characters))
+        always = special_token_ids(tokenizer, self.net)
+        smaller, old = remap_ids(state, tokens_to_keep(state, seen.tolist(), always, self.settings.characters))
         embeddings = keep_rows(self.net, old)
         self._slice_masks(old)
         self.task.use(rebuilt(tokenizer, smaller))

@@ -14,7 +14,7 @@ ACTIVATIONS = {"gelu": (nn.GELU, {}), "relu": (nn.ReLU, {}), "relu_inplace": (nn
 
 
 def use_activation(net: nn.Module, name: str) -> None:
-    """Give every layer of `net` the activation `name`, and write it into the model's config.
+    """Gives every layer of `net` the activation `name`, and writes it into the model's config.
 
     The config of the model says `relu` for `relu_inplace`, which other programs do not know.
 
@@ -28,8 +28,8 @@ def use_activation(net: nn.Module, name: str) -> None:
     if name not in ACTIVATIONS:
         raise UserError(f"hidden_act={name!r}: choose one of {', '.join(ACTIVATIONS)}")
     make, arguments = ACTIVATIONS[name]
-    for layer in anatomy(net).layers:
+    parts = anatomy(net)
+    for layer in parts.layers:
         if layer.activation is not None:
             replace(net, layer.activation, make(**arguments))
-    key = "activation" if hasattr(net.config, "activation") else "hidden_act"  # DistilBERT has its own word
-    setattr(net.config, key, name.removesuffix("_inplace"))
+    setattr(net.config, parts.family.function, name.removesuffix("_inplace"))

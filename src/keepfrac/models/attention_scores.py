@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import check_attention_interface
+
 PREFIX = "keepfrac_scores_"
 ATTRIBUTE = "recorded_scores"
+INSTEAD = "choose distill=hidden (or distill=logits), or set distill.w_att=0"
 
 
 @contextmanager
@@ -31,11 +35,15 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
 
     Yields:
         Q K^T * scaling by number, (batch, heads, length, length), without any mask; with their graph.
+
+    Raises:
+        UserError: the model's attention does not go through the AttentionInterface.
     """
     found: dict[int, Tensor] = {}
     if not attentions:
         yield found
         return
+    check_recordable(net)
     modules = {number: net.get_submodule(path) for number, path in attentions.items()}
     configs = {id(m.config): m.config for m in net.modules() if hasattr(m, "config")}.values()
     bases = [config._attn_implementation for config in configs]
@@ -50,6 +58,25 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
             config._attn_implementation = base
         for module in modules.values():
             delattr(module, ATTRIBUTE)
+
+
+def check_recordable(net: nn.Module) -> None:
+    """Refuses a model whose attention scores cannot be recorded.
+
+    Raises:
+        UserError: its attention does not go through the AttentionInterface.
+    """
+    check_attention_interface(net, "attention scores", INSTEAD)
+
+
+def check_recorded(attentions: Mapping[int, str], found: Mapping[int, Tensor]) -> None:
+    """Holds that a forward pass left the scores of every attention that was to be recorded.
+
+    Raises:
+        UserError: one called another attention function.
+    """
+    if missing := [path for number, path in attentions.items() if number not in found]:
+        raise UserError(f"no attention scores came from {', '.join(missing)}: {INSTEAD}")
 
 
 def _recorder(base: str) -> str:

@@ -15,58 +15,59 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import Layer, anatomy
-from keepfrac.models.cuttable import CONFIGS, PRUNED_OF, decoder_shape, depth_key
+from keepfrac.models.anatomy import Layer, anatomy, base_path, family_of
+from keepfrac.models.families import PRUNED
+from keepfrac.models.pruned import PRUNED_OF, SIZES, STOCK_OF
 from keepfrac.models.slicing import slice_tensors
 from keepfrac.prune.attach import FixedGates, read_counts
 from keepfrac.prune.structure import ROLES, LayerCounts, ModelShape, Structure
 
-SIZE_FIELDS = ("head_dim", "layer_heads", "layer_ffn", "low_rank", "original_layers")
-CONFIG_OF = {config.model_type.removeprefix("pruned_"): config for config in CONFIGS}
+NOT_SETTINGS = ("model_type", "architectures", "auto_map", "transformers_version")
 
 
 def encoder_layers(net: PreTrainedModel) -> list[Layer]:
-    """The layers of a dense, masked, factorised or cut model of a family that can be cut.
+    """Returns the layers of a dense, masked, factorised or cut model of a family that can be cut.
 
     Raises:
         UserError: the family is not known, or cannot be cut.
     """
-    if net.config.model_type == "relu_head_bert":
+    parts = anatomy(net)
+    if parts.family.removed is None:
+        known = sorted(config.model_type for config in PRUNED_OF if hasattr(config, "model_type"))
         raise UserError(
-            "a model with SparseBERT's head cannot be cut or factorised: train it with method.head=own distill.head=own"
+            f"a {parts.model_type} model cannot be cut or factorised: "
+            + (parts.family.why_not_cut or f"known are {', '.join(known)}")
         )
-    layers = list(anatomy(net).layers)
-    if net.config.model_type.removeprefix("pruned_") not in CONFIG_OF:
-        raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
-    return layers
+    return list(parts.layers)
 
 
-def base_path(net: PreTrainedModel) -> str:
-    """What stands before the encoder's parameter names: "bert." ..., or "" for the encoder itself."""
-    prefix = net.base_model_prefix
-    return f"{prefix}." if hasattr(net, prefix) else ""
+def is_cut(net: PreTrainedModel) -> bool:
+    """Whether a model is what `cut` makes."""
+    return net.config.model_type.startswith(PRUNED)
 
 
 def shape_of(net: PreTrainedModel) -> ModelShape:
-    """The shape of the dense original, which a cut model's configuration still holds."""
-    config = net.config
-    if (shape := decoder_shape(config)) is not None:
-        return shape
-    heads = config.num_attention_heads
+    """Returns the shape of the dense original, which a cut model's configuration still holds."""
+    config, family = net.config, family_of(net)
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    units = getattr(config, "num_key_value_heads", None) or heads
     return ModelShape(
         num_layers=getattr(config, "original_layers", None) or config.num_hidden_layers,
-        hidden=config.hidden_size,
-        num_heads=heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        num_neurons=config.hidden_dim if hasattr(config, "hidden_dim") else config.intermediate_size,
+        hidden=hidden,
+        num_heads=units,
+        head_dim=getattr(config, "head_dim", None) or hidden // heads,
+        num_neurons=getattr(config, family.neurons) or 4 * hidden,
+        group=heads // units,
+        gated=family.ffn_gate is not None,
+        causal=family.causal,
     )
 
 
 def counts_of(net: PreTrainedModel) -> list[LayerCounts]:
-    """The heads, neurons and ranks that the model has now."""
+    """Returns the heads, neurons and ranks that the model has now."""
     return read_counts(net, encoder_layers(net))
 
 
@@ -74,7 +75,7 @@ def counts_of(net: PreTrainedModel) -> list[LayerCounts]:
 def cut(
     net: PreTrainedModel, structure: Structure, gates: FixedGates | None = None, merge: bool = True
 ) -> PreTrainedModel:
-    """The model that keeps only the structure's units.
+    """Returns the model that keeps only the structure's units.
 
     Args:
         net: dense, masked, factorised or already cut; not changed. The structure indexes its present units.
@@ -94,9 +95,8 @@ def cut(
     if all(layer.dropped for layer in structure.layers):
         raise UserError("the structure drops every layer: at least one must stay")
     state = slice_tensors(net.state_dict(), layers, structure, gates, merge)
-    smaller = _empty_model(net, _config_of(net, state, layers, structure))
-    renamed = _renumber(state, layers, structure)
-    smaller.load_state_dict(renamed, strict=True)
+    smaller = empty_like(net, _class_of(net), _config_of(net, state, layers, structure))
+    smaller.load_state_dict(_renumber(state, layers, structure), strict=True)
     smaller.tie_weights()
     return smaller.train(net.training)
 
@@ -105,7 +105,7 @@ def cut(
 def largest_difference(
     before: Callable[[object], Tensor], after: Callable[[object], Tensor], batches: Iterable, tolerance: float
 ) -> float:
-    """The largest absolute difference between two functions of a batch, held under a tolerance.
+    """Returns the largest absolute difference between two functions of a batch, held under a tolerance.
 
     Args:
         before: a batch -> logits, of the masked model in eval mode.
@@ -123,26 +123,48 @@ def largest_difference(
     return max(worst)
 
 
+def settings_for(config_class: type, config: PreTrainedConfig) -> dict:
+    """Returns the settings of a configuration that one of another class of its family has too."""
+    unknown = {name for name in SIZES if not hasattr(config_class, name)}
+    return {name: value for name, value in config.to_dict().items() if name not in {*unknown, *NOT_SETTINGS}}
+
+
+def empty_like(net: PreTrainedModel, model_class: Callable, config: PreTrainedConfig) -> PreTrainedModel:
+    """Returns a model of another class with random weights: device, dtype, pooler or none as `net` has it.
+
+    The run's random numbers are left alone.
+    """
+    pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
+    parameter = next(net.parameters())
+    with torch.random.fork_rng(devices=[]):
+        return model_class(config, **pooler).to(parameter.device, parameter.dtype)
+
+
+def _class_of(net: PreTrainedModel) -> type:
+    stock = STOCK_OF.get(type(net), type(net))
+    if stock not in PRUNED_OF:
+        known = ", ".join(sorted(cls.__name__ for cls in PRUNED_OF if not hasattr(cls, "model_type")))
+        raise UserError(f"a {type(net).__name__} cannot be cut: known are {known}")
+    return PRUNED_OF[stock]
+
+
 def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], structure: Structure):
-    config_class = CONFIG_OF.get(net.config.model_type.removeprefix("pruned_"))
-    if config_class is None:
-        raise UserError(f"a {net.config.model_type} model cannot be cut: known are {', '.join(CONFIG_OF)}")
+    stock = STOCK_OF.get(type(net.config), type(net.config))
     kept = [(i, s) for i, s in enumerate(structure.layers) if not s.dropped]
-    settings = net.config.to_dict()
-    for name in (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version"):
-        settings.pop(name, None)
-    settings[depth_key(settings)] = len(kept)
-    if len(kept) < len(layers) and settings.get("scale_attn_by_inverse_layer_idx"):
-        raise UserError("a GPT-2 whose attention is scaled by its layer's number cannot lose whole layers")
-    shape = shape_of(net)
-    config = config_class(
-        **settings,
-        head_dim=shape.head_dim,
-        layer_heads=[len(s.heads) for _, s in kept],
-        layer_ffn=[len(s.neurons) for _, s in kept],
-        low_rank=_ranks_of(net, state, layers, [i for i, _ in kept]) or None,
-        original_layers=shape.num_layers,
-    )
+    if len(kept) < len(layers) and getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
+        raise UserError("a model whose attention is scaled by its layer's number cannot lose whole layers")
+    shape, low_rank = shape_of(net), _ranks_of(net, state, layers, [i for i, _ in kept])
+    if low_rank and shape.causal:
+        raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
+    sizes = {
+        family_of(net).depth: len(kept),
+        "head_dim": shape.head_dim,
+        "layer_heads": [len(s.heads) for _, s in kept],
+        "layer_ffn": [len(s.neurons) for _, s in kept],
+        "low_rank": low_rank or None,
+        "original_layers": shape.num_layers,
+    }
+    config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
     config._attn_implementation = _attention_of(net)
     return config
 
@@ -157,7 +179,7 @@ def _ranks_of(
     net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], kept: list[int]
 ) -> dict[str, int]:
     """Low-rank linears by their name inside the encoder, layers numbered anew."""
-    base, found = base_path(net), {}
+    base, found = f"{base_path(net)}.", {}
     for new, old in enumerate(kept):
         for role in ROLES:
             path = getattr(layers[old], role)
@@ -184,17 +206,3 @@ def _renumber(state: dict[str, Tensor], layers: Sequence[Layer], structure: Stru
 def _numbered(name: str, path: str, number: int) -> str:
     stem = path.rpartition(".")[0]
     return f"{stem}.{number}{name[len(path) :]}"
-
-
-def _empty_model(net: PreTrainedModel, config) -> PreTrainedModel:
-    stock = type(net) if type(net) in PRUNED_OF else type(net).__mro__[2]
-    if stock not in PRUNED_OF:
-        known = ", ".join(sorted(cls.__name__ for cls in PRUNED_OF))
-        raise UserError(f"a {type(net).__name__} cannot be cut: known are {known}")
-    extra = {}
-    if base_path(net) == "" and getattr(net, "pooler", True) is None:
-        extra = {"add_pooling_layer": False}
-    parameter = next(net.parameters())
-    with torch.random.fork_rng(devices=[]):
-        model = PRUNED_OF[stock](config, **extra)
-    return model.to(parameter.device, parameter.dtype)

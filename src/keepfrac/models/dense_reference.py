@@ -7,35 +7,29 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from keepfrac.models.cut import SIZE_FIELDS, counts_of, shape_of
-from keepfrac.models.cuttable import CONFIGS, PRUNED_OF, depth_key
+from keepfrac.models.anatomy import family_of
+from keepfrac.models.cut import counts_of, settings_for, shape_of
+from keepfrac.models.pruned import STOCK_OF
 from keepfrac.prune.accounting import Account, account
 
-STOCK_OF = {cut: stock for stock, cut in PRUNED_OF.items()}
-STOCK_CONFIGS = {config: config.__mro__[1] for config in CONFIGS}
-NOT_STOCK = (*SIZE_FIELDS, "model_type", "architectures", "auto_map", "transformers_version")
 
-
-def stock_settings(net: PreTrainedModel) -> dict:
-    """The settings of a cut model's configuration that a stock one knows too."""
-    stock = STOCK_CONFIGS.get(type(net.config))
-    own = {name for name in SIZE_FIELDS if hasattr(stock, name)}  # Llama's head_dim
-    settings = net.config.to_dict()
-    return {name: value for name, value in settings.items() if name in own or name not in NOT_STOCK}
+def stock_config(net: PreTrainedModel, **sizes):
+    """Returns the stock configuration of a cut model, with other sizes."""
+    stock = STOCK_OF[type(net.config)]
+    config = stock(**settings_for(stock, net.config) | sizes)
+    config._attn_implementation = net.config._attn_implementation
+    return config
 
 
 def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
-    """A function from a device to a stock model of the dense shapes, with random weights; it does not hold `net`.
+    """Returns a function from a device to a stock model of the dense shapes, with random weights; it holds no `net`.
 
     Args:
         net: cut, or stock already (then it is its own original).
     """
     stock, config = type(net), net.config
     if type(net) in STOCK_OF:
-        settings = stock_settings(net)
-        settings[depth_key(settings)] = shape_of(net).num_layers
-        stock, config = STOCK_OF[type(net)], STOCK_CONFIGS[type(net.config)](**settings)
-        config._attn_implementation = net.config._attn_implementation
+        stock, config = STOCK_OF[type(net)], stock_config(net, **{family_of(net).depth: shape_of(net).num_layers})
     pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
 
     def build(device: str) -> PreTrainedModel:
@@ -46,12 +40,12 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
 
 
 def dense_original(net: PreTrainedModel) -> PreTrainedModel:
-    """The dense original of a cut model, with random weights, on the CPU; a model that was never cut is its own."""
+    """Returns the dense original of a cut model, with random weights, on the CPU; a model never cut is its own."""
     return blueprint(net)("cpu") if type(net) in STOCK_OF else net
 
 
 def original_parameters(net: PreTrainedModel) -> int:
-    """Parameters of the dense original, tied ones once; of a model that was never cut, its own."""
+    """Returns the parameters of the dense original, tied ones once; of a model that was never cut, its own."""
     of = blueprint(net)("meta") if type(net) in STOCK_OF else net
     words = net.get_input_embeddings().weight
     pruned = (getattr(net.config, "original_vocab_size", None) or len(words)) - len(words)

@@ -25,9 +25,11 @@ from transformers import PreTrainedModel
 from keepfrac.adapters.files import write_peft
 from keepfrac.adapters.surgery import adapted
 from keepfrac.errors import UserError
-from keepfrac.models.cut import counts_of, encoder_layers, shape_of
-from keepfrac.models.dense_reference import STOCK_CONFIGS, STOCK_OF, stock_settings
+from keepfrac.models.anatomy import family_of
+from keepfrac.models.cut import counts_of, empty_like, encoder_layers, is_cut, shape_of
+from keepfrac.models.dense_reference import stock_config
 from keepfrac.models.packed import save_packed
+from keepfrac.models.pruned import STOCK_OF
 from keepfrac.prune.structure import ROLES
 
 KINDS = ("stock_uniform", "stock_padded", "torch_export", "onnx", "sparse", "sparse_int8", "peft")
@@ -151,17 +153,12 @@ def onnx(net: PreTrainedModel, example: Mapping[str, Tensor], path: Path) -> Pat
 
 
 def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
-    if type(net) not in STOCK_OF:
+    if not is_cut(net):
         return net
     if shape_of(net).causal:
         raise UserError("the stock forms are for encoders: a cut decoder loads from its own folder alone")
-    settings = stock_settings(net)
-    settings["hidden_dim" if "hidden_dim" in settings else "intermediate_size"] = neurons
-    config = STOCK_CONFIGS[type(net.config)](**settings)
-    parameter = next(net.parameters())
-    pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
-    with torch.random.fork_rng(devices=[]):
-        stock = STOCK_OF[type(net)](config, **pooler).to(parameter.device, parameter.dtype)
+    config = stock_config(net, **{family_of(net).neurons: neurons})
+    stock = empty_like(net, STOCK_OF[type(net)], config)
     stock.load_state_dict(_padded(net, stock.state_dict()), strict=True)
     stock.tie_weights()
     return stock.train(net.training)

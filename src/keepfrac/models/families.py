@@ -120,9 +120,7 @@ ROBERTA = replace(
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "relu_head_bert": replace(
-        BERT,
-        removed=None,
-        why_not_cut="it has SparseBERT's head: train it with method.head=own distill.head=own",
+        BERT, removed=None, why_not_cut="its head is SparseBERT's; train it with method.head=own distill.head=own"
     ),
     "roberta": ROBERTA,
     "roberta-prelayernorm": replace(
@@ -205,8 +203,3 @@ FAMILIES: dict[str, Family] = {
         new_parts=("score", "lm_head"),
     ),
 }
-
-
-def family_of(model_type: str | None) -> Family | None:
-    """Returns the row of a dense or cut model's `config.model_type`; None of a family that is not known."""
-    return FAMILIES.get((model_type or "").removeprefix(PRUNED))

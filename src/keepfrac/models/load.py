@@ -8,16 +8,18 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
-from keepfrac.models import pruned, pruned_decoders, relu_head
+from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
+from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
 from keepfrac.models.vocabulary.tokenizers import built
@@ -26,21 +28,20 @@ from keepfrac.storage import results
 
 log = logging.getLogger(__name__)
 
-pruned.register()
-pruned_decoders.register()  # from here on the Auto classes know cut models
-relu_head.register()
+pruned.register()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }
 # A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
-NEW_PARTS = ("classifier", "pre_classifier", "score", "pooler", "cls", "lm_head", "vocab_projector", "vocab_transform")
+NEW_PARTS = {part for family in FAMILIES.values() for part in family.new_parts}
 PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
-    "dropout": ("hidden_dropout_prob", "dropout", "resid_pdrop", "embd_pdrop"),
-    "attention_dropout": ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
+    "dropout": {key for family in FAMILIES.values() for key in family.dropouts},
+    "attention_dropout": {key for family in FAMILIES.values() for key in family.attention_dropouts},
 }
+"""Keys of configurations by that of the `model` group; a family that is not in the table may use one of these too."""
 
 
 def model_source(settings: dict) -> str:
@@ -183,7 +184,7 @@ def _refuse_missing(source: str, info: dict) -> list[str]:
     """Returns the names of the weights that are new, the head's and the pooler's; raises a UserError for others."""
     mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
     new = sorted({*info["missing_keys"], *mismatched})
-    wrong = [key for key in new if not set(key.split(".")) & set(NEW_PARTS)]
+    wrong = [key for key in new if not set(key.split(".")) & NEW_PARTS]
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise UserError(f"model {source}: these weights are missing or have another shape: {shown}")
@@ -234,21 +235,18 @@ def load_body(folder: Path) -> nn.Module:
             " and give NEW_FOLDER"
         )
     try:
-        architectures = AutoConfig.from_pretrained(folder).architectures or [""]
-        known = [
-            head
-            for head in HEADS.values()
-            if architectures[0] in {cls.__name__ for cls in head._model_mapping.values()}
-        ]
-        net = (known[0] if known else transformers.AutoModel).from_pretrained(folder)
+        net = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"model {folder}: {_first_line(error)}") from error
-    return _with_updates(net, folder)
-
-
-def _with_updates(net: nn.Module, folder: Path) -> nn.Module:
     attach_saved(net, folder)
     return net
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Returns the Auto class of the head that a configuration names, AutoModel where it names none of HEADS."""
+    wanted = (config.architectures or [""])[0]
+    known = (head for head in HEADS.values() if wanted in {cls.__name__ for cls in head._model_mapping.values()})
+    return next(known, transformers.AutoModel)
 
 
 def quieten() -> None:

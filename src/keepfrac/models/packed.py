@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from keepfrac.errors import UserError
-from keepfrac.models.load import HEADS, PACKED, quieten
+from keepfrac.models.load import PACKED, auto_class, quieten
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -155,11 +155,7 @@ def _empty(folder: Path) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} has no configuration that can be read: {error}") from error
-    wanted = (config.architectures or [""])[0]
-    for head in HEADS.values():
-        if wanted in {cls.__name__ for cls in head._model_mapping.values()}:
-            return head.from_config(config)
-    return AutoModel.from_config(config)
+    return auto_class(config).from_config(config)
 
 
 def restore(folder: Path, target: Path) -> None:

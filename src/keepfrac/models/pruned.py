@@ -1,12 +1,14 @@
-"""Encoders whose layers differ in size: BERT, RoBERTa and DistilBERT with heads, neurons or layers cut away.
+"""Models whose layers differ in size: those of `families` with heads, neurons or layers cut away.
 
-This file is whole by itself (torch and transformers alone): `save_pretrained` puts a copy beside the weights, and
-`AutoModel*.from_pretrained(folder, trust_remote_code=True)` loads the model where the project that made it is not
-installed. The configuration's own sizes (`num_attention_heads`, the intermediate size) stay those of the dense
-original; what is left of it stands in these fields:
+Together with `families.py` this file is whole by itself (torch and transformers alone): `save_pretrained` puts a copy
+of both beside the weights, and `AutoModel*.from_pretrained(folder, trust_remote_code=True)` loads the model where the
+project that made it is not installed. The classes are made from the table: `PrunedBertConfig`, `PrunedBertModel`,
+`PrunedBertForSequenceClassification` ... The configuration's own sizes (`num_attention_heads`, the intermediate size)
+stay those of the dense original; what is left of it stands in these fields:
 
     head_dim          width of one head
-    layer_heads       heads of each layer; 0 = the attention sub-layer is removed, its layer norm stays
+    layer_heads       heads of each layer; where query heads share a key-value head, the key-value heads, each with all
+                      of its query heads; 0 = the attention sub-layer is removed, its layer norm stays
     layer_ffn         feed-forward neurons of each layer; 0 = the same for the feed-forward sub-layer
     low_rank          module name inside the encoder -> rank, for linears held as two factors q(p(x))
     original_layers   number of layers of the dense original, where whole layers were dropped
@@ -24,91 +26,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertForTokenClassification,
-    BertModel,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    DistilBertForQuestionAnswering,
-    DistilBertForSequenceClassification,
-    DistilBertForTokenClassification,
-    DistilBertModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-    RobertaForTokenClassification,
-    RobertaModel,
 )
+from transformers.pytorch_utils import Conv1D
 
-BERT_PATHS = {
-    "layers": "encoder.layer",
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "ffn_in": "intermediate.dense",
-    "ffn_out": "output.dense",
-    "layer_norms": ("attention.output.LayerNorm", "output.LayerNorm"),
-}
-DISTILBERT_PATHS = {
-    "layers": "transformer.layer",
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "attention_output": "attention.out_lin",
-    "ffn_in": "ffn.lin1",
-    "ffn_out": "ffn.lin2",
-    "layer_norms": ("sa_layer_norm", "output_layer_norm"),
-}
-
+from .families import FAMILIES, PRUNED, Family  # noqa: TID252 - the copy beside weights is no package
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
 else:
     _Base = object
 
-
-class PrunedBertConfig(BertConfig):
-    """`BertConfig` with a size for every layer; see the fields in this file's first lines."""
-
-    model_type = "pruned_bert"
-    head_dim: int | None = None
-    layer_heads: list[int] | None = None
-    layer_ffn: list[int] | None = None
-    low_rank: dict[str, int] | None = None
-    original_layers: int | None = None
-
-
-class PrunedRobertaConfig(RobertaConfig):
-    """`RobertaConfig` with a size for every layer."""
-
-    model_type = "pruned_roberta"
-    head_dim: int | None = None
-    layer_heads: list[int] | None = None
-    layer_ffn: list[int] | None = None
-    low_rank: dict[str, int] | None = None
-    original_layers: int | None = None
-
-
-class PrunedDistilBertConfig(DistilBertConfig):
-    """`DistilBertConfig` with a size for every layer."""
-
-    model_type = "pruned_distilbert"
-    head_dim: int | None = None
-    layer_heads: list[int] | None = None
-    layer_ffn: list[int] | None = None
-    low_rank: dict[str, int] | None = None
-    original_layers: int | None = None
+SIZES = {
+    "head_dim": "int | None",
+    "layer_heads": "list[int] | None",
+    "layer_ffn": "list[int] | None",
+    "low_rank": "dict[str, int] | None",
+    "original_layers": "int | None",
+}
+"""Fields that the configuration of a cut model has beside those of the stock one."""
+ENCODERS: tuple[Any, ...] = (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+)
+DECODERS: tuple[Any, ...] = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification)
 
 
 class LowRankLinear(nn.Module):
@@ -125,22 +77,33 @@ class LowRankLinear(nn.Module):
 
 
 class NoAttention(nn.Module):
-    """Stands where an attention was: hands on its input (BERT: the output block adds nothing to the residual)."""
+    """Stands where an attention was: gives zeros, and keeps count of the tokens in a decoder's cache.
 
-    num_attention_heads = all_head_size = 0
+    The first layer's cache is what a model reads its position from, so an empty one would break generation.
+    """
 
-    def __init__(self, head_dim: int) -> None:
+    def __init__(self, layer_idx: int | None) -> None:
         super().__init__()
-        self.attention_head_size = head_dim
+        self.layer_idx = layer_idx
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
-        return hidden_states, None
+    def forward(self, hidden_states: torch.Tensor, *args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            seen = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            past_key_values.update(seen, seen, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoFeedForward(nn.Module):
+    """A removed feed-forward block: gives zeros."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden_states)
 
 
 class NormOnly(nn.Module):
     """The output block of a removed sub-layer: the layer norm of the residual alone."""
 
-    def __init__(self, layer_norm: nn.LayerNorm) -> None:
+    def __init__(self, layer_norm: nn.Module) -> None:
         super().__init__()
         self.LayerNorm = layer_norm
 
@@ -148,84 +111,75 @@ class NormOnly(nn.Module):
         return self.LayerNorm(input_tensor)
 
 
-class ZeroAttention(nn.Module):
-    """A removed attention where the caller adds the residual (DistilBERT)."""
-
-    n_heads = 0
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.attention_head_size = head_dim
-
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, None]:
-        return torch.zeros_like(hidden_states), None
-
-
-class ZeroFeedForward(nn.Module):
-    """A removed feed-forward block where the caller adds the residual (DistilBERT)."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
-
-
-def paths_of(config) -> dict:
-    """How the configuration's family spells its parts."""
-    return DISTILBERT_PATHS if isinstance(config, DistilBertConfig) else BERT_PATHS
-
-
-def reshape(model: Any, config) -> None:
+def reshape(model: Any, config: Any) -> None:
     """Gives the layers the sizes that the configuration records; in `__init__`, before weights are loaded.
 
     Raises:
-        ValueError: a list of another length than the layers, a negative size, or an unknown low-rank module.
+        ValueError: a list of another length than the layers, a negative size, an unknown low-rank module.
     """
-    base = getattr(model, model.base_model_prefix, model)
-    paths = paths_of(config)
-    layers = base.get_submodule(paths["layers"])
+    base, family = getattr(model, model.base_model_prefix, model), FAMILIES[config.model_type.removeprefix(PRUNED)]
+    layers = base.get_submodule(family.layers)
+    if config.low_rank and family.causal:
+        raise ValueError(f"low_rank is {config.low_rank}: decoders have no low-rank linears")
     for name in ("layer_heads", "layer_ffn"):
         sizes = getattr(config, name)
         if sizes is not None and (len(sizes) != len(layers) or min(sizes) < 0):
             raise ValueError(f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers")
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
-            _reshape_attention(layer, paths, config.hidden_size, config.layer_heads[i], head_dim)
+            _reshape_attention(layer, family, config, config.layer_heads[i])
         if config.layer_ffn is not None:
-            _reshape_ffn(layer, paths, config.hidden_size, config.layer_ffn[i])
+            _reshape_ffn(layer, family, config.hidden_size, config.layer_ffn[i])
     for name, rank in (config.low_rank or {}).items():
         linear = base.get_submodule(name)
         if not isinstance(linear, nn.Linear) or rank < 1:
             raise ValueError(f"low_rank has {name}: {rank}, which must be a linear of the encoder and at least 1")
-        twin = LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
-        _replace(base, name, twin)
+        _replace(base, name, LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None))
 
 
-def _reshape_attention(layer: Any, paths: dict, hidden: int, heads: int, head_dim: int) -> None:
-    bert = paths is BERT_PATHS
-    if heads == 0 and bert:
-        layer.attention.self = NoAttention(head_dim)
-        layer.attention.output = NormOnly(layer.attention.output.LayerNorm)
-    elif heads == 0:
-        layer.attention = ZeroAttention(head_dim)
+def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> None:
+    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+    group = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    attention, width = layer.get_submodule(family.attention), heads * head_dim
+    if heads == 0:
+        _remove(layer, family, family.attention, NoAttention(getattr(attention, "layer_idx", None)))
+        attention = layer.get_submodule(family.attention)
+        setattr(attention, family.head_dim, head_dim)
     else:
-        attention = layer.attention.self if bert else layer.attention
-        setattr(attention, "num_attention_heads" if bert else "n_heads", heads)
-        attention.attention_head_size, attention.scaling = head_dim, head_dim**-0.5
-        attention.all_head_size = heads * head_dim
-        for role in ("query", "key", "value"):
-            _replace(layer, paths[role], nn.Linear(hidden, heads * head_dim))
-        _replace(layer, paths["attention_output"], nn.Linear(heads * head_dim, hidden))
+        widths = {family.query: width * group, family.key: width, family.value: width}
+        packed = 3 if family.query == family.key else 1
+        for path, outputs in widths.items():
+            _resize(layer, path, config.hidden_size, packed * outputs)
+        _resize(layer, family.attention_output, width * group, config.hidden_size)
+    for name, size in ((family.num_heads, heads), (family.width, width)):
+        if name is not None:
+            setattr(attention, name, size)
 
 
-def _reshape_ffn(layer: Any, paths: dict, hidden: int, neurons: int) -> None:
-    if neurons == 0 and paths is BERT_PATHS:
-        layer.intermediate = nn.Identity()
-        layer.output = NormOnly(layer.output.LayerNorm)
-    elif neurons == 0:
-        layer.ffn = ZeroFeedForward()
+def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
+    if neurons == 0:
+        _remove(layer, family, family.feed_forward, NoFeedForward())
+        return
+    for path in (family.ffn_gate, family.ffn_in):
+        if path is not None:
+            _resize(layer, path, hidden, neurons)
+    _resize(layer, family.ffn_out, neurons, hidden)
+
+
+def _remove(layer: Any, family: Family, path: str, nothing: nn.Module) -> None:
+    """Puts `nothing` in the place of a sub-layer; where the norm adds the residual, it sees the residual alone."""
+    _replace(layer, path, nothing)
+    if family.removed == "norm":
+        norm = family.layer_norms[0 if path == family.attention else 1]
+        _replace(layer, norm.rpartition(".")[0], NormOnly(layer.get_submodule(norm)))
+
+
+def _resize(layer: nn.Module, path: str, inputs: int, outputs: int) -> None:
+    linear: Any = layer.get_submodule(path)
+    if isinstance(linear, Conv1D):
+        _replace(layer, path, Conv1D(outputs, inputs))
     else:
-        _replace(layer, paths["ffn_in"], nn.Linear(hidden, neurons))
-        _replace(layer, paths["ffn_out"], nn.Linear(neurons, hidden))
+        _replace(layer, path, nn.Linear(inputs, outputs, bias=linear.bias is not None))
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
@@ -233,152 +187,103 @@ def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
-class _Pruned(_Base):
-    """Before a stock class: its model, with the layers reshaped, and saved together with this file."""
+class _Delivered(_Base):
+    """Before a stock class: saved together with this file and the table."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Saves the model and a copy of both files, so that `trust_remote_code=True` loads it anywhere."""
+        self.config.auto_map = auto_map(type(self.config))
+        super().save_pretrained(save_directory, *args, **kwargs)
+        here = Path(str(sys.modules[__name__].__file__))
+        for name in (here.name, "families.py"):
+            shutil.copyfile(here.with_name(name), Path(save_directory) / name)
+
+
+class _Pruned(_Delivered):
+    """Before a stock class: its model, with the layers reshaped."""
 
     def __init__(self, config, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         reshape(self, config)
         self.post_init()
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """Saves the model and a copy of this file, so that `trust_remote_code=True` loads it anywhere."""
-        self.config.auto_map = auto_map(type(self.config))
-        super().save_pretrained(save_directory, *args, **kwargs)
-        here = Path(str(sys.modules[type(self).__module__].__file__))
-        shutil.copyfile(here, Path(save_directory) / here.name)
+
+class LinearOfRelu(nn.Linear):
+    """y = W relu(x) + b."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.relu(x))
 
 
-class PrunedBertModel(_Pruned, BertModel):
-    """`BertModel` with a size for every layer."""
+class _ReluHead(_Delivered):
+    """Before a stock BERT: a ReLU between its pooler and its classifier, and no dropout there.
 
-    config_class = PrunedBertConfig
+    This is the head of SparseBERT's released code. A stock class would load such weights and give other logits without
+    a word, so the model has a type of its own.
+    """
 
-
-class PrunedBertForSequenceClassification(_Pruned, BertForSequenceClassification):
-    """`BertForSequenceClassification` with a size for every layer."""
-
-    config_class = PrunedBertConfig
-
-
-class PrunedBertForMaskedLM(_Pruned, BertForMaskedLM):
-    """`BertForMaskedLM` with a size for every layer."""
-
-    config_class = PrunedBertConfig
+    def __init__(self, config, *args, **kwargs) -> None:
+        super().__init__(config, *args, **kwargs)
+        if hasattr(self, "classifier"):
+            self.classifier = LinearOfRelu(config.hidden_size, config.num_labels)
+            self.dropout = nn.Identity()
+        self.post_init()
 
 
-class PrunedBertForTokenClassification(_Pruned, BertForTokenClassification):
-    """`BertForTokenClassification` with a size for every layer."""
-
-    config_class = PrunedBertConfig
-
-
-class PrunedBertForQuestionAnswering(_Pruned, BertForQuestionAnswering):
-    """`BertForQuestionAnswering` with a size for every layer."""
-
-    config_class = PrunedBertConfig
+CLASSES: dict[Any, dict[Any, Any]] = {}
+"""Configuration class -> Auto class -> class of the model."""
+PRUNED_OF: dict[Any, Any] = {}
+"""Stock class, of a configuration or a model -> the class of its cut models."""
 
 
-class PrunedRobertaModel(_Pruned, RobertaModel):
-    """`RobertaModel` with a size for every layer."""
-
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForSequenceClassification(_Pruned, RobertaForSequenceClassification):
-    """`RobertaForSequenceClassification` with a size for every layer."""
-
-    config_class = PrunedRobertaConfig
+def _made(name: str, *bases: type, **content: Any) -> Any:
+    """Returns a new class, which this module has from now on."""
+    made = type(name, bases, {"__module__": __name__, **content})
+    globals()[name] = made
+    return made
 
 
-class PrunedRobertaForMaskedLM(_Pruned, RobertaForMaskedLM):
-    """`RobertaForMaskedLM` with a size for every layer."""
-
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForTokenClassification(_Pruned, RobertaForTokenClassification):
-    """`RobertaForTokenClassification` with a size for every layer."""
-
-    config_class = PrunedRobertaConfig
-
-
-class PrunedRobertaForQuestionAnswering(_Pruned, RobertaForQuestionAnswering):
-    """`RobertaForQuestionAnswering` with a size for every layer."""
-
-    config_class = PrunedRobertaConfig
+def _make_cut(model_type: str, family: Family) -> None:
+    """Makes the classes of a family's cut models."""
+    stock = CONFIG_MAPPING[model_type]
+    sizes = {name: kind for name, kind in SIZES.items() if not hasattr(stock, name)}
+    content = {"model_type": f"{PRUNED}{model_type}", "__annotations__": sizes, **dict.fromkeys(sizes)}
+    PRUNED_OF[stock] = config = _made(f"Pruned{stock.__name__}", stock, **content)
+    CLASSES[config] = {}
+    for auto in DECODERS if family.causal else ENCODERS:
+        net = auto._model_mapping[stock]
+        PRUNED_OF[net] = CLASSES[config][auto] = _made(f"Pruned{net.__name__}", _Pruned, net, config_class=config)
 
 
-class PrunedDistilBertModel(_Pruned, DistilBertModel):
-    """`DistilBertModel` with a size for every layer."""
-
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForSequenceClassification(_Pruned, DistilBertForSequenceClassification):
-    """`DistilBertForSequenceClassification` with a size for every layer."""
-
-    config_class = PrunedDistilBertConfig
+def _make_relu_head() -> None:
+    config = _made("ReluHeadBertConfig", BertConfig, model_type="relu_head_bert")
+    nets = {auto: auto._model_mapping[BertConfig] for auto in (AutoModel, AutoModelForSequenceClassification)}
+    CLASSES[config] = {
+        auto: _made(f"ReluHead{net.__name__}", _ReluHead, net, config_class=config) for auto, net in nets.items()
+    }
 
 
-class PrunedDistilBertForMaskedLM(_Pruned, DistilBertForMaskedLM):
-    """`DistilBertForMaskedLM` with a size for every layer."""
-
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForTokenClassification(_Pruned, DistilBertForTokenClassification):
-    """`DistilBertForTokenClassification` with a size for every layer."""
-
-    config_class = PrunedDistilBertConfig
-
-
-class PrunedDistilBertForQuestionAnswering(_Pruned, DistilBertForQuestionAnswering):
-    """`DistilBertForQuestionAnswering` with a size for every layer."""
-
-    config_class = PrunedDistilBertConfig
-
-
-# In each: BERT, RoBERTa, DistilBERT, as in CONFIGS.
-AUTO_CLASSES: dict[Any, tuple[Any, ...]] = {
-    AutoModel: (PrunedBertModel, PrunedRobertaModel, PrunedDistilBertModel),
-    AutoModelForSequenceClassification: (
-        PrunedBertForSequenceClassification,
-        PrunedRobertaForSequenceClassification,
-        PrunedDistilBertForSequenceClassification,
-    ),
-    AutoModelForMaskedLM: (PrunedBertForMaskedLM, PrunedRobertaForMaskedLM, PrunedDistilBertForMaskedLM),
-    AutoModelForTokenClassification: (
-        PrunedBertForTokenClassification,
-        PrunedRobertaForTokenClassification,
-        PrunedDistilBertForTokenClassification,
-    ),
-    AutoModelForQuestionAnswering: (
-        PrunedBertForQuestionAnswering,
-        PrunedRobertaForQuestionAnswering,
-        PrunedDistilBertForQuestionAnswering,
-    ),
-}
-CONFIGS: tuple[Any, ...] = (PrunedBertConfig, PrunedRobertaConfig, PrunedDistilBertConfig)
-PRUNED_OF = {cls.__mro__[2]: cls for classes in AUTO_CLASSES.values() for cls in classes}
-"""Stock class -> the class of its cut models."""
+for _model_type, _family in FAMILIES.items():
+    if _family.removed is not None:
+        _make_cut(_model_type, _family)
+_make_relu_head()
+STOCK_OF = {cut: stock for stock, cut in PRUNED_OF.items()}
+"""The other way round."""
 
 
 def auto_map(config_class: type) -> dict[str, str]:
-    """What config.json must say for every head, so that any Auto class finds its model in the folder."""
+    """Returns what config.json must say for every head, so that any Auto class finds its model in the folder."""
     module = __name__.rpartition(".")[2]
-    number = CONFIGS.index(config_class)
-    names = {auto.__name__: f"{module}.{classes[number].__name__}" for auto, classes in AUTO_CLASSES.items()}
+    names = {auto.__name__: f"{module}.{cls.__name__}" for auto, cls in CLASSES[config_class].items()}
     return {"AutoConfig": f"{module}.{config_class.__name__}", **names}
 
 
 def register() -> None:
-    """Makes `AutoConfig` and the `AutoModel*` classes know the cut models in this process."""
-    for config_class in CONFIGS:
+    """Makes `AutoConfig` and the `AutoModel*` classes know the models in this process."""
+    for config_class, classes in CLASSES.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto, classes in AUTO_CLASSES.items():
-        for cls in classes:
-            auto.register(cls.config_class, cls, exist_ok=True)
+        for auto, cls in classes.items():
+            auto.register(config_class, cls, exist_ok=True)
 
 
 # A copy beside weights is found through auto_map; it must not take the name from an installed project's own class.

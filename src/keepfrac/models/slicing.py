@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from keepfrac.models.anatomy import Layer
-from keepfrac.models.layouts import closed, opened
 from keepfrac.prune.attach import FixedGates
 from keepfrac.prune.structure import ROLES, Indices, Structure
 
@@ -21,7 +21,7 @@ def slice_tensors(
     gates: FixedGates | None = None,
     merge: bool = True,
 ) -> dict[str, Tensor]:
-    """Tensors by parameter name, sliced as `cut` slices the parameters (layers keep their numbers).
+    """Returns tensors by parameter name, sliced as `cut` slices the parameters (layers keep their numbers).
 
     Serves a state dict, and boolean masks of its parameters (no gates then). Names that are absent are left out;
     parameters of removed sub-layers and dropped layers are taken out. `merge`: factors at or above break-even become
@@ -29,7 +29,7 @@ def slice_tensors(
     """
     found = dict(tensors)
     for i, (own, kept) in enumerate(zip(layers, structure.layers, strict=True)):
-        layer = opened(found, own)
+        layer = replace(own, **own.layout.split(found))  # type: ignore[arg-type]
         ranks = {} if gates is None else {role: gates.rank(i, role) for role in ROLES}
         for role, units in kept.ranks.items():
             _slice_ranks(found, getattr(layer, role), units, ranks.get(role))
@@ -40,7 +40,7 @@ def slice_tensors(
         _slice_units(found, neurons, layer.ffn_out, kept.neurons, _gate(gates, i, "neurons", "ffn", layer))
         for role in ROLES if merge else ():
             _merge(found, getattr(layer, role))
-        closed(found, own)
+        own.layout.join(found)
         if kept.dropped:
             found = {name: t for name, t in found.items() if not name.startswith(f"{layer.path}.")}
     return found

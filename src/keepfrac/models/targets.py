@@ -8,14 +8,13 @@ from itertools import pairwise
 
 from torch import nn
 
-from keepfrac.adapters.layer import AdaptedLinear
 from keepfrac.adapters.surgery import Target
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import Layer, anatomy
 from keepfrac.prune.attach import rank_of
 from keepfrac.prune.structure import ROLES
+from keepfrac.tensors.layouts import is_transposed
 
-FUSED = ("query", "key", "value")
 KNOWN = (*ROLES, "ffn_gate")
 
 
@@ -87,18 +86,15 @@ def _of_role(net: nn.Module, layer: Layer, role: str, path: str) -> list[Target]
     module = net.get_submodule(path)
     if rank_of(module) is not None:
         return [Target(f"{path}.{factor}", f"{role}_{factor}") for factor in ("p", "q")]
-    sharing = [name for name in FUSED if getattr(layer, name) == path]
-    if len(sharing) < 2:
+    sharing = layer.layout.packed_with(role)
+    if len(sharing) == 1:
         return [Target(path, role)]
     size = _outputs(module) // len(sharing)
     return [Target(path, role, sharing.index(role) * size, size)]
 
 
 def _outputs(module: nn.Module) -> int:
-    weight = module.get_parameter("weight")
-    if isinstance(module, AdaptedLinear):
-        return module.out_features
-    return weight.shape[0 if isinstance(module, nn.Linear) else 1]
+    return module.get_parameter("weight").shape[1 if is_transposed(module) else 0]
 
 
 def _matching(net: nn.Module, pattern: str) -> list[Target]:

@@ -91,13 +91,13 @@ def _inputs(net: nn.Module, path: str | None) -> int:
 
 
 def role_weight(net: nn.Module, layer: LayerParts, role: str) -> Tensor:
-    """The weight of one of a layer's linears as (outputs, inputs): a fused one's part, two factors' product."""
+    """Returns the weight of one of a layer's linears, (outputs, inputs): a packed one's part, two factors' product."""
     path = getattr(layer, role)
     assert path is not None, "a sub-layer has all its linears or none"
     module = net.get_submodule(path)
-    weight = module.get_parameter("weight").t() if layer.transposed else dense_weight(module)
-    fused = ("query", "key", "value")
-    return weight.chunk(len(fused))[fused.index(role)] if layer.fused and role in fused else weight
+    layout = layer.layout
+    weight = layout.oriented(module.get_parameter("weight")) if layout.transposed else dense_weight(module)
+    return layout.part(role, weight)
 
 
 def rank_of(linear: nn.Module) -> int | None:

@@ -15,6 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from keepfrac.errors import UserError
+from keepfrac.tensors.layouts import Layout
 
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 """The six linears of an encoder layer, by the names that `models.anatomy` gives them."""
@@ -50,9 +51,7 @@ class LayerParts(Protocol):
     @property
     def unit_width(self) -> int: ...
     @property
-    def fused(self) -> bool: ...
-    @property
-    def transposed(self) -> bool: ...
+    def layout(self) -> Layout: ...
 
 
 @dataclass(frozen=True)

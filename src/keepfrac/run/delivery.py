@@ -9,7 +9,7 @@ from torch import Tensor
 
 from keepfrac.errors import UserError
 from keepfrac.measurement import costs
-from keepfrac.models.cuttable import CONFIGS
+from keepfrac.models.cut import is_cut
 from keepfrac.models.dense_reference import account_of, original_parameters
 from keepfrac.models.export import export
 from keepfrac.prune import masks
@@ -34,7 +34,7 @@ def sizes(net, loaded, folder: Path) -> dict:
 
 def write_account(net, folder: Path) -> None:
     """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
-    if isinstance(net.config, CONFIGS):
+    if is_cut(net):
         results.write_atomically(folder / "info.txt", account_of(net).info_txt())
 
 

@@ -85,7 +85,7 @@ class Probe:
         try:
             own, dense = self.steps()
             with self._unmoved(), self._equal_dropout():
-                return costs.fidelity(self.module.net, self.dense, anatomy(self.dense).embeddings, own, dense)
+                return costs.fidelity(self.module.net, self.dense, anatomy(self.dense), own, dense)
         finally:
             self.module.net.train(was_training)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import Anatomy
+from keepfrac.models.anatomy import Anatomy, check_attention_interface
 from keepfrac.sparse.context import Context
 from keepfrac.sparse.layers.activation import PackedReLU
 from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
@@ -64,7 +64,7 @@ class Builder:
         """The linears of each layer; query, key and value share one selection."""
         for layer in self.parts.layers:
             if layer.query and layer.key and layer.value and layer.attention_output:
-                self._linear((layer.query, layer.key, layer.value))
+                self._linear(tuple(dict.fromkeys((layer.query, layer.key, layer.value))))
                 self._attention_output(layer.attention_output)
             if layer.ffn_in and layer.ffn_out and layer.activation:
                 self._linear((layer.ffn_in, *([layer.ffn_gate] if layer.ffn_gate else [])))
@@ -90,8 +90,8 @@ class Builder:
         linear = find(self.net, path)
         if type(linear) is not nn.Linear:
             raise UserError(
-                f"{path} is a {type(linear).__name__}, not a plain linear layer: sparse backward is for encoders and"
-                " Llama-like models (not GPT-2), without low-rank updates"
+                f"{path} is a {type(linear).__name__}, not an nn.Linear: sparse backward is for families with plain"
+                " linears, without low-rank updates"
             )
         return linear
 
@@ -137,7 +137,7 @@ class Builder:
 
     def dropout(self) -> None:
         """Dropout of the embeddings and the layers; that of the attention weights belongs to the attention function."""
-        weights = {f"{layer.attention}.dropout" for layer in self.parts.layers}
+        weights = {layer.probability_dropout for layer in self.parts.layers}
         inside = (self.parts.embeddings, *(layer.path for layer in self.parts.layers))
         for path, module in list(self.net.named_modules()):
             within = any(path.startswith(f"{part}.") for part in inside) and path not in weights
@@ -174,6 +174,7 @@ class Builder:
         config: Any = self.net.config
         if self.parts.causal:
             raise UserError(f"site {kind} is for encoders: leave it out with a decoder")
+        check_attention_interface(self.net, f"site {kind}", "leave the site out")
         if self.attention_kind != "eager":
             raise UserError(
                 f"site {kind} needs the attention weights, which {self.attention_kind} attention never holds (it "

@@ -10,6 +10,8 @@ from keepfrac.sparse.selection.site import Site
 
 # Sites that leave nothing out: one bit says all that their gradient needs.
 EXACT = ("activation", "dropout")
+# Sites that the attention function asks, not a module that was replaced.
+ATTENTION = ("attention", "softmax")
 
 
 class Sparsified:
@@ -41,12 +43,18 @@ class Sparsified:
         return [site for site in self.sites if site.fallback is not None and not site.saved_elsewhere]
 
     def check(self) -> None:
-        """Holds that no linear fell back.
+        """Holds that no linear fell back, and that every attention site was asked.
 
         Raises:
-            UserError: one did, in the last forward pass.
+            UserError: one did or was not, in the last forward pass in training.
         """
         refuse_fallbacks([site for site in self.fallbacks() if site.kind == "linear"])
+        silent = [site.name for site in self.sites if site.kind in ATTENTION and not (site.of or site.saved_elsewhere)]
+        if silent and self.selector.keep_frac < 1:
+            raise UserError(
+                f"these sites saved nothing in the first step: {', '.join(silent)}; the model computes attention in a"
+                f" way of its own: leave {' and '.join(ATTENTION)} out of the sites"
+            )
 
     def kept(self) -> dict[str, Any]:
         """Returns asked, achieved (share of the numbers of real tokens), unit, of (what), fallbacks and pinned.

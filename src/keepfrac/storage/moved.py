@@ -33,7 +33,7 @@ MOVED = {
     "measure.peak": "measurement.peak",
     "measure.sparsity": "measurement.sparsity",
     "models.fewer_tokens": "models.vocabulary.pruning",
-    "models.fused": "models.layouts",
+    "models.fused": "tensors.layouts",
     "models.original": "models.dense_reference",
     "models.vocabulary": "models.vocabulary.tokenizers",
     "probe": "run.probe",

@@ -12,7 +12,7 @@ from tests.unit.models.tiny import tiny
 def test_every_path_leads_to_what_it_names(family, head):
     net = tiny(family, head)
     parts = anatomy(net)
-    assert parts.family == family
+    assert parts.model_type == family
     assert len(parts.layers) == 3
     hidden, inner = 32, net.get_submodule(parts.layers[0].ffn_in).out_features
     for layer in parts.layers:

@@ -20,7 +20,7 @@ def test_parts_of_a_decoder(family, base, kind, head):
     for layer in parts.layers:
         assert all(isinstance(net.get_submodule(path), kind) for path in layer.linears)
         assert len(layer.linears) == {"gpt2": 4, "llama": 7}[family]
-        assert layer.transposed is layer.fused is (family == "gpt2")
+        assert layer.transposed is (len(layer.layout.packed_with("query")) == 3) is (family == "gpt2")
         for role in ("query", "key", "value"):
             assert role_weight(net, layer, role).shape[1] == 32
         assert layer.unit_width == 8

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from keepfrac.errors import UserError
-from keepfrac.models import pruned_decoders
+from keepfrac.models import pruned
 from keepfrac.models.anatomy import anatomy
-from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference, shape_of
+from keepfrac.models.cut import counts_of, cut, encoder_layers, is_cut, largest_difference, shape_of
 from keepfrac.models.dense_reference import blueprint, original_parameters
 from keepfrac.models.slicing import slice_tensors
 from keepfrac.prune.attach import attach, gates_of, role_weight
@@ -43,7 +43,7 @@ def test_a_cut_decoder_is_its_masked_self(family, name, attention):
     assert (logits(net)(inputs()) - whole).abs().max() > 1e-2  # the masks do something
     kept = [s for s in structure.layers if not s.dropped]
     assert counts_of(small) == [s.counts for s in kept]
-    assert shape_of(small) == shape_of(net) and isinstance(small.config, pruned_decoders.CONFIGS)
+    assert shape_of(small) == shape_of(net) and is_cut(small)
     head = small.get_output_embeddings()
     assert (head.weight is small.get_input_embeddings().weight) == small.config.tie_word_embeddings
 
@@ -202,6 +202,6 @@ def test_what_cannot_be_cut_is_refused():
         cut(net, Structure((GONE, ALL, ALL)))
     config = {"n_embd": 32, "n_head": 4, "n_layer": 2, "layer_heads": [1]}
     with pytest.raises(ValueError, match="layer_heads is"):
-        pruned_decoders.PrunedGPT2Model(pruned_decoders.PrunedGPT2Config(**config))
+        pruned.PrunedGPT2Model(pruned.PrunedGPT2Config(**config))
     with pytest.raises(ValueError, match="no low-rank linears"):
-        pruned_decoders.PrunedGPT2Model(pruned_decoders.PrunedGPT2Config(n_embd=32, n_head=4, low_rank={"h": 1}))
+        pruned.PrunedGPT2Model(pruned.PrunedGPT2Config(n_embd=32, n_head=4, low_rank={"h": 1}))

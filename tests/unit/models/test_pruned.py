@@ -85,7 +85,8 @@ def test_a_fresh_process_without_the_project_loads_it(family, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "again" / "pruned.py").read_bytes() == (tmp_path / "model" / "pruned.py").read_bytes()
+    for name in ("pruned.py", "families.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
     before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("model", "again"))
     assert before["auto_map"] == after["auto_map"]
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
@@ -128,5 +129,31 @@ def test_it_trains():
 
 
 def test_its_file_leans_on_nothing_of_the_project():
-    text = Path(pruned.__file__).read_text()
-    assert "from src" not in text and "import src" not in text
+    for name in ("pruned.py", "families.py"):
+        text = Path(pruned.__file__).with_name(name).read_text()
+        assert "keepfrac" not in text and "src" not in text
+
+
+EARLIER = Path(__file__).resolve().parents[2] / "fixtures" / "earlier" / "earlier"
+ELSEWHERE = """
+import sys
+from transformers import AutoModelForSequenceClassification
+net = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert not any(name.startswith("keepfrac") for name in sys.modules)
+net.save_pretrained(sys.argv[2])
+"""
+
+
+def test_a_folder_of_the_earlier_version_loads_and_is_delivered_anew(tmp_path):
+    (folder,) = (path / "model" for path in EARLIER.glob("l0_*"))
+    net, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert type(net) is pruned.PrunedBertForSequenceClassification and not any(info.values())
+    assert (net.config.layer_heads, net.config.layer_ffn) == ([1, 1], [56, 8])
+    net.save_pretrained(tmp_path / "here")
+    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "there")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    there = AutoModelForSequenceClassification.from_pretrained(tmp_path / "there")
+    for one, other in zip(net.parameters(), there.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert (tmp_path / "here" / "families.py").exists()

@@ -10,8 +10,8 @@ A text whose tokens all stay is divided as before, for each kind of fast tokeniz
                 counted from the lowest of all, so the piece of the lowest score stays too
 
 What always stays: added and special tokens, the unknown token, the byte tokens of a tokenizer that falls back to bytes
-or is made of them, and every number that the model's configuration names. A RoBERTa numbers its positions from the
-number of the padding token on: there all up to that number stay, so that it does not move.
+or is made of them, and every id that the model's configuration names. A RoBERTa counts its positions from the id of
+the padding token on: there all up to that id stay, so that it does not move.
 """
 
 from __future__ import annotations
@@ -51,34 +51,34 @@ def state_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return state
 
 
-def numbers_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """Returns token -> number of all tokens, added ones included."""
+def token_ids(state: Mapping[str, Any]) -> dict[str, int]:
+    """Returns token -> id of all tokens, added ones included."""
     vocab = state["model"]["vocab"]
     pieces = {piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
     return pieces | {token["content"]: token["id"] for token in state["added_tokens"]}
 
 
 def tokens_to_keep(state: Mapping[str, Any], seen: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
-    """Returns the numbers of the tokens that stay, ascending: what is seen, and what it takes to divide texts alike.
+    """Returns the ids of the tokens that stay, ascending: what is seen, and what it takes to divide texts alike.
 
     Args:
         state: content of tokenizer.json.
-        seen: numbers of the tokens that are to be kept.
-        always: numbers that the tokenizer or the model names as special.
+        seen: ids of the tokens that are to be kept.
+        always: ids that the tokenizer or the model names as special.
         characters: whether single characters stay, alone and as continuation, that occur in the tokens kept so far:
             unseen words are then spelt, and not unknown.
     """
-    number = numbers_of(state)
-    token = {i: piece for piece, i in number.items()}
+    ids = token_ids(state)
+    token = {i: piece for piece, i in ids.items()}
     kept = {i for i in (*seen, *always) if i in token}
     kept |= {added["id"] for added in state["added_tokens"]}
-    kept |= {number[piece] for piece in _structural(state) if piece in number}
+    kept |= {ids[piece] for piece in _structural(state) if piece in ids}
     if characters:
         prefix = state["model"].get("continuing_subword_prefix") or ""
         letters = {letter for i in kept for letter in token[i]}
-        kept |= {number[piece] for c in letters for piece in (c, prefix + c) if piece in number}
+        kept |= {ids[piece] for c in letters for piece in (c, prefix + c) if piece in ids}
     if state["model"]["type"] == "BPE":
-        kept |= {number[piece] for piece in _parts(state["model"], {token[i] for i in kept})}
+        kept |= {ids[piece] for piece in _parts(state["model"], {token[i] for i in kept})}
     return sorted(kept)
 
 
@@ -124,18 +124,18 @@ def _parts(model: Mapping[str, Any], wanted: set[str]) -> set[str]:
     return found & set(model["vocab"])
 
 
-def renumbered(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
-    """Returns the tokenizer.json that knows these tokens alone, and the old number of each new one.
+def remap_ids(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+    """Returns the tokenizer.json that knows these tokens alone, and the old id of each new one.
 
     Args:
         state: content of tokenizer.json.
-        kept: numbers of the tokens that stay (`tokens_to_keep`), ascending.
+        kept: ids of the tokens that stay (`tokens_to_keep`), ascending.
     """
     new = copy.deepcopy(dict(state))
-    model, number = new["model"], numbers_of(state)
+    model, ids = new["model"], token_ids(state)
     inside = {entry[0] for entry in model["vocab"]} if isinstance(model["vocab"], list) else set(model["vocab"])
-    piece = {i: token for token, i in number.items()}
-    # tokenizers numbers added tokens after the model's own
+    piece = {i: token for token, i in ids.items()}
+    # tokenizers gives added tokens ids after the model's own
     old = sorted(kept, key=lambda i: (piece[i] not in inside, i))
     now = {i: place for place, i in enumerate(old)}
     if isinstance(model["vocab"], list):
@@ -149,13 +149,13 @@ def renumbered(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str,
     for added in new["added_tokens"]:
         added["id"] = now[added["id"]]
     for step in _nested(new["post_processor"], "processors"):
-        _renumber_step(step, now)
+        _remap_step(step, now)
     if new["padding"]:
         new["padding"]["pad_id"] = now.get(new["padding"]["pad_id"], 0)
     return new, old
 
 
-def _renumber_step(step: dict, now: Mapping[int, int]) -> None:
+def _remap_step(step: dict, now: Mapping[int, int]) -> None:
     for special in (step.get("special_tokens") or {}).values():
         special["ids"] = [now[i] for i in special["ids"]]
     for name in ("sep", "cls"):
@@ -173,19 +173,19 @@ def rebuilt(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> Pre
                 path.unlink()
         (folder / FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        config.pop("added_tokens_decoder", None)  # by old numbers; tokenizer.json has them
+        config.pop("added_tokens_decoder", None)  # by old ids; tokenizer.json has them
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         found = AutoTokenizer.from_pretrained(folder)
-    if len(found) != len(numbers_of(state)):
+    if len(found) != len(token_ids(state)):
         raise UserError(
-            f"{type(tokenizer).__name__} builds tokens of its own ({len(found)}, not {len(numbers_of(state))}): its"
+            f"{type(tokenizer).__name__} builds tokens of its own ({len(found)}, not {len(token_ids(state))}): its"
             " vocabulary cannot be pruned"
         )
     return found
 
 
-def special_numbers(tokenizer: PreTrainedTokenizerBase, net: PreTrainedModel) -> set[int]:
-    """Returns the numbers that tokenizer and configuration name: padding, beginning, end and their like."""
+def special_token_ids(tokenizer: PreTrainedTokenizerBase, net: PreTrainedModel) -> set[int]:
+    """Returns the ids that tokenizer and configuration name: padding, beginning, end and their like."""
     settings = [config.to_dict() for config in _configurations(net)]
     named = [value for one in settings for key, value in one.items() if key.endswith("_token_id")]
     flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
@@ -195,7 +195,7 @@ def special_numbers(tokenizer: PreTrainedTokenizerBase, net: PreTrainedModel) ->
 
 
 def _position_offset(net: PreTrainedModel) -> int | None:
-    """Returns the number of the padding token where positions are counted from it on, as RoBERTa's; else None."""
+    """Returns the id of the padding token where positions are counted from it on, as RoBERTa's; else None."""
     for module in net.modules():
         found = getattr(module, "padding_idx", None)
         if found is not None and hasattr(module, "position_embeddings"):
@@ -213,19 +213,19 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
     """Leaves a model these rows of its word embeddings, and of its decoder where it has one, tied or not; in place.
 
     Args:
-        net: the model; its configuration is renumbered too, and remembers `original_vocab_size`.
-        old: the old number of each new token.
+        net: the model; its configuration gets the new ids too, and remembers `original_vocab_size`.
+        old: the old id of each new token.
 
     Returns:
         Parameters of the word embeddings `before` and `after`, and `original_rows`, whatever cut it before.
 
     Raises:
-        UserError: positions are counted from the number of the padding token, and that would be another one.
+        UserError: positions are counted from the id of the padding token, and that would be another one.
     """
     fixed = _position_offset(net)
     if fixed is not None and list(old).index(fixed) != fixed:
         raise UserError(
-            f"this {net.config.model_type} model counts positions from the number of its padding token, {fixed}, which"
+            f"this {net.config.model_type} model counts positions from the id of its padding token, {fixed}, which"
             " its tokenizer would not keep: its vocabulary cannot be pruned"
         )
     words, decoder = net.get_input_embeddings(), net.get_output_embeddings()
@@ -239,12 +239,12 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in smaller:
                 setattr(module, name, smaller[id(parameter)])
-    now = {number: place for place, number in enumerate(old)}
+    now = {i: place for place, i in enumerate(old)}
     words.num_embeddings = len(old)
     words.padding_idx = None if words.padding_idx is None else now[words.padding_idx]
     if decoder is not None:
         decoder.out_features = len(old)
-    _renumber_configurations(net, now, size)
+    _remap_configurations(net, now, size)
     width = words.embedding_dim
     return {"before": size * width, "after": len(old) * width, "original_rows": net.config.original_vocab_size}
 
@@ -258,7 +258,7 @@ def _decoder_parameters(net: PreTrainedModel) -> list[nn.Parameter]:
     return []
 
 
-def _renumber_configurations(net: PreTrainedModel, now: Mapping[int, int], size: int) -> None:
+def _remap_configurations(net: PreTrainedModel, now: Mapping[int, int], size: int) -> None:
     for config in _configurations(net):
         for key, value in config.to_dict().items():
             if key.endswith("_token_id") and value is not None:

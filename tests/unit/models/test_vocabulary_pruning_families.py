@@ -8,8 +8,15 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from keepfrac.errors import UserError
-from keepfrac.models.vocabulary.pruning import keep_rows, rebuilt, renumbered, special_numbers, state_of, tokens_to_keep
-from tests.unit.models.test_fewer_tokens import LEARNT, READ, UNREAD
+from keepfrac.models.vocabulary.pruning import (
+    keep_rows,
+    rebuilt,
+    remap_ids,
+    special_token_ids,
+    state_of,
+    tokens_to_keep,
+)
+from tests.unit.models.test_vocabulary_pruning import LEARNT, READ, UNREAD
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -78,7 +85,7 @@ def net_of(family: str, tokenizer, tied=True):
 
 def pruned(tokenizer, net):
     state, seen = state_of(tokenizer), {i for text in TEXTS for i in tokenizer(text)["input_ids"]}
-    smaller, old = renumbered(state, tokens_to_keep(state, seen, special_numbers(tokenizer, net), True))
+    smaller, old = remap_ids(state, tokens_to_keep(state, seen, special_token_ids(tokenizer, net), True))
     keep_rows(net, old)
     return rebuilt(tokenizer, smaller), old
 
@@ -124,9 +131,9 @@ def test_padding_keeps_its_number_where_positions_are_counted_from_it():
     common = {"vocab_size": len(tokenizer), "pad_token_id": 4, "bos_token_id": None, "eos_token_id": None}
     net = hf.RobertaForMaskedLM(hf.RobertaConfig(**SIZES, **common)).eval()
     state = state_of(tokenizer)
-    kept = tokens_to_keep(state, tokenizer("bb ee")["input_ids"], special_numbers(tokenizer, net), False)
+    kept = tokens_to_keep(state, tokenizer("bb ee")["input_ids"], special_token_ids(tokenizer, net), False)
     assert kept == [0, 1, 2, 3, 4, 5, 6]
     bert = hf.BertForMaskedLM(hf.BertConfig(**SIZES, **common))
-    assert tokens_to_keep(state, [1, 6], special_numbers(tokenizer, bert), False) == [1, 4, 5, 6]
-    with pytest.raises(UserError, match="counts positions from the number of its padding token, 4"):
+    assert tokens_to_keep(state, [1, 6], special_token_ids(tokenizer, bert), False) == [1, 4, 5, 6]
+    with pytest.raises(UserError, match="counts positions from the id of its padding token, 4"):
         keep_rows(net, [1, 4, 5, 6])

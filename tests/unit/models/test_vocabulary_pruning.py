@@ -16,11 +16,11 @@ from transformers import (
 from keepfrac.errors import UserError
 from keepfrac.models.vocabulary.pruning import (
     keep_rows,
-    numbers_of,
     rebuilt,
-    renumbered,
-    special_numbers,
+    remap_ids,
+    special_token_ids,
     state_of,
+    token_ids,
     tokens_to_keep,
 )
 from keepfrac.storage.archives import minilm_folder
@@ -100,8 +100,8 @@ def bert(tokenizer, head=BertForSequenceClassification):
 def pruned(tokenizer, net, texts=READ, characters=True):
     seen = {i for text in texts for i in tokenizer(text)["input_ids"]}
     state = state_of(tokenizer)
-    kept = tokens_to_keep(state, seen, special_numbers(tokenizer, net), characters)
-    smaller, old = renumbered(state, kept)
+    kept = tokens_to_keep(state, seen, special_token_ids(tokenizer, net), characters)
+    smaller, old = remap_ids(state, kept)
     keep_rows(net, old)
     return rebuilt(tokenizer, smaller), old
 
@@ -167,7 +167,7 @@ def test_bytes_to_fall_back_to_stay():
     backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[UNK]")
     smaller, _ = pruned(tokenizer, bert(tokenizer), texts=["b"], characters=False)
-    known = set(numbers_of(state_of(smaller)))
+    known = set(token_ids(state_of(smaller)))
     assert {f"<0x{byte:02X}>" for byte in range(256)} | {"[UNK]", "b"} == known
 
 

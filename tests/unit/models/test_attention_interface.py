@@ -1,0 +1,90 @@
+"""A family whose attention does not ask Transformers for its function: nothing watches it in vain."""
+
+from dataclasses import replace
+
+import pytest
+from transformers import MPNetConfig, MPNetForSequenceClassification
+
+from keepfrac.distillation.distiller import Distiller
+from keepfrac.distillation.recipe import Recipe
+from keepfrac.errors import UserError
+from keepfrac.models.anatomy import anatomy
+from keepfrac.models.attention_scores import recorded
+from keepfrac.models.families import BERT, FAMILIES
+from keepfrac.sparse.convert import sparsify
+from keepfrac.sparse.selection.selectors import Selector
+from tests.unit.models.tiny import inputs, tiny
+
+SELECTOR = Selector(
+    keep_frac=0.5, unit="column", rule="random", norm="l2", scale="none", scope="batch", share=0.5, coverage=0
+)
+RECIPE = {"name": "x", "teacher": "t", "start": "model", "w_att": 1.0, "w_rep": 0.0, "w_cls": 0.0, "w_label": 1.0}
+RECIPE |= {"temperature": 1.0, "layer_map": "uniform", "projection": False, "padding": "masked", "pad_to": None}
+RECIPE |= {"average": "rows", "teacher_mode": "eval", "head": "own"}
+
+
+@pytest.fixture(params=[True, False], ids=["the model says so", "the table says so"])
+def mpnet(request, monkeypatch):
+    """MPNet, whose attention has a bias of its own; the row first believes that it goes through the interface."""
+    own = {"attention": "attention.attn", "layer_norms": ("attention.LayerNorm", "output.LayerNorm")}
+    own |= {role: f"attention.attn.{role[0]}" for role in ("query", "key", "value")}
+    own |= {"attention_output": "attention.attn.o", "attention_interface": request.param}
+    monkeypatch.setitem(FAMILIES, "mpnet", replace(BERT, removed=None, **own))
+    monkeypatch.setattr(MPNetForSequenceClassification, "_supports_attention_backend", not request.param, raising=False)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
+    return MPNetForSequenceClassification(MPNetConfig(**sizes, vocab_size=60, num_labels=3)).train()
+
+
+@pytest.mark.parametrize("site", ["attention", "softmax"])
+def test_attention_sites_are_refused_by_name(mpnet, site):
+    with pytest.raises(UserError, match=rf"site {site}: the attention of a mpnet model .*leave the site out"):
+        sparsify(mpnet, ("linear", site), SELECTOR, 0)
+
+
+def test_its_linears_are_sites_like_others(mpnet):
+    handle = sparsify(mpnet, ("linear",), SELECTOR, 0)
+    mpnet(**inputs()).logits.sum().backward()
+    handle.check()
+    assert 0.4 < handle.kept()["achieved"] < 0.6
+
+
+def test_scores_are_refused_by_name(mpnet):
+    paths = {0: anatomy(mpnet).layers[0].attention}
+    with pytest.raises(UserError, match="attention of a mpnet model"), recorded(mpnet, paths):
+        pass
+
+
+@pytest.mark.parametrize("teaches", [True, False])
+def test_distillation_of_attention_is_refused_before_the_first_step(mpnet, teaches):
+    pair = (mpnet, tiny()) if teaches else (tiny(), mpnet)
+    with pytest.raises(UserError, match=r"attention of a mpnet model .*distill\.w_att=0"):
+        Distiller(Recipe(**RECIPE), *pair)
+
+
+def own_attention(module):
+    """Makes an attention compute by itself, whatever its class says."""
+    module.forward = lambda hidden_states, *args, **kwargs: (hidden_states, None)
+
+
+def test_a_score_that_was_not_recorded_is_an_error():
+    student = tiny()
+    distiller = Distiller(Recipe(**RECIPE), tiny(), student)
+    own_attention(student.bert.encoder.layer[1].attention.self)
+    with pytest.raises(UserError, match=r"no attention scores came from bert\.encoder\.layer\.1\.attention\.self:"):
+        distiller(student.train(), inputs())
+
+
+def test_an_attention_site_that_saved_nothing_is_an_error():
+    net = tiny().train()
+    handle = sparsify(net, ("linear", "attention"), SELECTOR, 0)
+    own_attention(net.bert.encoder.layer[1].attention.self)
+    net(**inputs()).logits.sum().backward()
+    with pytest.raises(UserError, match=r"saved nothing in the first step: bert\.encoder\.layer\.1\.attention"):
+        handle.check()
+
+
+def test_attention_sites_that_keep_everything_have_nothing_to_save():
+    net = tiny().train()
+    handle = sparsify(net, ("linear", "attention"), replace(SELECTOR, keep_frac=1.0), 0)
+    net(**inputs()).logits.sum().backward()
+    handle.check()
