@@ -131,7 +131,7 @@ class LateLayer:
             return x
         if part is None:
             return _only_norm(x, norm, call)
-        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.dropout.p)
+        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.probability_dropout.p)
         call = replace(call, attention=numbers)
         linears = [spec_of(one) for one in (part.query, part.key, part.value)]
         return _block(AttentionBlock, x, first=linears, last=part.output, norm=norm, bias=padding.bias, call=call)
