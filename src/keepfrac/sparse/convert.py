@@ -82,7 +82,7 @@ def sparsify(
             f"scale=inverse is not unbiased with site {', '.join(squared)}, whose kept part enters dX squared: "
             "use scale=none or leave the site out"
         )
-    build = Builder(net, anatomy(net), selector, Context(seed))
+    build = Builder(net, anatomy(net), selector, context=Context(seed))
     for site in SITES:
         if site in sites:
             getattr(build, site)()

@@ -59,7 +59,7 @@ def exact_top(keys: Tensor, counts: list[int]) -> Tensor:
     mask = keys >= boundary
     excess = _row_counts(mask) - torch.tensor(counts, device=keys.device)
     if bool((excess > 0).any()):
-        _drop_last_ties(mask, keys, boundary, excess)
+        _drop_last_ties(mask, keys, boundary=boundary, excess=excess)
     return mask
 
 

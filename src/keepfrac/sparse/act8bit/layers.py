@@ -168,13 +168,13 @@ def _block(
     call.stats.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
     if data is None:
         return y
-    return attach_packed(y, PackedInput(data, scales, norm.weight.detach(), norm.bias.detach()))
+    return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 
 
 def _only_norm(x: Tensor, norm: Any, call: Call) -> Tensor:
     """What is left of a sub-layer that was cut away."""
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)
-    return attach_packed(y, PackedInput(data, scales, norm.weight.detach(), norm.bias.detach()))
+    return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 
 
 def is_dropped(norm: nn.Module) -> bool:

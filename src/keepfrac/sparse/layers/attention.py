@@ -170,7 +170,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
         ctx.layouts, ctx.cut, ctx.dropout = (layout, value_layout), len(tensors), dropout
         ctx.shape, ctx.dtypes = tuple(scores.shape), (scores.dtype, probabilities.dtype, value.dtype)
         bits = () if factors is None else (pack_bits(factors != 0),)
-        _count_dropout(softmax_site, probabilities, value.dtype, sum(mask.numel() for mask in bits))
+        _count_dropout(softmax_site, probabilities, value.dtype, bits=sum(mask.numel() for mask in bits))
         ctx.save_for_backward(*tensors, *value_tensors, *bits)
         ctx.mark_non_differentiable(weights)
         return torch.matmul(weights.to(value.dtype), value), weights
@@ -235,7 +235,7 @@ def attention(
             sites.softmax.stay_whole(scores.numel(), scores.numel() * scores.element_size())
         probabilities = F.softmax(scores, dim=-1)
         weights = F.dropout(probabilities, p=dropout, training=module.training)
-        output = _values(weights, probabilities, value, sites)
+        output = _values(weights, probabilities, value, sites=sites)
     return output.transpose(1, 2).contiguous(), weights
 
 

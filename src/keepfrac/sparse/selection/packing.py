@@ -98,7 +98,7 @@ def expected_bytes(shape: Shape, item: int, selector: Selector, padding: Padding
 def smaller(shape: Shape, item: int, selector: Selector, padding: Padding | None, extra: int = 0) -> bool:
     """Returns whether what would be kept, and `extra` bytes, take less than the dense activation."""
     dense = shape[0] * shape[1] * shape[2] * item
-    return expected_bytes(shape, item, selector, padding) + extra < dense
+    return expected_bytes(shape, item, selector, padding=padding) + extra < dense
 
 
 def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:

@@ -197,9 +197,10 @@ def choose(
         if turn == k:
             return due.sort().values, None
         rest = _others(due, n)
-        ruled, _ = _rule(None if scores is None else scores[rest], n - turn, k - turn, selector, generator)
+        some = None if scores is None else scores[rest]
+        ruled, _ = _rule(some, n - turn, k - turn, selector=selector, generator=generator)
         return torch.cat([due, rest[ruled]]).sort().values, None
-    picked, weight = _rule(scores, n, k, selector, generator)
+    picked, weight = _rule(scores, n, k, selector=selector, generator=generator)
     picked, order = picked.sort()
     return picked, None if weight is None else weight[order]
 
@@ -256,7 +257,7 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
     rest = rest[torch.randperm(len(rest), generator=generator, device=generator.device)]
     chance = scores[rest] * (drawn / scores[rest].sum())
     start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
-    hit = systematic(chance, chance.cumsum(0)[-1], drawn, start)
+    hit = systematic(chance, chance.cumsum(0)[-1], count=drawn, start=start)
     weight = torch.cat([torch.ones(certain, device=scores.device), 1 / chance[hit]])
     return torch.cat([sure, rest[hit]]), weight.float()
 

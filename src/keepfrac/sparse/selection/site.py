@@ -81,7 +81,9 @@ class Site:
         """Returns whether keeping a part of an activation of this shape and item size saves bytes."""
         batch, length, features = shape
         extra = -(-batch * length * features // 8) * self.extra_bits
-        return smaller((batch, length, features), item, self.selector, self._padding(batch, length), extra)
+        return smaller(
+            (batch, length, features), item, self.selector, padding=self._padding(batch, length), extra=extra
+        )
 
     def _padding(self, batch: int, length: int) -> Padding | None:
         if self.heads:
@@ -92,12 +94,12 @@ class Site:
         # Autocast makes a cast per operation, and a dense layer saves each of them.
         self.bytes_dense = x.numel() * x.element_size() * (self.num_readers if cast else 1)
         padding, shape = self._padding(x.shape[0], x.shape[1]), (x.shape[0], x.shape[1], x.shape[2])
-        self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding)
+        self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding=padding)
         if not self.smaller(x.shape, x.element_size()):
             self.stay_whole(x.numel(), self.bytes_dense)
             return None
         with torch.no_grad():
-            kept = keep(x, self.selector, padding, self.context.draw(self.number), self.factors)
+            kept = keep(x, self.selector, padding, draw=self.context.draw(self.number), factors=self.factors)
             self._note(kept)
         return kept
 
