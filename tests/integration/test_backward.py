@@ -44,6 +44,39 @@ def test_beneath_another_method(composed, overrides, most):
     assert not any("Late" in type(module).__name__ for module in plain.modules())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "achieved"),
+    [
+        (("method=l0", "keep_frac=0.4", *GATES, "backward=norm"), 0.3),
+        (("method=nosp", "backward=wta", "backward.gradient_norms=true"), 0.3),
+        (("method=magnitude", "keep_frac=0.4", "backward=recompute_gelu"), 1.0),
+        (("method=lora", "method.rank=4", "backward=checkpoint"), 1.0),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_any_backward_beneath_any_method(composed, overrides, achieved):
+    cfg = composed(*overrides, "steps=12", "model.dropout=0.1")
+    found = run(cfg)
+    kept, cost = found["kept"], found["cost"]
+    assert kept["backward_asked"] == achieved and kept["backward_achieved"] == pytest.approx(achieved, abs=0.05)
+    assert cost["saved_bytes"] != cost["saved_bytes_dense"]
+
+
+def test_beneath_dense_fine_tuning_it_is_the_preset(composed):
+    """`method=norm` and `method=nosp backward=norm` leave the same weights."""
+    presets = composed("method=norm", "keep_frac=0.4", "steps=6", "name=preset")
+    beneath = composed("method=nosp", "backward=norm", "backward.keep_frac=0.4", "steps=6", "name=beneath")
+    for cfg in (presets, beneath):
+        run(cfg)
+    one, other = delivered(presets), delivered(beneath)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_low_rank_updates_need_a_backward_that_knows_them(composed):
+    with pytest.raises(UserError, match="AdaptedLinear, not an"):
+        run(composed("method=lora", "method.rank=4", "backward=norm", "steps=2"))
+
+
 def test_stored_exactly_it_trains_as_the_method_does(composed):
     """With gates, all rows and nothing rounded: the same losses, until rounding has grown."""
     losses = []

@@ -32,6 +32,7 @@ from keepfrac.settings import (
     whole,
 )
 from keepfrac.storage.build import build_target, check_settings
+from keepfrac.training.loop import LoopSettings
 
 NAME = Kind(
     lambda value: (
@@ -104,24 +105,16 @@ class Model(Settings):
 
 
 @settings
-class RunSettings(Settings):
+class RunSettings(LoopSettings):
     """All settings of a run."""
 
     name: str = setting("folder of the sweep under multirun/, and the W&B group", NAME)
     seed: int = setting("of everything that is drawn", SEED)
-    lr: float = share("peak learning rate", "(]")
     epochs: int = count("passes over the training rows; 0: evaluate only", 0)
     steps: int | None = count("optimizer steps; takes the place of epochs", null=True)
     batch_size: int = count("rows per optimizer step, over all devices and accumulated batches")
     eval_batch_size: int = count("most rows of an evaluation batch")
     accumulate: int = count("batches per optimizer step")
-    warmup: float = share("share of the steps in which the rate rises", "[)")
-    weight_decay: float = number("of all but biases and normalisation weights")
-    clip: float | None = number("largest norm of the gradient; null: none", ends="(]", null=True)
-    fgm: float | None = number("length of an attack on the word embeddings; null: none", ends="(]", null=True)
-    ema: float | None = share("decay of the average of the weights that is delivered; null: none", "()", null=True)
-    r_drop: float | None = number("weight of the divergence of two passes; null: one pass", ends="(]", null=True)
-    layer_decay: float | None = share("factor of lr from one layer to the one below; null: one rate", "(]", null=True)
     eval_every: int | None = count("optimizer steps between validations; null: after each epoch", null=True)
     checkpoint_every: int = count("optimizer steps between resume checkpoints")
     keep_frac: float = share("of what: see the method's yaml", "(]")

@@ -37,7 +37,7 @@ class Padding:
 
     @staticmethod
     def of(attention_mask: Tensor | None) -> "Padding | None":
-        """Return the padding of a (batch, length) mask of ones and zeros; None where nothing is padded."""
+        """Returns the padding of a (batch, length) mask of ones and zeros; None where nothing is padded."""
         if attention_mask is None or attention_mask.dim() != 2:
             return None
         mask = attention_mask.bool()
@@ -47,7 +47,7 @@ class Padding:
         return Padding(mask, counts, mask.reshape(-1).nonzero().reshape(-1))
 
     def of_weights(self, heads: int) -> "Padding":
-        """Return the padding of attention weights (batch * heads, length, length)."""
+        """Returns the padding of attention weights (batch * heads, length, length)."""
         mask = self.mask.repeat_interleave(heads, 0)
         counts = tuple(count for count in self.counts for _ in range(heads))
         return Padding(mask, counts, mask.reshape(-1).nonzero().reshape(-1), square=True)
@@ -68,11 +68,11 @@ class Draw:
     step: int
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return a generator for this draw; each call returns the same sequence anew."""
+        """Returns a generator for this draw; each call returns the same sequence anew."""
         return torch.Generator(device=device).manual_seed(seed32(self.seed, self.site, self.step))
 
     def rotation(self, n: int, count: int, device: torch.device) -> Tensor:
-        """Return `count` of `n` units such that ceil(n / count) steps in a row visit every unit.
+        """Returns `count` of `n` units such that ceil(n / count) steps in a row visit every unit.
 
         The order is a permutation fixed for the site; step t takes its next `count` places, cyclically.
         """
@@ -96,7 +96,7 @@ class Context:
         self._of_weights: dict[int, Padding] = {}
 
     def attach(self, net: nn.Module) -> Any:
-        """Follow the forward passes of `net`; return the handle of the hook."""
+        """Follows the forward passes of `net`; returns the handle of the hook."""
         self.hooked = True
         return net.register_forward_pre_hook(self._begin, with_kwargs=True)
 
@@ -107,18 +107,18 @@ class Context:
         self.begin(kwargs.get("attention_mask") if not args else _bound(net, args, kwargs))
 
     def begin(self, attention_mask: Tensor | None) -> None:
-        """Announce the next forward pass."""
+        """Announces the next forward pass."""
         self.step += 1
         self._padding, self._of_weights = Padding.of(attention_mask), {}
 
     def padding(self, batch: int, length: int) -> Padding | None:
-        """Return the padding of an activation (batch, length, features); None where nothing in it is padded."""
+        """Returns the padding of an activation (batch, length, features); None where nothing in it is padded."""
         if self._padding is None or self._padding.mask.shape != (batch, length):
             return None
         return self._padding
 
     def padding_of_weights(self, batch: int, heads: int, length: int) -> Padding | None:
-        """Return the padding of attention weights (batch * heads, length, length)."""
+        """Returns the padding of attention weights (batch * heads, length, length)."""
         padding = self.padding(batch, length)
         if padding is None:
             return None
@@ -127,7 +127,7 @@ class Context:
         return self._of_weights[heads]
 
     def draw(self, site: int) -> Draw:
-        """Return the randomness of `site` for the current forward pass."""
+        """Returns the randomness of `site` for the current forward pass."""
         if not self.hooked:
             self.step += 1
         return Draw(self.seed, site, self.step)

@@ -1,4 +1,4 @@
-"""Turn a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
+"""Turns a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
 
 | site       | replaces                                      | error it brings                         |
 | ---------- | --------------------------------------------- | --------------------------------------- |
@@ -58,7 +58,7 @@ from keepfrac.sparse.sparsified import Sparsified, refuse_fallbacks
 def sparsify(
     net: nn.Module, sites: Sequence[str], selector: Selector, seed: int, allow_fallback: bool = False
 ) -> Sparsified:
-    """Change `net` in place so that it saves a part of its activations; return the handle on what was changed.
+    """Changes `net` in place so that it saves a part of its activations; returns the handle on what was changed.
 
     Freeze what is to be frozen before. Parameters stay the same objects under the same names.
 
@@ -82,7 +82,7 @@ def sparsify(
             f"scale=inverse is not unbiased with site {', '.join(squared)}, whose kept part enters dX squared: "
             "use scale=none or leave the site out"
         )
-    build = Builder(net, anatomy(net), selector, Context(seed))
+    build = Builder(net, anatomy(net), selector, context=Context(seed))
     for site in SITES:
         if site in sites:
             getattr(build, site)()

@@ -147,6 +147,7 @@ class WinnerTakeAllRows(BackwardSaver):
     def detach(self) -> None:
         if self.norms is not None:
             self.norms.remove()
+            self.norms = None
         super().detach()
 
     def state(self) -> dict[str, Any]:

@@ -35,11 +35,11 @@ class Sparsified:
             self._undo.pop()()
 
     def report(self) -> list[dict[str, Any]]:
-        """Return one row per site, of the last forward pass in training: see `Site.report`."""
+        """Returns one row per site, of the last forward pass in training: see `Site.report`."""
         return [site.report() for site in self.sites]
 
     def fallbacks(self) -> list[Site]:
-        """Return the sites that had to stay dense, beside those whose tensor is saved elsewhere."""
+        """Returns the sites that had to stay dense, beside those whose tensor is saved elsewhere."""
         return [site for site in self.sites if site.fallback is not None and not site.saved_elsewhere]
 
     def check(self) -> None:
@@ -57,7 +57,7 @@ class Sparsified:
             )
 
     def kept(self) -> dict[str, Any]:
-        """Return asked, achieved (share of the numbers of real tokens), unit, of (what), fallbacks and pinned.
+        """Returns asked, achieved (share of the numbers of real tokens), unit, of (what), fallbacks and pinned.
 
         fallbacks: sites that had to stay dense; pinned: linears that do because another operation saves the tensor.
         """
@@ -77,19 +77,19 @@ class Sparsified:
         }
 
     def never_selected(self) -> float | None:
-        """Return the share of the linears' input columns never chosen so far; None where columns are not the unit."""
+        """Returns the share of the linears' input columns never chosen so far; None where columns are not the unit."""
         seen = [site.seen for site in self.sites if site.kind == "linear" and site.seen is not None]
         if not seen:
             return None
         return 1 - sum(int(s.sum()) for s in seen) / sum(s.numel() for s in seen)
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
+        """Returns what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
         seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
         return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()` of an earlier process."""
+        """Continues from `state()` of an earlier process."""
         self.context.seed, self.context.step = state["seed"], state["step"]
         for site in self.sites:
             seen = state["seen"].get(site.number)
@@ -97,7 +97,7 @@ class Sparsified:
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:
-    """Raise a UserError that names `sites` and why each saves all of its input, if there are any."""
+    """Raises a UserError that names `sites` and why each saves all of its input, if there are any."""
     if sites:
         names = ", ".join(f"{site.name} ({site.fallback})" for site in sites)
         raise UserError(f"these linears would save their whole input: {names}; change the setting or allow_fallback")

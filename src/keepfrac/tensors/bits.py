@@ -22,19 +22,19 @@ def _in_numpy(x: Tensor) -> bool:
 
 
 def magnitude_keys(x: Tensor) -> Tensor:
-    """Return integers ordered as |x|, of the same shape and item size; 0 where x is 0. Fresh memory."""
+    """Returns integers ordered as |x|, of the same shape and item size; 0 where x is 0. Fresh memory."""
     return x.abs().view(_INTEGERS[x.element_size()])
 
 
 def flat_positions(mask: Tensor) -> Tensor:
-    """Return the int64 positions of the true elements of `mask` read as one row, ascending."""
+    """Returns the int64 positions of the true elements of `mask` read as one row, ascending."""
     if _in_numpy(mask):
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.reshape(-1).nonzero().reshape(-1)
 
 
 def kth_largest(keys: Tensor, counts: list[int]) -> Tensor:
-    """Return (rows, 1): for each row of `keys` (rows, width), its counts[row]-th largest key (counts from 1)."""
+    """Returns (rows, 1): for each row of `keys` (rows, width), its counts[row]-th largest key (counts from 1)."""
     rows, width = keys.shape
     if _in_numpy(keys):
         table = keys.numpy()
@@ -45,7 +45,7 @@ def kth_largest(keys: Tensor, counts: list[int]) -> Tensor:
 
 
 def exact_top(keys: Tensor, counts: list[int]) -> Tensor:
-    """Return a mask of the counts[row] largest keys of each row, exactly as many, but never a key that is <= 0.
+    """Returns a mask of the counts[row] largest keys of each row, exactly as many, but never a key that is <= 0.
 
     Where keys tie at the boundary, the first ones fill the count. Keys of 0 are zeros of the activation: storing them
     would buy nothing, so a row with fewer non-zero keys than its count keeps only those.
@@ -59,7 +59,7 @@ def exact_top(keys: Tensor, counts: list[int]) -> Tensor:
     mask = keys >= boundary
     excess = _row_counts(mask) - torch.tensor(counts, device=keys.device)
     if bool((excess > 0).any()):
-        _drop_last_ties(mask, keys, boundary, excess)
+        _drop_last_ties(mask, keys, boundary=boundary, excess=excess)
     return mask
 
 
@@ -68,7 +68,7 @@ def _row_counts(mask: Tensor) -> Tensor:
 
 
 def _drop_last_ties(mask: Tensor, keys: Tensor, boundary: Tensor, excess: Tensor) -> None:
-    """Clear the last `excess[row]` of the keys that equal the row's boundary, in place."""
+    """Clears the last `excess[row]` of the keys that equal the row's boundary, in place."""
     width = keys.shape[1]
     ties = flat_positions(keys == boundary)
     row = ties // width
@@ -78,7 +78,7 @@ def _drop_last_ties(mask: Tensor, keys: Tensor, boundary: Tensor, excess: Tensor
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """Return `mask` as uint8 with one bit per element, lowest bit first, padded with zeros to whole bytes."""
+    """Returns `mask` as uint8 with one bit per element, lowest bit first, padded with zeros to whole bytes."""
     flat = mask.reshape(-1)
     if _in_numpy(flat):
         return torch.from_numpy(np.packbits(flat.numpy(), bitorder="little"))
@@ -87,7 +87,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(bits: Tensor, count: int) -> Tensor:
-    """Return the first `count` elements of a mask packed by `pack_bits`, as one row of booleans."""
+    """Returns the first `count` elements of a mask packed by `pack_bits`, as one row of booleans."""
     if _in_numpy(bits):
         return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little")).view(torch.bool)
     shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)

@@ -6,7 +6,7 @@ from keepfrac.errors import UserError
 
 
 def find(net: nn.Module, path: str) -> nn.Module:
-    """Return the submodule of `net` at the dotted `path`.
+    """Returns the submodule of `net` at the dotted `path`.
 
     Raises:
         UserError: there is no such submodule.
@@ -18,7 +18,7 @@ def find(net: nn.Module, path: str) -> nn.Module:
 
 
 def replace(net: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at `path`, in place of what is there.
+    """Puts `module` at `path`, in place of what is there.
 
     Raises:
         UserError: there is no such submodule.

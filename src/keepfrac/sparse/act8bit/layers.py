@@ -131,7 +131,7 @@ class LateLayer:
             return x
         if part is None:
             return _only_norm(x, norm, call)
-        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.dropout.p)
+        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.probability_dropout.p)
         call = replace(call, attention=numbers)
         linears = [spec_of(one) for one in (part.query, part.key, part.value)]
         return _block(AttentionBlock, x, first=linears, last=part.output, norm=norm, bias=padding.bias, call=call)
@@ -168,13 +168,13 @@ def _block(
     call.stats.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
     if data is None:
         return y
-    return attach_packed(y, PackedInput(data, scales, norm.weight.detach(), norm.bias.detach()))
+    return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 
 
 def _only_norm(x: Tensor, norm: Any, call: Call) -> Tensor:
     """What is left of a sub-layer that was cut away."""
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)
-    return attach_packed(y, PackedInput(data, scales, norm.weight.detach(), norm.bias.detach()))
+    return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 
 
 def is_dropped(norm: nn.Module) -> bool:

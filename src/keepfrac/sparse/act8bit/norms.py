@@ -65,7 +65,7 @@ def packed_input(x: Tensor, kernels: Any, kind: torch.dtype) -> tuple[PackedInpu
     # factors that change nothing: under checkpointing with hooks on saved tensors the repeated pass has lost the stored
     # form, and must save as many tensors of the same shapes as the first
     gamma, beta = x.new_ones(x.shape[-1]), x.new_zeros(x.shape[-1])
-    return PackedInput(data, scales, gamma, beta), kind != x.dtype
+    return PackedInput(data, scales, gamma=gamma, beta=beta), kind != x.dtype
 
 
 class PostNorm:
@@ -152,7 +152,7 @@ class PreNorm(PostNorm):
         return None, None
 
     def input(self, packed: PackedInput) -> PackedInput:
-        return PackedInput(self.kept[0], self.kept[1], self.gamma, self.beta)
+        return PackedInput(self.kept[0], self.kept[1], gamma=self.gamma, beta=self.beta)
 
     def open(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         d_out = self._dropped(dy).to(self.compute)

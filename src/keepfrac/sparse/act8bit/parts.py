@@ -21,7 +21,7 @@ class AttentionParts:
     key: nn.Module
     value: nn.Module
     output: nn.Module
-    dropout: Any
+    probability_dropout: Any
     owner: Any
     num_heads: int
 
@@ -69,7 +69,7 @@ class Parts:
                 key=key,
                 value=value,
                 output=output,
-                dropout=part(family.probability_dropout),
+                probability_dropout=part(family.probability_dropout),
                 owner=owner,
                 num_heads=getattr(owner, str(family.num_heads)),
             )
@@ -98,7 +98,7 @@ class Parts:
                 raise UserError(
                     f"method late has no dropout of a low-rank update's input (now {max(rates)}): set method.dropout=0"
                 )
-        inside = self.attention.dropout if self.attention is not None else None
+        inside = self.attention.probability_dropout if self.attention is not None else None
         for dropout in (inside, *self.dropouts):
             if dropout is not None and (type(dropout) is not nn.Dropout or not 0 <= dropout.p < 1):
                 raise UserError(f"method late needs dropout in [0, 1); in {path} there is {dropout!r}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import anatomy, family_of
+from keepfrac.models.anatomy import anatomy
 from keepfrac.models.families import Family
 from keepfrac.settings import settings
 from keepfrac.sparse.act8bit.calls import PaddingReader, RowStats, SeedCounter
@@ -151,8 +151,10 @@ def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
     """
     if any(isinstance(module, LateLayer) for module in net.modules()):
         raise UserError("this network is converted to method late already: restore it first")
-    family = _family(net)
-    layers: dict[str, Any] = {one.path: net.get_submodule(one.path) for one in anatomy(net).layers}
+    parts = anatomy(net)
+    family = parts.family
+    _check_family(family, parts.model_type)
+    layers: dict[str, Any] = {one.path: net.get_submodule(one.path) for one in parts.layers}
     for path, layer in layers.items():
         Parts.of(layer, family).check(path)
         if getattr(layer, "is_decoder", False):
@@ -167,19 +169,10 @@ def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
     return Converted(layers, own, _free_last_hidden_state(net, family))
 
 
-def _family(net: nn.Module) -> Family:
-    """The row of a network's family.
-
-    Raises:
-        UserError: the blocks do not compute its attention or its feed-forward block.
-    """
-    family = family_of(net)
-    known = not family.causal and family.attention_interface and family.layout == "plain" and family.ffn_gate is None
-    if not known:
-        raise UserError(
-            f"method late trains encoders with plain attention and feed-forward blocks, not a {anatomy(net).family}"
-        )
-    return family
+def _check_family(family: Family, name: str) -> None:
+    """Raises UserError for a family whose attention or feed-forward block is not what the blocks compute."""
+    if family.causal or family.ffn_gate or family.layout != "plain" or not family.attention_interface:
+        raise UserError(f"method late trains encoders with plain attention and feed-forward blocks, not a {name}")
 
 
 def _first_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

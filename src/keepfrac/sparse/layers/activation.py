@@ -21,7 +21,7 @@ class PackedReLUFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
-        """Return max(x, 0), in the memory of x if `inplace`."""
+        """Returns max(x, 0), in the memory of x if `inplace`."""
         if inplace:
             ctx.mark_dirty(x)
         y = x.relu_() if inplace else x.relu()
@@ -31,7 +31,7 @@ class PackedReLUFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient where the output is positive."""
+        """Returns the gradient where the output is positive."""
         (bits,) = ctx.saved_tensors
         return grad * unpack_bits(bits, grad.numel()).view(grad.shape), None
 
@@ -49,7 +49,7 @@ class PackedReLU(nn.ReLU):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Return max(x, 0)."""
+        """Returns max(x, 0)."""
         if not (self.training and torch.is_grad_enabled() and x.requires_grad):
             return F.relu(x, inplace=self.inplace)
         self.site.kept = self.site.of = x.numel()

@@ -74,7 +74,7 @@ class AttentionSites:
 
 
 def for_weights(selector: Selector) -> Selector:
-    """Return `selector` as it applies to the attention weights: columns compete within one sample and head."""
+    """Returns `selector` as it applies to the attention weights: columns compete within one sample and head."""
     return replace(selector, scope="sample", coverage=0.0) if selector.unit == "column" else selector
 
 
@@ -99,7 +99,7 @@ class SparseScoresFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, query_site: Site, key_site: Site) -> Tensor:
-        """Return Q K^T, (batch, heads, length, length), of Q and K (batch, heads, length, d)."""
+        """Returns Q K^T, (batch, heads, length, length), of Q and K (batch, heads, length, d)."""
         query_layout, query_tensors = _save(query_site, _merge(query))
         key_layout, key_tensors = _save(key_site, _merge(key))
         ctx.layouts, ctx.heads, ctx.cut = (query_layout, key_layout), query.shape[1], len(query_tensors)
@@ -109,7 +109,7 @@ class SparseScoresFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return dS K_hat and dS^T Q_hat."""
+        """Returns dS K_hat and dS^T Q_hat."""
         tensors = ctx.saved_tensors
         query = _split(unpack_or_whole(ctx.layouts[0], tensors[: ctx.cut]), ctx.heads)
         key = _split(unpack_or_whole(ctx.layouts[1], tensors[ctx.cut :]), ctx.heads)
@@ -122,7 +122,7 @@ class SparseValuesFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, value: Tensor, weights_site: Site | None, value_site: Site | None) -> Tensor:
-        """Return D V of D (batch, heads, length, length) and V (batch, heads, length, d)."""
+        """Returns D V of D (batch, heads, length, length) and V (batch, heads, length, d)."""
         weights_layout, weights_tensors = _save(weights_site, weights.flatten(0, 1))
         value_layout, value_tensors = _save(value_site, _merge(value))
         ctx.layouts, ctx.shape, ctx.cut = ((weights_layout, value_layout), tuple(weights.shape), len(weights_tensors))
@@ -132,7 +132,7 @@ class SparseValuesFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return G V_hat^T and D_hat^T G."""
+        """Returns G V_hat^T and D_hat^T G."""
         tensors = ctx.saved_tensors
         weights = unpack_or_whole(ctx.layouts[0], tensors[: ctx.cut]).view(ctx.shape)
         value = _split(unpack_or_whole(ctx.layouts[1], tensors[ctx.cut :]), ctx.shape[1])
@@ -141,7 +141,7 @@ class SparseValuesFunction(torch.autograd.Function):
 
 
 def _count_dropout(site: Site, probabilities: Tensor, dtype: torch.dtype, bits: int) -> None:
-    """Add to the bytes of a softmax site what dropout saves: torch its noise and D, we `bits` bytes."""
+    """Adds to the bytes of a softmax site what dropout saves: torch its noise and D, we `bits` bytes."""
     if bits:
         noise_bytes = dtype.itemsize if probabilities.device.type == "cpu" else 1
         site.bytes_dense += probabilities.numel() * (noise_bytes + dtype.itemsize)
@@ -158,7 +158,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, value: Tensor, dropout: float, softmax_site: Site, value_site: Site | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the product and D; D is for inspection and has no gradient.
+        """Returns the product and D; D is for inspection and has no gradient.
 
         The random numbers of the dropout mask are those that torch's dropout would draw.
         """
@@ -170,7 +170,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
         ctx.layouts, ctx.cut, ctx.dropout = (layout, value_layout), len(tensors), dropout
         ctx.shape, ctx.dtypes = tuple(scores.shape), (scores.dtype, probabilities.dtype, value.dtype)
         bits = () if factors is None else (pack_bits(factors != 0),)
-        _count_dropout(softmax_site, probabilities, value.dtype, sum(mask.numel() for mask in bits))
+        _count_dropout(softmax_site, probabilities, value.dtype, bits=sum(mask.numel() for mask in bits))
         ctx.save_for_backward(*tensors, *value_tensors, *bits)
         ctx.mark_non_differentiable(weights)
         return torch.matmul(weights.to(value.dtype), value), weights
@@ -178,7 +178,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-        """Return dS and dV of what was kept of P and V."""
+        """Returns dS and dV of what was kept of P and V."""
         saved = ctx.saved_tensors
         end = len(saved) - bool(ctx.dropout)
         scores_dtype, dtype, value_dtype = ctx.dtypes
@@ -235,7 +235,7 @@ def attention(
             sites.softmax.stay_whole(scores.numel(), scores.numel() * scores.element_size())
         probabilities = F.softmax(scores, dim=-1)
         weights = F.dropout(probabilities, p=dropout, training=module.training)
-        output = _values(weights, probabilities, value, sites)
+        output = _values(weights, probabilities, value, sites=sites)
     return output.transpose(1, 2).contiguous(), weights
 
 

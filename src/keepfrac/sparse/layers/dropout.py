@@ -17,12 +17,12 @@ from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 
 def noise(like: Tensor, p: float) -> Tensor:
-    """Return the factors of dropout for a tensor like `like`, 0 or 1 / (1 - p), drawn as torch's dropout draws them."""
+    """Returns the factors of dropout for a tensor like `like`, 0 or 1 / (1 - p), as torch's dropout draws them."""
     return F.dropout(torch.ones_like(like), p)
 
 
 def noise_of_bits(bits: Tensor, like: Tensor, p: float) -> Tensor:
-    """Return the factors again, from one bit each."""
+    """Returns the factors again, from one bit each."""
     return unpack_bits(bits, like.numel()).view(like.shape).to(like.dtype).div_(1 - p)
 
 
@@ -31,7 +31,7 @@ class PackedDropoutFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        """Return x with a share p of its numbers set to 0 and the others divided by 1 - p."""
+        """Returns x with a share p of its numbers set to 0 and the others divided by 1 - p."""
         factors = noise(x, p)
         ctx.p = p
         ctx.save_for_backward(pack_bits(factors != 0))
@@ -40,7 +40,7 @@ class PackedDropoutFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient where a number survived, divided by 1 - p."""
+        """Returns the gradient where a number survived, divided by 1 - p."""
         (bits,) = ctx.saved_tensors
         return grad * noise_of_bits(bits, grad, ctx.p), None
 
@@ -52,7 +52,7 @@ class PackedDropout(nn.Dropout):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Return x with a share p of its numbers set to 0 and the others divided by 1 - p."""
+        """Returns x with a share p of its numbers set to 0 and the others divided by 1 - p."""
         if not (self.training and torch.is_grad_enabled() and x.requires_grad) or not 0 < self.p < 1:
             return super().forward(x)
         self.site.kept = self.site.of = x.numel()

@@ -28,7 +28,7 @@ class SparseLayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site) -> Tensor:
-        """Return the normalised, scaled and shifted x; save rstd and a part of x_hat (all where no part is smaller).
+        """Returns the normalised, scaled and shifted x; save rstd and a part of x_hat (all where no part is smaller).
 
         Args:
             ctx: autograd's.
@@ -48,7 +48,7 @@ class SparseLayerNormFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return dx, dgamma and dbeta."""
+        """Returns dx, dgamma and dbeta."""
         weight, rstd, *tensors = ctx.saved_tensors
         normal = unpack_or_whole(ctx.layout, tuple(tensors))
         with torch.autocast(grad.device.type, enabled=False):
@@ -70,7 +70,7 @@ class SparseLayerNorm(nn.LayerNorm):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised, scaled and shifted x."""
+        """Returns the normalised, scaled and shifted x."""
         training = self.training and torch.is_grad_enabled()
         if not training or x.dim() != 3 or self.site.selector.keep_frac == 1 or not self._saves(x):
             return super().forward(x)

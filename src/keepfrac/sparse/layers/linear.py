@@ -25,7 +25,7 @@ from keepfrac.sparse.selection.site import Site
 
 
 def weight_gradient(grad: Tensor, layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
-    """Return dW = G^T X_hat, (out, in).
+    """Returns dW = G^T X_hat, (out, in).
 
     Args:
         grad: G, (tokens, out).
@@ -47,7 +47,7 @@ class SparseLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor) -> Tensor:
-        """Return X W^T + b; save W and `tensors`, not X.
+        """Returns X W^T + b; save W and `tensors`, not X.
 
         Args:
             ctx: autograd's.
@@ -66,7 +66,7 @@ class SparseLinearFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """Return dX and db, exact, and dW of the kept part."""
+        """Returns dX and db, exact, and dW of the kept part."""
         weight, *tensors = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         flat = grad.reshape(-1, grad.shape[-1])
@@ -78,7 +78,7 @@ class SparseLinearFunction(torch.autograd.Function):
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which autocast, where it is on, would compute a matrix product with `x`."""
+    """Returns the dtype in which autocast, where it is on, would compute a matrix product with `x`."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.is_floating_point() and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -96,7 +96,7 @@ class SparseLinear(nn.Linear):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        """Return X W^T + b."""
+        """Returns X W^T + b."""
         training = self.training and torch.is_grad_enabled() and self.weight.requires_grad
         if not training or x.dim() != 3 or self.site.selector.keep_frac == 1:
             return F.linear(x, self.weight, self.bias)  # which saves no X for a frozen W

@@ -1,4 +1,4 @@
-"""Apply a selector to an activation: cut it into units, score them, choose, and gather what is kept.
+"""Applies a selector to an activation: cut it into units, score them, choose, and gather what is kept.
 
 Padding never competes: padded tokens are no candidates, do not enter the score of a column, and read as zeros inside a
 block or a sample's column.
@@ -52,7 +52,9 @@ class _Task:
                 within = None if scores is None else scores[group.start : group.stop]
             else:
                 within = None if scores is None else scores[group]
-            picked, weight = choose(within, len(group), k, self.selector, self.draw, self.generator)
+            picked, weight = choose(
+                within, len(group), k, selector=self.selector, draw=self.draw, generator=self.generator
+            )
             positions.append(picked + group.start if isinstance(group, range) else group[picked])
             weights.append(weight)
         scales = [weight for weight in weights if weight is not None]
@@ -63,11 +65,11 @@ class _Task:
         if weight is not None:
             values = values * weight.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
         of = sum(real_numbers(self.shape, self.padding))
-        return Kept(Layout(kind, self.shape), (values, where), min(kept, of), of)
+        return Kept(Layout(kind, self.shape), (values, where), kept=min(kept, of), of=of)
 
 
 def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None) -> Kept:
-    """Return what `selector` keeps of `x`.
+    """Returns what `selector` keeps of `x`.
 
     Args:
         x: (batch, length, features), detached.
@@ -78,7 +80,10 @@ def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, fac
     """
     shape = (x.shape[0], x.shape[1], x.shape[2])
     generator = draw.generator(x.device)
-    task = _Task(x.contiguous(), selector, padding, draw, generator, budgets(shape, selector, padding), factors)
+    task = _Task(
+        x.contiguous(), selector, padding, draw=draw, generator=generator,
+        budgets=budgets(shape, selector, padding), factors=factors,
+    )  # fmt: skip
     if selector.unit == "element":
         return _keep_elements(task)
     if selector.unit == "token":
@@ -97,7 +102,7 @@ def _keep_columns(task: _Task) -> Kept:
     if weight is not None:
         values = values * weight.to(values.dtype)
     kept = sum(real_tokens(task.shape, task.padding)) * len(columns)
-    return task.pack("columns", values, None, columns.int(), kept)
+    return task.pack("columns", values, None, where=columns.int(), kept=kept)
 
 
 def _keep_rows(task: _Task) -> Kept:
@@ -108,7 +113,7 @@ def _keep_rows(task: _Task) -> Kept:
         scores = scores * task.factors
     rows, weight = task.choose(scores, _token_groups(task))
     kept = sum(real_numbers(task.shape, task.padding)) * len(rows) // max(sum(real_tokens(task.shape, task.padding)), 1)
-    return task.pack("rows", flat.index_select(0, rows), weight, rows.int(), kept)
+    return task.pack("rows", flat.index_select(0, rows), weight, where=rows.int(), kept=kept)
 
 
 def _token_groups(task: _Task) -> list[Group]:
@@ -131,7 +136,7 @@ def _keep_series(task: _Task) -> Kept:
     counts = real_tokens(task.shape, task.padding)
     series = sum(k * count for k, count in zip(task.budgets, counts, strict=False))
     kept = len(places) * length if kind == "blocks" else series
-    return task.pack(kind, units.index_select(0, places), weight, places.int(), kept)
+    return task.pack(kind, units.index_select(0, places), weight, where=places.int(), kept=kept)
 
 
 def _series_groups(task: _Task, kind: str) -> list[Group]:
@@ -158,7 +163,7 @@ def _keep_elements(task: _Task) -> Kept:
         scores = task.x.abs().float().reshape(-1) if task.selector.needs_scores else None
         places, weight = task.choose(scores, _element_groups(task))
         mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device).index_fill_(0, places, True)
-    return task.pack("bits", flat.index_select(0, places), weight, pack_bits(mask), len(places))
+    return task.pack("bits", flat.index_select(0, places), weight, where=pack_bits(mask), kept=len(places))
 
 
 def _keys(task: _Task) -> Tensor:

@@ -57,18 +57,18 @@ class Kept(NamedTuple):
 
 
 def real_tokens(shape: Shape, padding: Padding | None) -> tuple[int, ...]:
-    """Return the number of real tokens of each sample."""
+    """Returns the number of real tokens of each sample."""
     return (shape[1],) * shape[0] if padding is None else padding.counts
 
 
 def real_numbers(shape: Shape, padding: Padding | None) -> list[int]:
-    """Return how many numbers of each sample belong to real tokens."""
+    """Returns how many numbers of each sample belong to real tokens."""
     square = padding is not None and padding.square
     return [count * (count if square else shape[2]) for count in real_tokens(shape, padding)]
 
 
 def budgets(shape: Shape, selector: Selector, padding: Padding | None) -> list[int]:
-    """Return how many units are kept, for each group that competes (the batch, or each sample)."""
+    """Returns how many units are kept, for each group that competes (the batch, or each sample)."""
     _, length, features = shape
     counts = real_tokens(shape, padding)
     square = padding is not None and padding.square
@@ -85,7 +85,7 @@ def budgets(shape: Shape, selector: Selector, padding: Padding | None) -> list[i
 
 
 def expected_bytes(shape: Shape, item: int, selector: Selector, padding: Padding | None) -> int:
-    """Return the bytes of what would be kept of an activation of `shape` and `item` bytes per number."""
+    """Returns the bytes of what would be kept of an activation of `shape` and `item` bytes per number."""
     batch, length, features = shape
     units = sum(budgets(shape, selector, padding))
     if selector.unit == "element":
@@ -96,13 +96,13 @@ def expected_bytes(shape: Shape, item: int, selector: Selector, padding: Padding
 
 
 def smaller(shape: Shape, item: int, selector: Selector, padding: Padding | None, extra: int = 0) -> bool:
-    """Return whether what would be kept, and `extra` bytes, take less than the dense activation."""
+    """Returns whether what would be kept, and `extra` bytes, take less than the dense activation."""
     dense = shape[0] * shape[1] * shape[2] * item
-    return expected_bytes(shape, item, selector, padding) + extra < dense
+    return expected_bytes(shape, item, selector, padding=padding) + extra < dense
 
 
 def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
-    """Return the activation with zeros where nothing was kept, (batch, length, features)."""
+    """Returns the activation with zeros where nothing was kept, (batch, length, features)."""
     batch, length, features = layout.shape
     values, where = tensors
     if layout.kind == "bits":
@@ -117,5 +117,5 @@ def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 def unpack_or_whole(layout: Layout | None, tensors: tuple[Tensor, ...]) -> Tensor:
-    """Return the activation that was saved: its kept part unpacked, or all of it where `layout` is None."""
+    """Returns the activation that was saved: its kept part unpacked, or all of it where `layout` is None."""
     return tensors[0] if layout is None else unpack(layout, tensors)

@@ -112,7 +112,7 @@ class Selector:
         return self.rule != "random" and self.coverage < 1
 
     def budget(self, units: float) -> int:
-        """Return how many of `units` units are kept: ceil(keep_frac * units), at least 1 where there is one."""
+        """Returns how many of `units` units are kept: ceil(keep_frac * units), at least 1 where there is one."""
         # The small term undoes products like 0.1 * 30 = 3.0000000000000004.
         return min(math.floor(units), max(1, math.ceil(self.keep_frac * units - 1e-9))) if units >= 1 else 0
 
@@ -123,7 +123,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def row_scores(units: Tensor, norm: str) -> Tensor:
-    """Return the norm of each row of `units` (n, width), as float32 (n,)."""
+    """Returns the norm of each row of `units` (n, width), as float32 (n,)."""
     # Slice by slice: asking for the float32 norm of bfloat16 numbers at once is 10 times slower on a CPU.
     parts = units.split(_slice(units, max(1, _NUMBERS // units.shape[1])))
     if norm == "var":
@@ -137,7 +137,7 @@ def _slice(x: Tensor, rows: int) -> int:
 
 
 def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
-    """Return the norm of each column of `x` (tokens, features), as float32 (features,).
+    """Returns the norm of each column of `x` (tokens, features), as float32 (features,).
 
     Args:
         x: the activation.
@@ -175,7 +175,7 @@ def _column_sums(x: Tensor, real: Tensor | None, size: int) -> Tensor:
 def choose(
     scores: Tensor | None, n: int, k: int, selector: Selector, draw: Draw, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Choose k of n units.
+    """Chooses k of n units.
 
     Args:
         scores: (n,), not negative; None where the rule needs none.
@@ -197,9 +197,10 @@ def choose(
         if turn == k:
             return due.sort().values, None
         rest = _others(due, n)
-        ruled, _ = _rule(None if scores is None else scores[rest], n - turn, k - turn, selector, generator)
+        some = None if scores is None else scores[rest]
+        ruled, _ = _rule(some, n - turn, k - turn, selector=selector, generator=generator)
         return torch.cat([due, rest[ruled]]).sort().values, None
-    picked, weight = _rule(scores, n, k, selector, generator)
+    picked, weight = _rule(scores, n, k, selector=selector, generator=generator)
     picked, order = picked.sort()
     return picked, None if weight is None else weight[order]
 
@@ -242,7 +243,7 @@ def _uniform(n: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 
 def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw k without replacement with probabilities min(1, c * score); return positions and 1 / probability."""
+    """Draws k without replacement with probabilities min(1, c * score); returns positions and 1 / probability."""
     scores = scores.double()
     scores = scores + scores.max().clamp(min=1e-30) * 1e-9
     order = scores.argsort(descending=True)
@@ -256,13 +257,13 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
     rest = rest[torch.randperm(len(rest), generator=generator, device=generator.device)]
     chance = scores[rest] * (drawn / scores[rest].sum())
     start = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
-    hit = systematic(chance, chance.cumsum(0)[-1], drawn, start)
+    hit = systematic(chance, chance.cumsum(0)[-1], count=drawn, start=start)
     weight = torch.cat([torch.ones(certain, device=scores.device), 1 / chance[hit]])
     return torch.cat([sure, rest[hit]]), weight.float()
 
 
 def _stratified(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one unit of each of k strata of neighbours in order of size; return positions and the strata's sizes."""
+    """Draws one unit of each of k strata of neighbours in order of size; returns positions and the strata's sizes."""
     order, device = scores.argsort(descending=True), scores.device
     edges = torch.arange(k + 1, device=device) * len(scores) // k
     sizes = edges.diff()
@@ -271,7 +272,7 @@ def _stratified(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
 
 
 def shifted_relu_boundary(x: Tensor, keep_frac: float, real: Tensor | None = None) -> Tensor:
-    """Return the number above which a normal distribution of the mean and deviation of `x` has keep_frac of its mass.
+    """Returns the number above which a normal distribution of the mean and deviation of `x` has keep_frac of its mass.
 
     Args:
         x: (tokens, features).

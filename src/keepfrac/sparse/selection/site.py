@@ -61,7 +61,7 @@ class Site:
         self._memo: tuple[Any, int, Kept | None] | None = None
 
     def select(self, source: Tensor, x: Tensor | None = None) -> Kept | None:
-        """Return what is kept of an activation, None where it has to be saved whole.
+        """Returns what is kept of an activation, None where it has to be saved whole.
 
         Args:
             source: the tensor (batch, length, features) that the operations of this site read.
@@ -74,14 +74,16 @@ class Site:
         return kept
 
     def mark_saved_elsewhere(self, by: str | None) -> None:
-        """Note that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
+        """Notes that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
         self.fallback, self.saved_elsewhere = by, by is not None
 
     def smaller(self, shape: torch.Size | tuple[int, ...], item: int) -> bool:
-        """Return whether keeping a part of an activation of this shape and item size saves bytes."""
+        """Returns whether keeping a part of an activation of this shape and item size saves bytes."""
         batch, length, features = shape
         extra = -(-batch * length * features // 8) * self.extra_bits
-        return smaller((batch, length, features), item, self.selector, self._padding(batch, length), extra)
+        return smaller(
+            (batch, length, features), item, self.selector, padding=self._padding(batch, length), extra=extra
+        )
 
     def _padding(self, batch: int, length: int) -> Padding | None:
         if self.heads:
@@ -92,17 +94,17 @@ class Site:
         # Autocast makes a cast per operation, and a dense layer saves each of them.
         self.bytes_dense = x.numel() * x.element_size() * (self.num_readers if cast else 1)
         padding, shape = self._padding(x.shape[0], x.shape[1]), (x.shape[0], x.shape[1], x.shape[2])
-        self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding)
+        self.bytes_predicted = expected_bytes(shape, x.element_size(), self.selector, padding=padding)
         if not self.smaller(x.shape, x.element_size()):
             self.stay_whole(x.numel(), self.bytes_dense)
             return None
         with torch.no_grad():
-            kept = keep(x, self.selector, padding, self.context.draw(self.number), self.factors)
+            kept = keep(x, self.selector, padding, draw=self.context.draw(self.number), factors=self.factors)
             self._note(kept)
         return kept
 
     def stay_whole(self, numbers: int, size: int) -> None:
-        """Note that an activation of so many numbers and bytes is saved whole, as a part would not be smaller."""
+        """Notes that an activation of so many numbers and bytes is saved whole, as a part would not be smaller."""
         self.fallback = "the part would not be smaller than the whole"
         self.kept = self.of = numbers
         self.bytes_dense = self.bytes_kept = size
@@ -124,7 +126,7 @@ class Site:
         return {**self.__dict__, "_memo": None}
 
     def report(self) -> dict[str, Any]:
-        """Return the last forward pass in figures: asked, achieved, bytes, and why it is dense where it is.
+        """Returns the last forward pass in figures: asked, achieved, bytes, and why it is dense where it is.
 
         bytes_dense is what a dense layer saves here, bytes_kept what was saved, bytes_predicted what the shapes alone
         say (an upper bound where zeros need not be stored). What two sites share, such as the output of a ReLU and the

@@ -227,7 +227,7 @@ def test_nothing_but_numbers_on_the_context():
     node = y.grad_fn
     while "Block" not in node.name():
         node = node.next_functions[0][0]
-    assert set(vars(node)) == {"plan", "compute"} and not tensors(node.plan)
+    assert set(vars(node)) == {"call", "compute"} and not tensors(node.call)
 
 
 def test_nan_reaches_the_loss_and_the_gradients():
