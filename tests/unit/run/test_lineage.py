@@ -11,13 +11,13 @@ from keepfrac.storage import results
 GAIIC = {"name": "gaiic", "folds": 5, "fold": 1}
 
 
-def settings(folder) -> dict:
-    return {"model": {"run": str(folder), "name": "from_run"}, "epochs": 0, "distill": {"teacher": None}}
+def settings(folder, task: dict) -> dict:
+    return {"task": task, "model": {"run": str(folder), "name": "from_run"}, "epochs": 0, "distill": {"teacher": None}}
 
 
-def ran(folder, task: dict) -> dict:
-    results.write(folder, {"status": "done", "config": {"task": task}, "provenance": {"trained_on": []}})
-    return settings(folder)
+def ran(folder, former: dict, task: dict) -> dict:
+    results.write(folder, {"status": "done", "config": {"task": former}, "provenance": {"trained_on": []}})
+    return settings(folder, task)
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,15 @@ def ran(folder, task: dict) -> dict:
 )
 def test_what_has_seen_this_test_set_is_refused(tmp_path, former):
     with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
-        lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**GAIIC))
+        lineage.trained_on(ran(tmp_path, former, GAIIC), SimpleNamespace(**GAIIC))
 
 
 def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
-    ran(tmp_path / "first", GAIIC | {"fold": 0})
+    ran(tmp_path / "first", GAIIC | {"fold": 0}, GAIIC)
     config = {"task": {"name": "sst2"}, "model": {"run": str(tmp_path / "first")}}
     results.write(tmp_path / "second", {"status": "done", "config": config, "provenance": {"trained_on": []}})
     with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
-        lineage.trained_on(settings(tmp_path / "second"), SimpleNamespace(**GAIIC))
+        lineage.trained_on(settings(tmp_path / "second", GAIIC), SimpleNamespace(**GAIIC))
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
     ],
 )
 def test_what_has_not_is_taken(tmp_path, former, task):
-    assert lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**task)) == []
+    assert lineage.trained_on(ran(tmp_path, former, task), SimpleNamespace(**task)) == []
