@@ -97,7 +97,7 @@ class _NoTask:
 
     head, labels, num_labels = "sequence_classification", ("no", "yes"), 2
 
-    def metrics(self) -> None:
+    def metrics(self, split: str) -> None:
         return None
 
 

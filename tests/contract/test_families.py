@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from keepfrac.sparse.late.convert import convert as convert_to_late
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from keepfrac.adapters import surgery as adapters

@@ -17,6 +17,7 @@ from keepfrac.models.export import ONNX_PACKAGES
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.storage import results
+from keepfrac.tasks.base import Task
 from keepfrac.training.structured_pruning import Pruner
 from tests.integration.test_resume import Killed, kill_at
 
@@ -186,7 +187,7 @@ def test_latency_is_held_against_the_dense_original(composed, monkeypatch):
 
 def test_inputs_go_to_where_the_model_is():
     batch = {"input_ids": torch.ones(1, 2), "labels": torch.ones(1)}
-    task = SimpleNamespace(inputs=lambda batch: {"input_ids": batch["input_ids"]})
+    task = SimpleNamespace(inputs=lambda batch: {"input_ids": batch["input_ids"]}, to_device=Task.to_device)
     found = Pruner._inputs(SimpleNamespace(net=torch.nn.Linear(2, 2, device="meta"), task=task), batch)
     assert {name: tensor.device.type for name, tensor in found.items()} == {"input_ids": "meta"}
 

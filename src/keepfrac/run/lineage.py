@@ -22,7 +22,7 @@ def trained_on(settings: RunSettings, task) -> list[str]:
     for who, folder in ((f"the model of {run}", run), (f"the teacher {teacher}", teacher)):
         if shared := sorted(set(_tasks_of(folder)) & set(getattr(task, "overlaps", ()))):
             raise UserError(f"task={task.name} shares rows with {shared[0]}, on which {who} was tuned")
-        _refuse_other_fold(who, folder, task)
+        _refuse_other_fold(who, folder, settings.task)
     former = [*_tasks_of(run), *_tasks_of(teacher)]
     return sorted({*former, task.name}) if settings.epochs else former
 
@@ -31,9 +31,9 @@ def _tasks_of(run: Path | None) -> list[str]:
     return (((results.read(run) or {}).get("provenance") or {}).get("trained_on") or []) if run else []
 
 
-def _refuse_other_fold(who: str, folder: Path | None, task) -> None:
+def _refuse_other_fold(who: str, folder: Path | None, task: Mapping) -> None:
     """Refuses a model that has learnt from, or read, what is this task's test set by folds."""
-    name, *own = _fold(vars(task))
+    name, *own = _fold(task)
     for former, *its in _folds_of(folder):
         if name == former and own[0] and own != its:
             raise UserError(

@@ -15,22 +15,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from keepfrac.distillation.recipe import recipe_of
 from keepfrac.errors import UserError
-from keepfrac.settings import (
-    Kind,
-    Settings,
-    anything,
-    choice,
-    count,
-    in_range,
-    number,
-    one_of,
-    or_null,
-    setting,
-    settings,
-    share,
-    text,
-    whole,
-)
+from keepfrac.settings import Kind, Settings, anything, choice, count, setting, settings, share, text, whole
 from keepfrac.storage.build import build_target, check_settings
 from keepfrac.training.loop import LoopSettings
 
@@ -48,18 +33,6 @@ EARLIER = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"
     group: {"name": "none"} for group in ("backward", "distill", "augment", "export")
 }
 """Settings that runs of earlier versions do not name, as they were in effect."""
-UNCHECKED = {
-    "method": {"keep_frac": in_range(0, 1, "(]")},
-    "task": {"rows": or_null(whole(1)), "max_length": or_null(whole(3))},
-    "augment": {
-        "times": or_null(whole(1)),
-        "p": in_range(0, 1),
-        "candidates": whole(1),
-        "glove_words": whole(1),
-        "words": one_of("auto", "masked_lm", "neighbours"),
-    },
-}
-"""Keys of groups whose class has no `Settings`."""
 
 
 @settings
@@ -159,20 +132,14 @@ class RunSettings(LoopSettings):
         self._check_groups()
 
     def _check_groups(self) -> None:
-        for group, kinds in UNCHECKED.items():
-            for key, kind in kinds.items():
-                value = getattr(self, group).get(key)
-                if key in getattr(self, group) and not kind.holds(value):
-                    raise UserError(f"{group}.{key}={value}: must be {kind.says}")
-        check_settings(self.method)
-        check_settings(self.task)
-        if "_target_" in self.backward:
-            if getattr(build_target(self.method["_target_"]), "replaces_backward", False):
-                raise UserError(
-                    f"backward={self.backward['name']} beside method={self.method['name']}, which brings layers with a"
-                    " backward pass of their own: leave one of the two out"
-                )
-            check_settings(self.backward)
+        for group in (self.method, self.task, self.distill, self.augment, self.backward):
+            if "_target_" in group:
+                check_settings(group)
+        if "_target_" in self.backward and getattr(build_target(self.method["_target_"]), "replaces_backward", False):
+            raise UserError(
+                f"backward={self.backward['name']} beside method={self.method['name']}, which brings layers with a"
+                " backward pass of their own: leave one of the two out"
+            )
 
 
 def _check_peft(method: Mapping, run: str | None) -> None:

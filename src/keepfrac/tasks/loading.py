@@ -73,7 +73,8 @@ class BatchedData(pl.LightningDataModule):
     def collate(self, items: list) -> Batch:
         """Makes a batch of encoded rows."""
 
-    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+    @staticmethod
+    def to_device(batch: Batch, device: torch.device) -> Batch:
         """Returns a batch on a device."""
         return {name: tensor.to(device) for name, tensor in batch.items()}
 

@@ -36,7 +36,12 @@ def test_a_student_inherits_what_its_teacher_was_tuned_on(tmp_path, by_model_fol
     results.write(tmp_path, {"status": "done", "provenance": {"trained_on": ["stsb"]}})
     (tmp_path / "model").mkdir()
     name = str(tmp_path / "model" if by_model_folder else tmp_path)
-    settings = {"model": {"run": None, "name": "m/m"}, "epochs": 1, "distill": GOOD | {"teacher": name}}
+    settings = {
+        "task": {"name": "mrpc"},
+        "model": {"run": None, "name": "m/m"},
+        "epochs": 1,
+        "distill": GOOD | {"teacher": name},
+    }
     assert lineage.trained_on(settings, SimpleNamespace(name="mrpc", overlaps=[])) == ["mrpc", "stsb"]
     with pytest.raises(UserError, match=r"on which the teacher .* was tuned"):
         lineage.trained_on(settings, SimpleNamespace(name="other", overlaps=["stsb"]))

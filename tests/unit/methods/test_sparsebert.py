@@ -9,7 +9,7 @@ from keepfrac.training.finetune import Loop
 
 
 class Text:
-    def metrics(self):
+    def metrics(self, split):
         return None
 
 

@@ -11,15 +11,15 @@ from keepfrac.storage import results
 GAIIC = {"name": "gaiic", "folds": 5, "fold": 1}
 
 
-def settings(folder) -> SimpleNamespace:
+def settings(folder, task: dict) -> SimpleNamespace:
     """As much of RunSettings as is read."""
     model = SimpleNamespace(run=str(folder), name="from_run")
-    return SimpleNamespace(model=model, epochs=0, distill={"name": "none"})
+    return SimpleNamespace(model=model, task=task, epochs=0, distill={"name": "none"})
 
 
-def ran(folder, task: dict) -> SimpleNamespace:
-    results.write(folder, {"status": "done", "config": {"task": task}, "provenance": {"trained_on": []}})
-    return settings(folder)
+def ran(folder, former: dict, task: dict) -> SimpleNamespace:
+    results.write(folder, {"status": "done", "config": {"task": former}, "provenance": {"trained_on": []}})
+    return settings(folder, task)
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,15 @@ def ran(folder, task: dict) -> SimpleNamespace:
 )
 def test_what_has_seen_this_test_set_is_refused(tmp_path, former):
     with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
-        lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**GAIIC))
+        lineage.trained_on(ran(tmp_path, former, GAIIC), SimpleNamespace(**GAIIC))
 
 
 def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
-    ran(tmp_path / "first", GAIIC | {"fold": 0})
+    ran(tmp_path / "first", GAIIC | {"fold": 0}, GAIIC)
     config = {"task": {"name": "sst2"}, "model": {"run": str(tmp_path / "first")}}
     results.write(tmp_path / "second", {"status": "done", "config": config, "provenance": {"trained_on": []}})
     with pytest.raises(UserError, match=r"all stages need the same folds and fold"):
-        lineage.trained_on(settings(tmp_path / "second"), SimpleNamespace(**GAIIC))
+        lineage.trained_on(settings(tmp_path / "second", GAIIC), SimpleNamespace(**GAIIC))
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
     ],
 )
 def test_what_has_not_is_taken(tmp_path, former, task):
-    assert lineage.trained_on(ran(tmp_path, former), SimpleNamespace(**task)) == []
+    assert lineage.trained_on(ran(tmp_path, former, task), SimpleNamespace(**task)) == []

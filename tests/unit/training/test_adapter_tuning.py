@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from keepfrac.tasks.base import Task
 from keepfrac.tasks.metrics import multi_label, scores
 from keepfrac.training.adapter_tuning import scores_of
 
@@ -16,9 +17,7 @@ def test_the_temperature_of_validation_serves_the_test():
     logits, truth = torch.randn(64, LABELS), (torch.rand(64, LABELS) > 0.5).float()
     batches = {"val": {"logits": logits, "labels": truth}, "test": {"logits": 2 * logits, "labels": 1 - truth}}
     task = SimpleNamespace(
-        val_dataloader=lambda: [batches["val"]],
-        test_dataloader=lambda: [batches["test"]],
-        to_device=lambda batch, device: batch,
+        val_dataloader=lambda: [batches["val"]], test_dataloader=lambda: [batches["test"]], to_device=Task.to_device
     )
     calibration = multi_label.Calibration()
     module = SimpleNamespace(
