@@ -29,11 +29,11 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from keepfrac.errors import UserError
+from keepfrac.measurement.folder import model_folder
 from keepfrac.measurement.latency import interleaved, load, percentile
 from keepfrac.models.export import ONNX_PACKAGES, _Logits, onnx
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
-from src.measure import model_folder
 
 THREADS = 1
 RUNTIMES = {"torch": (), "onnxruntime": ONNX_PACKAGES, "openvino": (*ONNX_PACKAGES[:2], "openvino")}

@@ -184,8 +184,7 @@ def test_a_held_cell_is_run_when_its_holder_dies(standin: Standin) -> None:
     assert any(waiting in line for line in sweep.stdout)  # reads on until it says so
     holder.kill()
     holder.communicate()
-    output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 0
+    assert sweep.communicate(timeout=60) and sweep.returncode == 0
     assert len(standin.starts()) == 2
 
 
