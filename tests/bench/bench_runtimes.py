@@ -29,11 +29,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from keepfrac.errors import UserError
-from keepfrac.measurement.latency import interleaved, load, percentile
+from keepfrac.measurement.folder import model_folder
+from keepfrac.measurement.latency import load, percentile
 from keepfrac.models.export import ONNX_PACKAGES, _Logits, onnx
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
-from src.measure import model_folder
+from keepfrac.tensors.clock import interleaved_seconds
 
 THREADS = 1
 RUNTIMES = {"torch": (), "onnxruntime": ONNX_PACKAGES, "openvino": (*ONNX_PACKAGES[:2], "openvino")}
@@ -174,7 +175,7 @@ def measured(folder: Path, chosen: argparse.Namespace, runtimes: list[str]) -> l
                 inputs = example(nets["sparse"], batch, length)
                 calls = forwards(nets, paths, inputs, runtimes)
                 differs = differences(calls)
-                seconds = interleaved(calls, chosen.repeats, lambda: None)
+                seconds = interleaved_seconds(calls, chosen.repeats, 2, "cpu")
                 where = {"run": folder.name, "batch": batch, "length": length, "repeats": chosen.repeats}
                 rows += [where | row(key, seconds, nets, differs) for key in calls]
     return rows

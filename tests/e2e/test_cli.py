@@ -104,5 +104,17 @@ def test_a_broken_list_is_one_line(cli):
     assert "[1" in complaint(cli("src.main", "lr=[1"))
 
 
+def test_a_run_that_fails_on_its_way_is_one_line(cli, tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    rows = [f"the film number {number} was good,{number % 2}" for number in range(40)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    words = ["model=bert_tiny", "task=csv", f"task.train_file={tmp_path}/rows.csv", "logger=none", "hardware=gpu"]
+    done = cli("src.main", *words, "hardware.precision=32-true", KEEPFRAC_MULTIRUN=str(tmp_path))
+    assert complaint(done).startswith("error: hardware=gpu wants 1 NVIDIA GPU(s)")
+    assert "Error executing job" not in done.stdout
+
+
 def test_report_of_a_missing_folder_is_one_line(cli, tmp_path: Path):
     assert "no-such-sweep" in complaint(cli("src.report", str(tmp_path / "no-such-sweep")))

@@ -10,7 +10,7 @@ from keepfrac.models.load import load_body
 from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from src.measure import sites
+from keepfrac.run.sites import sites
 from tests.integration.test_resume import check_killed_run_continues, delivered
 
 LATE = ("backward=late", "model.dropout=0.1")

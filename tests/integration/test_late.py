@@ -11,7 +11,7 @@ from keepfrac.errors import UserError
 from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from src.measure import sites
+from keepfrac.run.sites import sites
 from tests.bench import bench_backward
 from tests.integration.test_resume import check_killed_run_continues, delivered
 

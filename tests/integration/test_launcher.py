@@ -180,12 +180,11 @@ def test_a_held_cell_is_run_when_its_holder_dies(standin: Standin) -> None:
     holder = standin.start("seconds=100", start_new_session=True)
     standin.wait_for_starts(1)
     sweep = standin.start("-m", "seconds=0")
-    time.sleep(1.5)
+    waiting = "waiting for norm_k0.3_s0_words_finish: another process runs it"
+    assert any(waiting in line for line in sweep.stdout)  # reads on until it says so
     holder.kill()
     holder.communicate()
-    output, _ = sweep.communicate(timeout=60)
-    assert sweep.returncode == 0
-    assert "waiting for norm_k0.3_s0_words_finish: another process runs it" in output
+    assert sweep.communicate(timeout=60) and sweep.returncode == 0
     assert len(standin.starts()) == 2
 
 

@@ -5,7 +5,8 @@ from safetensors.torch import load_file
 from keepfrac.run import identity
 from keepfrac.run.probe import probe_of
 from keepfrac.run.run import run
-from src.measure import main, sites
+from keepfrac.run.sites import sites
+from src.measure import main
 
 
 def test_with_everything_kept_the_gradients_are_the_dense_ones(composed):

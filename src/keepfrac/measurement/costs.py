@@ -4,7 +4,6 @@
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from keepfrac.models.anatomy import Anatomy
 from keepfrac.prune import masks
+from keepfrac.tensors.clock import interleaved_seconds
 
 _ATEN = torch.ops.aten
 # The counter does not know the CPU's fused attention and would count none of its work.
@@ -85,18 +85,10 @@ def saved_bytes(net: nn.Module, step: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def step_seconds(steps: dict[str, Callable[[], Tensor]], times: int, sync: Callable[[], None]) -> dict[str, float]:
+def step_seconds(steps: dict[str, Callable[[], Tensor]], times: int, device: torch.device | str) -> dict[str, float]:
     """Returns the median seconds of forward and backward of each step, interleaved, after one warm-up each."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(times + 1):
-        for name, step in steps.items():
-            sync()
-            begin = time.perf_counter()
-            step().backward()
-            sync()
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    whole = {name: lambda step=step: step().backward() for name, step in steps.items()}
+    return {name: statistics.median(found) for name, found in interleaved_seconds(whole, times, 1, device).items()}
 
 
 def autocast(device: torch.device, precision: str):
@@ -127,8 +119,7 @@ def cost(
         torch.cuda.reset_peak_memory_stats(device)
         saved_bytes(net, step)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
-    sync = torch.cuda.synchronize if on_gpu else lambda: None
-    seconds = step_seconds({"dense": dense_step, "own": step}, times, sync)
+    seconds = step_seconds({"dense": dense_step, "own": step}, times, device)
     for model in (net, dense):
         model.zero_grad(set_to_none=True)
     return {
@@ -202,19 +193,16 @@ def _compare(one: Tensor, dense: Tensor) -> dict[str, float]:
 @torch.no_grad()
 def forward_seconds(nets: dict[str, nn.Module], times: int, length: int = 128) -> dict[str, float]:
     """Returns the median seconds of one forward pass of a single sentence of `length` tokens, interleaved, in fp32."""
-    seconds: dict[str, list[float]] = {name: [] for name in nets}
-    for turn in range(times + 1):
-        for name, net in nets.items():
-            net.eval()
-            device = next(net.parameters()).device
-            inputs = torch.ones(1, length, dtype=torch.long, device=device)
-            begin = time.perf_counter()
-            net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    device = next(next(iter(nets.values())).parameters()).device
+    ids = torch.ones(1, length, dtype=torch.long, device=device)
+    forwards = {name: _forward(net, ids) for name, net in nets.items()}
+    return {name: statistics.median(found) for name, found in interleaved_seconds(forwards, times, 1, device).items()}
+
+
+def _forward(net: nn.Module, ids: Tensor) -> Callable[[], object]:
+    mask = torch.ones_like(ids)
+    net.eval()
+    return lambda: net(input_ids=ids, attention_mask=mask)
 
 
 def parameters(net: nn.Module) -> int:

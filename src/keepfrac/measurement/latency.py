@@ -12,7 +12,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from keepfrac.models.dense_reference import blueprint
 from keepfrac.models.load import load_body, quieten
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
+from keepfrac.tensors.clock import interleaved_seconds
 
 SIDES = ("own", "dense")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,22 +62,6 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def interleaved(
-    forwards: Mapping[str, Callable[[], object]], repeats: int, sync: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds of each forward, in turns, after two rounds of warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in forwards}
-    for turn in range(repeats + 2):
-        for name, forward in forwards.items():
-            sync()
-            begin = time.perf_counter()
-            forward()
-            sync()
-            if turn > 1:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
 def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
     """The figures of one place: of both sides p50 and p95 in ms and sentences per second, and own p50 to dense p50."""
     figures: dict[str, Any] = {**vars(where)}
@@ -94,9 +78,8 @@ def grid(nets: Mapping[str, Any], places: tuple[Conditions, ...], repeats: int) 
     for where in places:
         torch.compiler.reset()
         forwards = {side: _forward(net, where) for side, net in nets.items()}
-        sync = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
         try:
-            found = row(where, interleaved(forwards, repeats, sync))
+            found = row(where, interleaved_seconds(forwards, repeats, 2, DEVICE))
         except Exception as error:  # noqa: BLE001 - a compiler that is missing or fails: the others are measured
             found = {**vars(where), "failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
         yield found

@@ -14,8 +14,13 @@ ROUNDED = ".gguf"
 """Ending of a file of quantised weights, which `models.gguf` unpacks."""
 
 
-def locate(name: str, package: str | None) -> str:
+def locate(name: str, package: str | None, key: str = "model.name") -> str:
     """Returns what can be loaded: a folder, a hub name that the hub or its cache has, or a package's `.gguf` file.
+
+    Args:
+        name: a folder, or a name on the hub.
+        package: its offline source; None: there is none.
+        key: what the name was given by, for the message.
 
     Raises:
         DataMissing: neither is to be had here; the message names both and what to do.
@@ -29,7 +34,7 @@ def locate(name: str, package: str | None) -> str:
     other = f", and there is no package {package}" if package else ", and there is no offline source for it"
     raise DataMissing(
         f"model {name}: not a local folder, the model hub does not answer and its cache does not hold it{other};"
-        " give a folder: model.name=<folder with config.json and model.safetensors>"
+        f" give a folder: {key}=<folder with config.json and model.safetensors>"
     )
 
 
@@ -57,4 +62,4 @@ def locate_teacher(name: str) -> str:
                 " (with config.json)"
             )
         return str(folder / "model")
-    return locate(name, None)
+    return locate(name, None, "distill.teacher")

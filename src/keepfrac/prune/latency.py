@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import pairwise
@@ -19,6 +19,7 @@ from keepfrac.errors import UserError
 from keepfrac.prune.structure import ModelShape, Number
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
+from keepfrac.tensors.clock import interleaved_seconds
 
 Points = tuple[tuple[int, float], ...]
 
@@ -118,7 +119,10 @@ def measure_table(
             variants["heads", heads] = _Attention(shape, heads).to(device, dtype)
         for width in widths:
             variants["neurons", width] = _FeedForward(shape, width).to(device, dtype)
-    times = _interleaved(variants, x, repeats)
+    calls = {key: functools.partial(variant, x) for key, variant in variants.items()}
+    with torch.no_grad():
+        seconds = interleaved_seconds(calls, repeats, 1, device)
+    times = {key: 1000 * statistics.median(found) for key, found in seconds.items()}
     points = {
         kind: tuple((count, ms) for (k, count), ms in times.items() if k == kind) for kind in ("heads", "neurons")
     }
@@ -150,24 +154,6 @@ def cached_table(
     table = measure_table(shape, batch=batch, length=length, device=device, dtype=dtype, repeats=repeats)
     table.save(path)
     return table
-
-
-@torch.no_grad()
-def _interleaved(variants: dict, x: Tensor, repeats: int) -> dict[tuple[str, int], float]:
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in variants}
-    for _ in range(repeats + 1):
-        for key, variant in variants.items():
-            _wait(x)
-            began = time.perf_counter()
-            variant(x)
-            _wait(x)
-            seconds[key].append(time.perf_counter() - began)
-    return {key: 1000 * statistics.median(found[1:] or found) for key, found in seconds.items()}
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
 
 
 class _Attention(nn.Module):

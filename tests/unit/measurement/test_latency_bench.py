@@ -3,9 +3,10 @@ import json
 import pytest
 
 from keepfrac.measurement import latency
-from keepfrac.measurement.latency import Conditions, interleaved, line, percentile
+from keepfrac.measurement.latency import Conditions, line, percentile
 from keepfrac.models.cut import cut
 from keepfrac.prune.structure import LayerStructure, Structure
+from keepfrac.tensors.clock import interleaved_seconds
 from src.measure import main
 from tests.unit.models.tiny import tiny
 
@@ -18,7 +19,7 @@ def test_percentiles_are_by_the_nearest_rank():
 def test_sides_take_turns_after_a_warm_up():
     order: list[str] = []
     sides = {"own": lambda: order.append("own"), "dense": lambda: order.append("dense")}
-    found = interleaved(sides, 3, lambda: None)
+    found = interleaved_seconds(sides, 3, 2, "cpu")
     assert order == ["own", "dense"] * 5 and {len(seconds) for seconds in found.values()} == {3}
 
 

@@ -41,7 +41,7 @@ def test_steps_are_interleaved_after_a_warm_up():
 
         return run
 
-    seconds = step_seconds({"a": step("a"), "b": step("b")}, 2, lambda: None)
+    seconds = step_seconds({"a": step("a"), "b": step("b")}, 2, "cpu")
     assert order == ["a", "b"] * 3 and set(seconds) == {"a", "b"}
 
 
