@@ -1,5 +1,10 @@
-"""What is saved for the backward pass.
+"""What is saved for the backward pass: a second axis beside what is trained. The forward pass is the dense model's.
 
-The forward pass is dense and exact. A `Selector` says which part of an activation is kept for the weight gradient; a
-`Site` is one place of the network where that happens. `convert.sparsify` puts the sites into a stock model.
+    protocol         a `BackwardSaver`: attached to a network, asked what it kept, and taken off again
+    convert          `norm`, `rand`, `bkrz`: a `Selector` says which part of an activation is kept; a `Site` is where
+    gradient_norms   `wta`: token rows kept by chance, by their gradients of the epoch before
+    recompute        `recompute_gelu`, `checkpoint`: exact, by computing again
+    act8bit          `late`: everything in 8 bits, rows chosen in the backward pass
+
+The pure choice is in `selection`, the layers that use it in `layers`, the elementwise work of `late` in `kernels`.
 """
