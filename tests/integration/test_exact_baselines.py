@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
 
@@ -28,11 +27,6 @@ def test_the_run_is_the_dense_one(composed, dense, method, share):
     assert cost["saved_bytes_dense"] == dense[0]["cost"]["saved_bytes"]
     assert cost["saved_bytes"] < share * cost["saved_bytes_dense"]
     AutoModelForSequenceClassification.from_pretrained(folder)
-
-
-def test_backrazor_needs_attention_weights(composed):
-    with pytest.raises(UserError, match="attention=eager"):
-        run(composed("method=backrazor", "steps=2"))
 
 
 def test_backrazor_saves_at_all_sites(composed):
