@@ -7,7 +7,7 @@ from keepfrac.measurement.latency import Conditions, interleaved, line, percenti
 from keepfrac.models.cut import cut
 from keepfrac.prune.structure import LayerStructure, Structure
 from src.measure import main
-from tests.unit.models.tiny import tiny
+from tests.tiny import tiny
 
 
 def test_percentiles_are_by_the_nearest_rank():
