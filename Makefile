@@ -139,8 +139,8 @@ gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-trai
 	$(PY) -m src.baselines.tfidf "$$dense" --words 3 --refit || exit 1; \
 	$(PY) -m src.report multirun/gaiic --record && $(PY) -m src.baselines.table multirun/gaiic
 
-# two workers, each with whole files: what a module's fixtures made serves all its tests; files of many tests go first
-TWO := -n 2 --dist loadfile
+# two workers, each with whole files, whose fixtures serve all their tests; testpaths names the long ones first
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY_DEV) lint ## set up, check and test everything (about 8 minutes on 2 cores)
 	$(PY) -m pytest $(TWO)

@@ -2,7 +2,7 @@
 
 Killed and resumed is uninterrupted, two processes are one, everything kept is dense, what is achieved is what was
 asked, what is done is not done again, and a setting that cannot be is refused before training. The first two take
-seconds a method: the quick set has one method of each class, the slow one the others.
+seconds a method: presets, whose yaml begins with another method's, are in the slow set.
 """
 
 import contextlib
@@ -10,15 +10,15 @@ import json
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from fnmatch import fnmatch
 from multiprocessing import get_context
 
 import pytest
-import torch
 
 from keepfrac.errors import UserError
 from keepfrac.run.run import run
 from tests.contract.settings_of import KEEP, METHODS, is_preset, matching, words
-from tests.runs import check_resumes, check_two_equal_one, folder_of, weights_of
+from tests.runs import check_close, check_resumes, folder_of
 
 STEPS = ("steps=16", "eval_every=7", "probe_steps=0")  # of twelve an epoch
 STILL = ("model.dropout=0", "model.attention_dropout=0")  # each process has a dropout of its own
@@ -56,6 +56,9 @@ ARMS_OF_TWO = {
         "distill.teacher={teacher}",
     ),
 }
+ALONE = ("norm*", "rand_token", "late", "wta", "peft_lora")
+"""What two processes do alike but not equally: they choose among the rows that each of them sees, or draw at random."""
+OF_TWO = {"l0_factorized": ("method.whiten=0",)}  # it counts batches, and those of two processes are half as large
 DECODERS = {  # name: model and what it is trained by
     "gpt2_tiny": ("gpt2_tiny", words("nosp")),
     "llama_tiny": ("llama_tiny", words("nosp")),
@@ -72,10 +75,10 @@ GRANULARITY = {  # by pattern of the method's name: how far below and above what
     "l0*": (0.05, 0),
     "*": (0.01, 0.001),
 }
-NEUTRAL = {  # where keep_frac=1 is dense fine-tuning: how exactly
-    **dict.fromkeys(("checkpoint", "recompute_gelu", "l0", "l0_factorized", "magnitude", "random_prune"), 0),
-    **dict.fromkeys(("layer_drop", "taylor", "taylor_once", "distill_prune", "gradual_magnitude"), 0),
-    **dict.fromkeys(("norm*", "rand*", "bkrz", "backrazor"), 1e-4),
+DENSE = {  # by pattern: how exactly a run that keeps everything is dense fine-tuning; None: it is another training
+    **dict.fromkeys(("*lora*", "dsee*", "sparsebert", "vocab", "late", "wta"), None),
+    **dict.fromkeys(("norm*", "rand", "rand_token", "bkrz", "backrazor"), 1e-4),
+    "*": 0,
 }
 BAD = [  # method, overrides, and what is said; where that is None, the first one's key and value
     ("backrazor", "steps=2", "attention=eager"),
@@ -121,7 +124,6 @@ BAD = [  # method, overrides, and what is said; where that is None, the first on
     ("lora_sparse", "method.settled_at=0", "updates are still zero"),
     ("lora_sparse", "method.score=luck", None),
     ("lora_sparse", "method.ramp_from=0.5 method.schedule=cubic", "ramp_from|falls from the one to the other"),
-    ("magnitude", "fidelity_every=2", "fidelity_every=null"),
     ("sparsebert", "method.head=gelu", None),
     ("taylor", "method.score_split=test", None),
     ("taylor", "method.score_split=val", None),
@@ -158,16 +160,12 @@ def each(arms: dict) -> list:
     return methods + [pytest.param(chosen, id=name) for name, chosen in arms.items()]
 
 
-def keep_of(method: str) -> float:
-    return KEEP.get(method, 0.5)
-
-
 @pytest.fixture
 def law(shared, teacher):
     """Returns a function from a method's words to the configuration of its run."""
 
     def compose_(chosen, *more: str):
-        keep = keep_of(chosen[0].partition("=")[2])
+        keep = KEEP.get(chosen[0].removeprefix("method="), 0.5)
         return shared(f"keep_frac={keep}", *STEPS, *(word.format(teacher=teacher) for word in chosen), *more)
 
     return compose_
@@ -208,9 +206,13 @@ def follower():
 
 @pytest.mark.parametrize("chosen", each(ARMS_OF_TWO))
 def test_two_processes_are_one(law, follower, chosen):
-    common = (*STILL, "steps=8", "eval_every=4", "accumulate=2")
+    name = chosen[0].removeprefix("method=")
+    common = (*STILL, "steps=8", "eval_every=4", "accumulate=2", *OF_TWO.get(name, ()))
     one, two = law(chosen, *common, "name=one"), law(chosen, *common, "hardware=cpus", "name=two")
-    check_two_equal_one(one, two)
+    kept = [run(cfg)["kept"] for cfg in (one, two)]
+    assert kept[1]["achieved"] == pytest.approx(kept[0]["achieved"], abs=0.05 if name == "late" else 1e-3)
+    if not any(fnmatch(name, pattern) for pattern in ALONE):
+        check_close(one, two, 1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -223,19 +225,12 @@ def test_achieved_is_asked_and_what_is_done_is_not_done_again(law, monkeypatch, 
     assert run(cfg) == json.loads(json.dumps(first))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if matching(NEUTRAL, name) is not None])
+@pytest.mark.parametrize("name", [name for name in METHODS if matching(DENSE, name) is not None])
 def test_everything_kept_is_dense(law, name):
-    tolerance, dense, own = (
-        matching(NEUTRAL, name),
-        law(words("nosp"), "steps=6"),
-        law(words(name), "keep_frac=1", "steps=6"),
-    )
+    dense, own = law(words("nosp"), "steps=6"), law(words(name), "keep_frac=1", "steps=6")
     run(dense)
     assert run(own)["kept"]["achieved"] == 1
-    weights, others = weights_of(dense), weights_of(own)
-    assert weights.keys() == others.keys()
-    for key, weight in weights.items():
-        torch.testing.assert_close(others[key], weight, rtol=tolerance, atol=tolerance, msg=key)
+    check_close(dense, own, matching(DENSE, name))
 
 
 @pytest.mark.parametrize(("method", "override", "said"), BAD)
@@ -247,7 +242,7 @@ def test_what_cannot_be_is_said_before_training(composed, untrained, method, ove
         assert re.search(said, message)
     else:  # it names the key and the value
         key, value = override.split()[0].split("=")
-        assert all(part in message for part in (key.rpartition(".")[2], value.strip("[]"))), message
+        assert all(part in message.lower() for part in (key.rpartition(".")[2], value.strip("[]"))), message
 
 
 @pytest.mark.parametrize(("method", "override", "said"), BAD_ON_DECODERS)

@@ -15,7 +15,7 @@ from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.checkpoint import CHECKPOINT
-from tests.runs import check_two_equal_one, results_of, weights_of
+from tests.runs import check_close, results_of, weights_of
 
 TWO = ("hardware=cpus",)
 EXACT = ("model.dropout=0", "model.attention_dropout=0")
@@ -25,7 +25,8 @@ def test_two_processes_equal_one(composed):
     """With a start of their own; tests/contract/test_laws.py has all methods."""
     common = [*EXACT, "steps=8", "eval_every=4", "accumulate=2"]
     one, two = composed(*common, "name=one"), composed(*common, *TWO, "name=two")
-    check_two_equal_one(one, two)
+    run(one), run(two)
+    check_close(one, two, 1e-5)
     results, results_of_two = results_of(one), results_of(two)
     assert results["identity"] != results_of_two["identity"]  # each process has a dropout of its own
     for name, score in results["scores"].items():
@@ -56,7 +57,7 @@ def test_scoring_alone_on_two_processes(composed):
 
 def test_killed_on_the_way_goes_on_bitwise(composed, caplog):
     """With dropout, which each process has of its own: their random states are restored by rank."""
-    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=4", "checkpoint_every=3", "probe_steps=0"]
+    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=2", "checkpoint_every=3", "probe_steps=0"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     folder = identity.cell(broken).folder

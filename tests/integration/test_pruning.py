@@ -244,3 +244,8 @@ def test_whole_layers_go_where_they_alone_have_gates(composed):
     found = run(cfg)
     net = AutoModelForSequenceClassification.from_pretrained(identity.cell(cfg).folder / "model")
     assert found["kept"]["achieved"] == 0.5 and net.config.num_hidden_layers == 1
+
+
+def test_gradients_are_not_compared_with_dense_ones_of_other_shapes(composed):
+    with pytest.raises(UserError, match="fidelity_every=null"):
+        run(composed(*settings("magnitude"), "keep_frac=0.5", "fidelity_every=2", "steps=4"))
