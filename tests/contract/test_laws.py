@@ -6,7 +6,6 @@ seconds a method: presets, whose yaml begins with another method's, are in the s
 """
 
 import contextlib
-import json
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -60,7 +59,7 @@ ALONE = ("norm*", "rand_token", "late", "wta", "peft_lora")
 """What two processes do alike but not equally: they choose among the rows that each of them sees, or draw at random."""
 OF_TWO = {"l0_factorized": ("method.whiten=0",)}  # it counts batches, and those of two processes are half as large
 DECODERS = {  # name: model and what it is trained by
-    "gpt2_tiny": ("gpt2_tiny", words("nosp")),
+    "gpt2_tiny": ("gpt2_tiny", (*words("nosp"), "model.dropout=0.1")),
     "llama_tiny": ("llama_tiny", words("nosp")),
     "gpt2_tiny+lora": ("gpt2_tiny", words("lora")),
     "llama_tiny+taylor": ("llama_tiny", words("taylor")),
@@ -181,7 +180,7 @@ def test_killed_and_resumed_is_uninterrupted(law, composed, chosen):
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_killed_decoder_goes_on(e2e, name):
     model, chosen = DECODERS[name]
-    common = (*chosen, "keep_frac=0.5", "checkpoint_every=2", "model.dropout=0.1", "steps=7", "eval_every=3")
+    common = (*chosen, "keep_frac=0.5", "checkpoint_every=2", "steps=7", "eval_every=3")
     whole, broken = (e2e(*common, f"name={n}", model=model) for n in ("whole", "broken"))
     check_resumes(whole, broken, 2, 5)
     said = [(folder_of(cfg) / "examples.json").read_text() for cfg in (whole, broken)]
@@ -209,9 +208,11 @@ def test_two_processes_are_one(law, follower, chosen):
     name = chosen[0].removeprefix("method=")
     common = (*STILL, "steps=8", "eval_every=4", "accumulate=2", *OF_TWO.get(name, ()))
     one, two = law(chosen, *common, "name=one"), law(chosen, *common, "hardware=cpus", "name=two")
-    kept = [run(cfg)["kept"] for cfg in (one, two)]
-    assert kept[1]["achieved"] == pytest.approx(kept[0]["achieved"], abs=0.05 if name == "late" else 1e-3)
-    if not any(fnmatch(name, pattern) for pattern in ALONE):
+    own = [run(cfg)["kept"]["achieved"] for cfg in (one, two)]
+    if any(fnmatch(name, pattern) for pattern in ALONE):
+        assert own[1] == pytest.approx(own[0], abs=0.05)
+    else:
+        assert own[1] == pytest.approx(own[0], abs=1e-4)
         check_close(one, two, 1e-5)
 
 
@@ -222,7 +223,7 @@ def test_achieved_is_asked_and_what_is_done_is_not_done_again(law, monkeypatch, 
     kept, (below, above) = first["kept"], matching(GRANULARITY, name)
     assert kept["asked"] - below <= kept["achieved"] <= kept["asked"] + above
     monkeypatch.setattr("keepfrac.run.run._execute", lambda *_: pytest.fail("ran again"))
-    assert run(cfg) == json.loads(json.dumps(first))
+    assert run(cfg)["scores"] == first["scores"]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if matching(DENSE, name) is not None])
