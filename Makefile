@@ -140,11 +140,14 @@ gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-trai
 	$(PY) -m src.baselines.tfidf "$$dense" --words 3 --refit || exit 1; \
 	$(PY) -m src.report multirun/gaiic --record && $(PY) -m src.baselines.table multirun/gaiic
 
-test: $(READY_DEV) lint ## set up, check and test everything (about 15 minutes on 2 cores)
-	$(PY) -m pytest
+# two workers, each with whole files, whose fixtures serve all their tests; testpaths names the long ones first
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(READY_DEV) lint ## set up, check and test everything (about 8 minutes on 2 cores)
+	$(PY) -m pytest $(TWO)
 
 test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their length
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest $(TWO) -m slow
 
 test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node (at most 5 minutes; skipped without Slurm)
 	$(PY) -m pytest tests/slurm -m slurm

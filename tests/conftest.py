@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRATCH = Path(tempfile.mkdtemp(prefix="keepfrac-tests-"))
+OWNER = "KEEPFRAC_TESTS" not in os.environ  # workers of pytest-xdist share the folder, and with it what is compiled
+SCRATCH = Path(os.environ.setdefault("KEEPFRAC_TESTS", tempfile.mkdtemp(prefix="keepfrac-tests-") if OWNER else ""))
 
 # Before anything heavy is imported: libraries read the environment once, at import. Children inherit it.
 os.environ.update(
@@ -18,7 +19,7 @@ os.environ.update(
     KEEPFRAC_HUB="offline",
     HF_HOME=str(SCRATCH / "huggingface"),
     XDG_CACHE_HOME=str(SCRATCH / "cache"),
-    KEEPFRAC_MULTIRUN=str(SCRATCH / "multirun"),
+    KEEPFRAC_MULTIRUN=str(SCRATCH / os.environ.get("PYTEST_XDIST_WORKER", "main") / "multirun"),
     WANDB_MODE="offline",
     WANDB_SILENT="true",
     WANDB_CACHE_DIR=str(SCRATCH / "wandb"),
@@ -28,15 +29,16 @@ os.environ.update(
     MPLBACKEND="agg",
     # children that import the package need not have it installed
     PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH")))),
-    # bitwise comparisons need one number of threads, in this process and in its children
-    OMP_NUM_THREADS="2",
+    # bitwise comparisons need one number of threads, in this process and in its children; workers share the cores
+    OMP_NUM_THREADS="1",
 )
 for _key in ("WANDB_API_KEY", "HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(_key, None)
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(SCRATCH, ignore_errors=True)
+    if OWNER:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,10 @@
 """Each method goes on from what each other left: zeros stay, shapes stay, it reloads, the results name both.
 
 The methods are those of conf/method: a new yaml is tested with all others, without an edit. One that needs settings to
-do its work in two steps names them in TWO_STEPS; a pair that is refused by one clear error stands in REFUSED.
+do its work in two steps names them in settings_of.py; a pair that is refused by one clear error stands in REFUSED.
 """
 
 import shutil
-from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -20,38 +19,15 @@ from keepfrac.prune.masks import FILE, Masks, top_mask
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.structured_pruning import Pruner
-from tests.contract.test_conf import CONF, composed
+from tests.contract.settings_of import CONF, KEEP, METHODS, TWO_STEPS, matching, words
+from tests.contract.test_conf import composed as settings
 from tests.integration.conftest import sentences
 
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 QUICK = {"nosp", "norm", "l0", "l0_factorized", "magnitude", "layer_drop"}  # one of each kind
-CUTS = {name for name in METHODS if issubclass(get_class(composed(f"method={name}")["method"]["_target_"]), Pruner)}
-GATES_AT_ONCE = ("method.prefinetune=0", "method.target_warmup=0.5", "method.settled_at=0.5")
-TWO_STEPS = {  # by pattern of the method's name: its settings, in the first and in the second run
-    "l0*": GATES_AT_ONCE,
-    "backrazor": ("model.attention=eager",),
-    "sparsebert": ("method.head=own",),  # its own head cannot be cut
-    "lora_sparse*": ("method.rank=4", "method.score=w_delta"),  # after one step updates are still zero
-    "*lora*": ("method.rank=4",),
-    "dsee*": ("method.rank=4",),
-}
-KEEP = {
-    "distill_prune": 0.2,
-    "gradual_magnitude": 0.2,
-    "sparsebert": 0.2,
-    "layer_drop": 0.5,
-    "dsee_structured": 0.5,
-    "dsee_25_25": 1.0,
-}  # of the second run, where a method cannot meet 0.45
+CUTS = {name for name in METHODS if issubclass(get_class(settings(f"method={name}")["method"]["_target_"]), Pruner)}
 REFUSED: dict[tuple[str, str], str] = {  # patterns of (first, second): what the second one says
 }
 UNMASKED = {"l0_factorized"}  # as second: refuse what would fill zeros of the matrices that they decompose
-
-
-def matching(table: dict, name):
-    """The value of the first pattern that fits; None where none does."""
-    fits = (lambda key: fnmatch(name, key)) if isinstance(name, str) else (lambda key: all(map(fnmatch, name, key)))
-    return next((value for key, value in table.items() if fits(key)), None)
 
 
 def pairs():
@@ -79,10 +55,9 @@ def two_steps(data, tmp_path_factory):
     def run_(method: str, *overrides: str):
         with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
             patch.setenv("KEEPFRAC_MULTIRUN", str(root))
-            base = [f"method={method}", "model=bert_tiny", "task=csv", "logger=csv", "steps=2", "batch_size=8"]
+            base = [*words(method, TWO_STEPS), "model=bert_tiny", "task=csv", "logger=csv", "steps=2", "batch_size=8"]
             base += [f"task.{name}_file={data}/{name}.csv" for name in ("train", "validation", "test")]
             base += ["hardware.precision=32-true", "hardware.threads=1", "probe_steps=0", "lr=1e-3"]
-            base += matching(TWO_STEPS, method) or ()
             cfg = compose("config", overrides=[*base, *overrides])
             return run(cfg), identity.cell(cfg).folder
 

@@ -11,7 +11,7 @@ from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.run.sites import sites
-from tests.integration.test_resume import check_killed_run_continues, delivered
+from tests.runs import weights_of
 
 LATE = ("backward=late", "model.dropout=0.1")
 GATES = ("method.prefinetune=0.2", "method.target_warmup=0.5", "method.settled_at=0.6")
@@ -109,17 +109,6 @@ def test_attention_scores_are_refused_by_name_of_what_to_choose(composed, teache
         run(cfg)
 
 
-@pytest.mark.parametrize("method", ["late", "norm", "backrazor", "wta", "recompute_gelu", "peft_lora"])
-def test_a_method_with_layers_of_its_own_is_refused(composed, method):
-    with pytest.raises(UserError, match=f"backward=late beside method={method}, which brings layers"):
-        identity.check(composed(f"method={method}", "backward=late"))
-
-
-def test_what_is_found_before_anything_is_loaded(composed):
-    with pytest.raises(UserError, match="rows"):
-        identity.check(composed("backward=late", "backward.rows=top"))
-
-
 def test_identities_of_finished_cells_stay(composed):
     settings = identity.plain(composed("method=nosp"))
     older = {key: value for key, value in settings.items() if key != "backward"}
@@ -130,31 +119,17 @@ def test_identities_of_finished_cells_stay(composed):
     assert identity.identify(identity.plain(composed("method=nosp", "backward=late"))) != identity.identify(older)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("method=l0", "keep_frac=0.4", *GATES),
-        ("method=lora_sparse", "keep_frac=0.5", "method.rank=4", "method.score=w_delta"),
-    ],
-    ids=["l0", "lora_sparse"],
-)
-def test_a_killed_run_continues_bitwise(composed, monkeypatch, overrides):
-    words = (*overrides, *LATE, "checkpoint_every=3", "probe_steps=0")
-    whole, broken = composed(*words, "name=whole"), composed(*words, "name=broken")
-    check_killed_run_continues(whole, broken, monkeypatch)
-
-
 def test_a_cut_and_masked_model_recovers(composed):
     """Uneven layers of an l0 cell, then single weights of it masked: sizes and zeros stay."""
     first = composed("method=l0", "keep_frac=0.3", "method.prefinetune=0", *GATES[1:], "steps=8", "name=first")
     run(first)
-    folder, weights = identity.cell(first).folder, delivered(first)
+    folder, weights = identity.cell(first).folder, weights_of(first)
     named = [name for name in weights if "encoder.layer" in name and weights[name].ndim == 2]
     masks = {name: top_mask(weights[name].abs(), weights[name].numel() // 2) for name in named}
     Masks(masks).save(folder / "model")
     cfg = composed("method=late", "keep_frac=0.5", "model=from_run", f"model.run={folder}", "steps=6")
     found = run(cfg)
-    after = delivered(cfg)
+    after = weights_of(cfg)
     assert 0 < found["kept"]["achieved"] < 0.6
     assert counts_of(load_body(identity.cell(cfg).folder / "model")) == counts_of(load_body(folder / "model"))
     assert masks and all((after[name][~mask] == 0).all() for name, mask in masks.items())

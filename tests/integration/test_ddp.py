@@ -10,33 +10,25 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.checkpoint import CHECKPOINT
+from tests.runs import check_close, results_of, weights_of
 
 TWO = ("hardware=cpus",)
 EXACT = ("model.dropout=0", "model.attention_dropout=0")
 
 
-def outcome(cfg) -> tuple[dict, dict]:
-    folder = identity.cell(cfg).folder
-    results = json.loads((folder / "results.json").read_text())
-    return load_file(folder / "model" / "model.safetensors"), results
-
-
-@pytest.mark.parametrize("method", ["nosp", "bkrz"])
-def test_two_processes_equal_one(composed, method):
-    common = [f"method={method}", *EXACT, "steps=8", "eval_every=4", "accumulate=2"]
+def test_two_processes_equal_one(composed):
+    """With a start of their own; tests/contract/test_laws.py has all methods."""
+    common = [*EXACT, "steps=8", "eval_every=4", "accumulate=2"]
     one, two = composed(*common, "name=one"), composed(*common, *TWO, "name=two")
-    run(one)
-    run(two)
-    (weights, results), (weights_of_two, results_of_two) = outcome(one), outcome(two)
+    run(one), run(two)
+    check_close(one, two, 1e-5)
+    results, results_of_two = results_of(one), results_of(two)
     assert results["identity"] != results_of_two["identity"]  # each process has a dropout of its own
-    for name, weight in weights.items():
-        torch.testing.assert_close(weights_of_two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
     for name, score in results["scores"].items():
         assert results_of_two["scores"][name] == pytest.approx(score, abs=1e-5 if "loss" in name else 0), name
     assert results_of_two["cost"]["best_step"] == results["cost"]["best_step"]
@@ -65,7 +57,7 @@ def test_scoring_alone_on_two_processes(composed):
 
 def test_killed_on_the_way_goes_on_bitwise(composed, caplog):
     """With dropout, which each process has of its own: their random states are restored by rank."""
-    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=4", "checkpoint_every=3", "probe_steps=0"]
+    overrides = ["method=rand", *TWO, "model.dropout=0.1", "epochs=2", "checkpoint_every=3", "probe_steps=0"]
     whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
     run(whole)
     folder = identity.cell(broken).folder
@@ -82,9 +74,9 @@ def test_killed_on_the_way_goes_on_bitwise(composed, caplog):
     with caplog.at_level("INFO"):
         run(broken)
     assert "goes on from step" in caplog.text
-    (weights, results), (again, results_again) = outcome(whole), outcome(broken)
+    weights, again = weights_of(whole), weights_of(broken)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
-    assert results["scores"] == results_again["scores"]
+    assert results_of(whole)["scores"] == results_of(broken)["scores"]
 
 
 def test_what_one_process_cannot_do_is_said_by_the_leader(composed, monkeypatch):

@@ -14,7 +14,7 @@ from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.checkpoint import CHECKPOINT
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import figures, killed_at, weights_of
 
 QUIET = ("probe_steps=0", "steps=3")
 SHAPE = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -35,18 +35,6 @@ def changed(teacher, tmp_path):
         return folder
 
     return make
-
-
-def weights_of(cfg) -> dict[str, torch.Tensor]:
-    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
-
-
-def figures(folder) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for line in (folder / "metrics.csv").read_text().splitlines()[1:]:
-        _, name, value = line.split(",")
-        found.setdefault(name, []).append(float(value))
-    return found
 
 
 @pytest.mark.parametrize("method", ["nosp", "norm", "l0", "layer_drop", "magnitude"])
@@ -75,10 +63,8 @@ def test_the_teacher_is_in_no_checkpoint_in_eval_and_without_gradient(composed, 
 
     monkeypatch.setattr(Distiller, "_forward_teacher", taught)
     cfg = composed(f"distill.teacher={teacher}", "checkpoint_every=2", "probe_steps=0", "model.dropout=0.1")
-    with monkeypatch.context() as patch:
-        kill_at(patch, 5)
-        with pytest.raises(Killed):
-            run(cfg)
+    with killed_at(5):
+        run(cfg)
     folder = identity.cell(cfg).folder
     state = torch.load(folder / CHECKPOINT, weights_only=True)
     net = {name for name in state["state_dict"] if name.startswith("net.")}

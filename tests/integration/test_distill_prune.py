@@ -17,8 +17,7 @@ from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.weight_pruning import WeightPruner
 from src.measure import main as measure
-from tests.integration.test_distill import weights_of
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import weights_of
 
 QUIET = ("probe_steps=0", "keep_frac=0.2")
 
@@ -100,41 +99,6 @@ def test_other_scores_and_structures(composed, overrides):
     assert kept / size == pytest.approx(keep, abs=0.02) if block > 1 else kept == pytest.approx(keep * size, abs=6)
     assert all(not weights[name][~mask].any() for name, mask in masks.items())
     assert found["kept"]["achieved"] == kept / size
-
-
-@pytest.mark.parametrize(("method", "step"), [("distill_prune", 4), ("distill_prune", 19), ("sparsebert", 17)])
-def test_killed_run_continues_bitwise(composed, teacher, monkeypatch, method, step):
-    """Killed on the ramp, and when the mask is frozen; scores with a memory, a teacher whose dropout draws."""
-    more = ("method.score=fisher", "method.scope=global", "distill=tinybert") if method == "distill_prune" else ()
-    overrides = [f"method={method}", *QUIET, *more, f"distill.teacher={teacher}", "checkpoint_every=3", "eval_every=7"]
-    overrides += ["model.dropout=0.1"]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    for of in (weights_of, masks_of):
-        one, two = of(whole), of(broken)
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    one, two = (json.loads((identity.cell(cfg).folder / "results.json").read_text()) for cfg in (whole, broken))
-    assert one["scores"] == two["scores"] and one["kept"] == two["kept"]
-
-
-def test_two_processes_equal_one(composed, teacher):
-    exact = ("model.dropout=0", "model.attention_dropout=0", "steps=6", "accumulate=2", "eval_every=6")
-    common = ["method=distill_prune", *QUIET, "method.score=movement", *exact]
-    common += ["distill=tinybert", f"distill.teacher={teacher}"]
-    one, two = composed(*common, "name=one"), composed(*common, "hardware=cpus", "name=two")
-    run(one), run(two)
-    for name, weight in weights_of(one).items():
-        torch.testing.assert_close(weights_of(two)[name], weight, rtol=1e-4, atol=1e-4, msg=name)
-    counts = [{name: int(mask.sum()) for name, mask in masks_of(cfg).items()} for cfg in (one, two)]
-    assert counts[0] == counts[1]
-    same = [(mask == masks_of(two)[name]).float().mean() for name, mask in masks_of(one).items()]
-    assert min(same) > 0.999  # sums in another order may exchange a weight at the boundary
 
 
 def test_sparsebert_keeps_the_last_model_and_reloads_with_its_head(composed, teacher):
@@ -229,23 +193,3 @@ def check_ruler(folder, found, capsys) -> None:
     assert measure([str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "compression_matrices" in shown and "compression_model" in shown and "0.1000" in shown
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (("method=distill_prune", "method.structure=2:4", "keep_frac=0.05"), "structure=2:4 keeps 0.5"),
-        (("method=distill_prune", "method.structure=3:4"), "element, 2:4, 4:8, block"),
-        (("method=distill_prune", "method.structure=block", "method.block=48"), "cannot be divided"),
-        (("method=distill_prune", "method.scope=layer"), "uniform, global"),
-        (("method=distill_prune", "method.score=size"), "magnitude, movement, fisher"),
-        (("method=distill_prune", "method.warm_up=0.8"), "warm_up=0.8, cool_down=0.3"),
-        (("method=distill_prune", "method.score=fisher", "epochs=0"), "it needs gradients"),
-        (("method=distill_prune", "method.regrow=1"), "regrow=1"),
-        (("method=sparsebert", "method.head=gelu"), "relu, own"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(UserError, match=said):
-        run(composed(*overrides))

@@ -81,13 +81,6 @@ def test_the_delivered_model_loads_plainly_and_scores_the_same(composed):
     assert classify("the film was lovely")[0]["label"] in ("good", "bad")
 
 
-def test_a_done_run_is_not_run_again(composed, monkeypatch):
-    cfg = composed("method=nosp", "epochs=1")
-    first = run(cfg)
-    monkeypatch.setattr("keepfrac.run.run._execute", lambda *args: pytest.fail("ran again"))
-    assert run(cfg)["identity"] == first["identity"]
-
-
 def test_dropout_is_on_while_training(composed, monkeypatch):
     seen = set()
     original = FineTune.training_step

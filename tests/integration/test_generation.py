@@ -2,65 +2,19 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keepfrac.errors import UserError
 from keepfrac.methods.taylor import TaylorPrune
 from keepfrac.reporting.page import traces
-from keepfrac.run import identity
 from keepfrac.run.run import run
-from tests.integration.test_resume import Killed, kill_at
+from tests.integration.conftest import CONF, E2E, SMALL
+from tests.runs import folder_of
 
 pytest.importorskip("sacrebleu")
 pytest.importorskip("nltk")
-CONF = Path(__file__).resolve().parents[2] / "conf"
-E2E = Path(__file__).resolve().parents[1] / "fixtures" / "e2e"
-SMALL = {
-    "gpt2_tiny": ("model.config.n_embd=32", "model.config.n_positions=160"),
-    "llama_tiny": ("model.config.hidden_size=32", "model.config.intermediate_size=64"),
-}
-
-
-@pytest.fixture
-def e2e(tmp_path, monkeypatch):
-    """Returns a function from overrides to a resolved config of a run that ends in seconds."""
-    monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path / "multirun"))
-    identity.register()
-
-    def make(*overrides: str, model: str = "gpt2_tiny"):
-        base = [
-            f"model={model}",
-            *SMALL[model],
-            "task=e2e",
-            f"task.data_dir={E2E}",
-            "task.max_length=80",
-            "task.max_new_tokens=24",
-            "task.eval_examples=3",
-            "task.beams=2",
-            "logger=csv",
-            "hardware.precision=32-true",
-            "hardware.threads=1",
-            "name=test",
-            "steps=6",
-            "batch_size=8",
-            "eval_batch_size=2",
-            "lr=1e-3",
-            "probe_steps=0",
-        ]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=[*base, *overrides])
-
-    return make
-
-
-def folder_of(cfg) -> Path:
-    return identity.cell(cfg).folder
 
 
 def examples_of(cfg) -> dict:
@@ -118,24 +72,6 @@ def test_the_page_shows_examples_without_paths(e2e):
     assert len(shown) == traces.EXAMPLES and "a" * 70 not in str(shown) and str(CONF.parent) not in str(shown)
     path.write_text("{}")
     assert traces.examples(path) == traces.examples(path.with_name("absent.json")) == []
-
-
-@pytest.mark.parametrize("step", [2, 5])
-def test_killed_run_continues_bitwise(e2e, monkeypatch, step):
-    overrides = ["checkpoint_every=2", "model.dropout=0.1", "steps=7", "eval_every=3"]
-    whole, broken = e2e(*overrides, "name=whole"), e2e(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    one, two = (load_file(folder_of(cfg) / "model" / "model.safetensors") for cfg in (whole, broken))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert examples_of(whole) == examples_of(broken)
-    scores = [json.loads((folder_of(cfg) / "results.json").read_text())["scores"] for cfg in (whole, broken)]
-    assert scores[0] == scores[1]
 
 
 def test_two_processes_generate_for_each_meaning_once(e2e):
@@ -212,24 +148,6 @@ def test_a_decoder_of_fewer_tokens_learns_and_speaks(e2e):
 def test_sparse_backward_runs_on_a_llama(e2e):
     found = run(e2e("method=norm", "keep_frac=0.3", "steps=2", "task.beams=1", model="llama_tiny"))
     assert found["kept"]["achieved"] == pytest.approx(0.3, abs=0.02) and found["kept"]["fallbacks"] == 0
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (("method=norm",), "c_attn is a Conv1D, not a linear layer"),
-        (
-            ("method=magnitude", "keep_frac=0.5", "method.cost=latency"),
-            "cost=latency is measured on layers of encoders",
-        ),
-        (("method=l0", "keep_frac=0.5", "method.families=[ranks]"), "gates on ranks are for encoders"),
-        (("method=late",), "late"),
-    ],
-)
-def test_what_is_not_for_decoders_is_said(e2e, monkeypatch, overrides, said):
-    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(UserError, match=said):
-        run(e2e(*overrides))
 
 
 def test_gradients_of_a_decoder_are_compared_layer_by_layer(e2e):

@@ -7,25 +7,14 @@ import sys
 import pytest
 import torch
 
-from keepfrac.errors import UserError
 from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.run.sites import sites
 from tests.bench import bench_backward
-from tests.integration.test_resume import check_killed_run_continues, delivered
+from tests.runs import weights_of
 
 FEW = ("probe_steps=0", "model.dropout=0.1")
-
-
-@pytest.mark.parametrize(
-    "method", [("late", "method.budget=0.3"), ("wta", "method.gradient_norms=true"), ("recompute_gelu",)], ids=str
-)
-def test_a_killed_run_continues_bitwise(composed, monkeypatch, method):
-    """In the second epoch, where wta goes by the gradients of the first."""
-    overrides = [f"method={method[0]}", *method[1:], "keep_frac=0.4", "checkpoint_every=3", *FEW]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    check_killed_run_continues(whole, broken, monkeypatch)
 
 
 def test_gradient_norms_change_what_is_kept_from_the_second_epoch_on(composed):
@@ -39,19 +28,19 @@ def test_gradient_norms_change_what_is_kept_from_the_second_epoch_on(composed):
         ]
         for cfg in two:
             run(cfg)
-        one, other = (delivered(cfg) for cfg in two)
+        one, other = (weights_of(cfg) for cfg in two)
         assert all(torch.equal(one[name], other[name]) for name in one) == equal
 
 
 def test_zeros_of_a_pruned_model_stay(composed):
     cfg = composed("method=nosp", "steps=2", "name=first", *FEW)
     run(cfg)
-    folder, weights = identity.cell(cfg).folder, delivered(cfg)
+    folder, weights = identity.cell(cfg).folder, weights_of(cfg)
     names = [name for name in weights if "encoder" in name and weights[name].ndim == 2]
     masks = {name: top_mask(weights[name].abs(), weights[name].numel() // 4) for name in names}
     Masks(masks).save(folder / "model")
     again = composed("method=late", "keep_frac=0.5", "model=from_run", f"model.run={folder}", "steps=6", *FEW)
-    found, after = run(again), delivered(again)
+    found, after = run(again), weights_of(again)
     assert all((after[name][~mask] == 0).all() and (after[name][mask] != 0).any() for name, mask in masks.items())
     assert found["size"]["nonzeros"] < found["size"]["params"]
 
@@ -61,8 +50,8 @@ def test_a_cut_model_is_trained_further(composed):
     run(cut)
     cfg = composed("method=late", "keep_frac=0.3", "model=from_run", f"model.run={identity.cell(cut).folder}", *FEW)
     found = run(cfg)
-    assert {name: w.shape for name, w in delivered(cfg).items()} == {
-        name: w.shape for name, w in delivered(cut).items()
+    assert {name: w.shape for name, w in weights_of(cfg).items()} == {
+        name: w.shape for name, w in weights_of(cut).items()
     }
     assert 0 < found["kept"]["achieved"] < 0.4
 
@@ -77,15 +66,6 @@ def test_sites_and_their_bytes(composed):
     assert total["relative_error_dx"] < 0.05
     assert total["peak_bytes"] > 0 and total["peak_bytes_dense"] > 0
     assert all(row["bytes_predicted"] == row["bytes_kept"] for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [("store=4bit", "store"), ("budget=0", "budget"), ("budget=true", "budget"), ("rows=top", "rows")],
-)
-def test_bad_settings_are_found_before_anything_is_loaded(composed, setting, said):
-    with pytest.raises(UserError, match=said):
-        identity.check(composed("method=late", f"method.{setting}"))
 
 
 def test_the_bench_runs_and_its_record_has_what_is_promised(root, tmp_path):

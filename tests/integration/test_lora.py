@@ -1,7 +1,5 @@
 """The adapter methods from the command line's settings to the delivered model."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,16 +11,11 @@ from keepfrac.models.load import reload
 from keepfrac.prune.masks import FILE
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import weights_of
 
 MERGES = ("masked", "dense", "keep", "sparse_by_construction")
 SMALL = ("method.rank=4", "method.alpha=8")
 SPARSE = (*SMALL, "method=lora_sparse", "method.sparse=16", "keep_frac=0.5", "probe_steps=0")
-
-
-def outcome(cfg) -> tuple[dict, dict]:
-    folder = identity.cell(cfg).folder
-    return load_file(folder / "model" / "model.safetensors"), json.loads((folder / "results.json").read_text())
 
 
 def test_lora_delivers_a_plain_model_of_the_scores_it_had(composed):
@@ -139,7 +132,7 @@ def test_every_selector_from_the_command_line(composed):
     for selector in ("gradient", "svd_residual", "magnitude"):
         cfg = composed(*SPARSE, "keep_frac=1", f"method.selector={selector}", "method.merge=keep", "steps=1")
         run(cfg)
-        chosen[selector] = outcome(cfg)[0]["bert.encoder.layer.0.attention.self.query.updates.query.positions"]
+        chosen[selector] = weights_of(cfg)["bert.encoder.layer.0.attention.self.query.updates.query.positions"]
     assert all(len(positions) == 16 for positions in chosen.values())
     assert not torch.equal(chosen["gradient"], chosen["magnitude"])
 
@@ -179,90 +172,3 @@ def test_heads_and_neurons_are_cut_in_exact_numbers(composed, overrides):
     assert net.config.layer_heads == kept["layer_heads"] and bool(adapted(net)) == (kept["merge"] == "keep")
     if kept["merge"] != "keep":
         assert kept["unmerged_test_accuracy"] == found["scores"]["test/accuracy"]
-
-
-RESUMED = {
-    "lora": ("method=lora", *SMALL),
-    "one_shot": (*SPARSE, "method.settled_at=0.6"),
-    "cubic": (*SPARSE, "method.schedule=cubic", "method.merge=sparse_by_construction", "method.settled_at=0.8"),
-    "structured": (*DSEE, "method.settled_at=0.5", "method.coefficient_lr=0.1"),
-}
-
-
-@pytest.mark.parametrize(
-    ("arm", "step"),
-    [("lora", 8), ("one_shot", 8), ("one_shot", 20), ("cubic", 15), ("structured", 8), ("structured", 20)],
-)
-def test_killed_run_continues_bitwise(composed, monkeypatch, arm, step):
-    """Killed before S1 or the units are chosen (or while S1's share falls), and after that."""
-    overrides = [*RESUMED[arm], "checkpoint_every=3", "model.dropout=0.1", "eval_every=7", "probe_steps=0"]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    (weights, results), (again, results_again) = outcome(whole), outcome(broken)
-    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    assert results["scores"] == results_again["scores"] and results["kept"] == results_again["kept"]
-
-
-TWO = {
-    "lora": RESUMED["lora"],
-    "cubic": (*RESUMED["cubic"], "method.score=w_delta"),  # small updates are all alike: ties
-    "w_delta": (*DSEE, "method.score=w_delta", "method.settled_at=0.5"),
-}
-
-
-@pytest.mark.parametrize("arm", ["cubic", *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("lora", "w_delta"))])
-def test_two_processes_equal_one(composed, arm):
-    common = ["model.dropout=0", "model.attention_dropout=0", "steps=8", "eval_every=4", "accumulate=2"]
-    one = composed(*TWO[arm], *common, "name=one", "probe_steps=0")
-    two = composed(*TWO[arm], *common, "hardware=cpus", "name=two", "probe_steps=0")
-    run(one)
-    run(two)
-    (weights, results), (weights_of_two, results_of_two) = outcome(one), outcome(two)
-    for name, weight in weights.items():
-        other = weights_of_two[name]
-        same = (weight == 0) == (other == 0)  # of weights that matter equally, rounding chooses
-        assert same.float().mean() > 0.999, name
-        torch.testing.assert_close(other[same], weight[same], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    scores, scores_of_two = (found["scores"]["test/accuracy"] for found in (results, results_of_two))
-    assert scores_of_two == pytest.approx(scores, abs=1 / 32)
-    assert results_of_two["kept"]["unmerged_test_accuracy"] == pytest.approx(
-        results["kept"]["unmerged_test_accuracy"], abs=1 / 32
-    )
-
-
-def test_coefficients_on_two_processes(composed):
-    """Every process has a gradient for every parameter, also when the coefficients are not trained any more."""
-    found = run(composed(*RESUMED["structured"], "hardware=cpus", "steps=6", "name=two"))
-    assert found["status"] == "done" and sum(found["kept"]["layer_heads"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (("method=lora", "method.rank=200"), "rank 200 for a 128 x 128 weight: it must be 1 to 128"),
-        (("method=lora", "method.targets=[qkv_proj]"), "qkv_proj: matches nothing"),
-        (("method=lora", "method.targets=[]"), r"such as \[query,value\]"),
-        (("method=lora", "method.targets=[bert.embeddings.word_embeddings]"), "is a Embedding: only a linear"),
-        (("method=lora", "method.merge=often"), "masked, dense, keep, sparse_by_construction"),
-        (("method=lora", "method.merge=sparse_by_construction"), "no masks"),
-        (("method=lora", "method.adapter=nowhere"), "not a PEFT folder"),
-        (("method=lora_sparse", "method.sparse=20000"), "20000 sparse positions in a 128 x 128 weight"),
-        (("method=lora_sparse", "method.selector=luck"), "grebsmo"),
-        (("method=lora_sparse", "method.settled_at=0"), "updates are still zero"),
-        (("method=lora_sparse", "method.score=luck"), "w_delta"),
-        (("method=lora_sparse", "method.schedule=cubic", "method.ramp_from=0.5"), "falls from the one to the other"),
-        (("method=dsee_structured", "method.score=delta"), "no update changes the neurons"),
-        (("method=dsee_structured", "method.settled_at=0"), "above 0 with score=l1"),
-        (("method=dsee_structured", "keep_frac=1", "method.neurons_keep_frac=0.5"), "neurons_keep_frac"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(UserError, match=said):
-        run(composed(*overrides))

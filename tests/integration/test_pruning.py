@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from keepfrac.errors import UserError
@@ -19,7 +18,7 @@ from keepfrac.run.run import run
 from keepfrac.storage import results
 from keepfrac.tasks.base import Task
 from keepfrac.training.structured_pruning import Pruner
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import figures
 
 METHODS = ("l0", "l0_factorized", "magnitude", "random_prune", "layer_drop")
 FAST = ("method.gate_lr=2.0", "method.multiplier_lr=2.0", "method.prefinetune=0.1", "probe_steps=0")
@@ -43,16 +42,6 @@ def test_what_is_asked_is_what_the_delivered_model_has(composed, method):
     assert float(lines["encoder_linear_weights_keep_frac"]) == pytest.approx(found["kept"]["achieved"], abs=1e-6)
     assert int(lines["model_params_kept"]) == sum(p.numel() for p in net.parameters()) == found["size"]["params"]
     assert int(lines["model_params_dense"]) == found["size"]["params_dense"]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_keep_frac_1_is_dense_fine_tuning(composed, method):
-    dense, pruned = composed("method=nosp", "steps=5"), composed(*settings(method), "keep_frac=1", "steps=5")
-    run(dense)
-    found = run(pruned)
-    weights, own = (load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (dense, pruned))
-    assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in weights)
-    assert found["kept"]["achieved"] == 1.0
 
 
 def test_the_constraint_is_reached_and_its_path_is_logged(composed):
@@ -80,54 +69,6 @@ def test_the_target_of_a_model_that_was_cut_begins_at_what_it_has(composed):
     found = run(again)
     assert figures(identity.cell(again).folder)["kept/target"] == pytest.approx([has, 0.3])
     assert found["kept"]["achieved"] <= 0.3
-
-
-@pytest.mark.parametrize("step", [4, 13, 20])
-@pytest.mark.parametrize("method", ["l0", "l0_factorized", "magnitude"])
-def test_killed_run_continues_bitwise(composed, monkeypatch, method, step):
-    """Killed before the gates are on, while they are trained, and after the structure is chosen."""
-    overrides = [*settings(method), "keep_frac=0.5", "checkpoint_every=3", "model.dropout=0.1", "eval_every=7"]
-    overrides += ["method.prefinetune=0.25"] if method != "magnitude" else ["method.settled_at=0.6"]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    one, two = identity.cell(whole).folder, identity.cell(broken).folder
-    weights, again = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
-    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    results, results_again = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
-    assert results["scores"] == results_again["scores"] and results["kept"] == results_again["kept"]
-    assert figures(one) == figures(two)  # expected, target, multipliers and rates among them
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (("method=l0", "method.allow_empty=false", "keep_frac=0.01"), "it can be 0.1[0-9]* to 1.0000"),
-        (("method=layer_drop", "keep_frac=0.4"), "it can be 0.5000 to 1.0000"),
-        (("method=l0", "method.settled_at=0.3"), "must rise"),
-        (("method=l0", "method.families=[rows]"), "rows"),
-        (("method=l0", "method.families=[ranks]", "method.cost=latency"), "heads and neurons only"),
-        (("method=l0", "method.cost=watts"), "params, macs, latency"),
-        (("method=l0", "method.rank=8"), "families with ranks"),
-        (("method=l0", "method.keep_factors=true"), "families with ranks"),
-        (("method=l0", "method.train_weights=false"), "settled_at=1"),
-        (("method=l0", "epochs=0"), "epochs=0"),
-        (("method=l0", "method.gate_schedule=cosine"), "inverse_root"),
-        (("method=l0", "method.gate_warmup=1"), r"in \[0, 1\)"),
-        (("method=l0", "method.gate_warmup=-0.1"), r"in \[0, 1\)"),
-        (("method=l0", "method.gate_schedule=inverse_root"), "must be above 0"),
-        (("method=l0", "method.cost=latency", "method.latency.dtype=foo"), "float32, bfloat16, float16"),
-    ],
-)
-def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(UserError, match=said):
-        run(composed(*overrides))
 
 
 def test_a_cut_model_cannot_grow_again(composed):
@@ -306,39 +247,6 @@ def test_whole_layers_go_where_they_alone_have_gates(composed):
     assert found["kept"]["achieved"] == 0.5 and net.config.num_hidden_layers == 1
 
 
-def test_multipliers_may_begin_anew(composed, monkeypatch):
-    """A killed run ends as the uninterrupted one, the multipliers' path among it."""
-    overrides = (*settings("l0"), "keep_frac=0.5", "method.anti_windup=true", "checkpoint_every=3", "steps=30")
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, 14)
-        with pytest.raises(Killed):
-            run(broken)
-    run(broken)
-    assert figures(identity.cell(whole).folder) == figures(identity.cell(broken).folder)
-
-
-@pytest.mark.parametrize("method", ["l0", "magnitude"])
-def test_two_processes_end_with_one_structure(composed, method):
-    exact = (*settings(method), "keep_frac=0.5", "model.dropout=0", "model.attention_dropout=0", "steps=8")
-    one, two = composed(*exact, "name=one"), composed(*exact, "hardware=cpus", "name=two")
-    alone, together = run(one), run(two)
-    assert together["kept"] == alone["kept"]
-    weights, own = (load_file(identity.cell(c).folder / "model" / "model.safetensors") for c in (one, two))
-    for name, weight in weights.items():
-        torch.testing.assert_close(own[name], weight, rtol=1e-4, atol=1e-4, msg=name)
-
-
 def test_gradients_are_not_compared_with_dense_ones_of_other_shapes(composed):
     with pytest.raises(UserError, match="fidelity_every=null"):
         run(composed(*settings("magnitude"), "keep_frac=0.5", "fidelity_every=2", "steps=4"))
-
-
-def figures(folder) -> dict[str, list[float]]:
-    """The columns of metrics.csv by name."""
-    found: dict[str, list[float]] = {}
-    for line in (folder / "metrics.csv").read_text().splitlines()[1:]:
-        _, name, value = line.split(",")
-        found.setdefault(name, []).append(float(value))
-    return found

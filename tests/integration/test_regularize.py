@@ -1,7 +1,5 @@
 """The options of the loop in whole runs: against a loop by hand, killed and resumed, on two processes, with methods."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,14 +12,10 @@ from keepfrac.run.build import build_task
 from keepfrac.run.run import run
 from keepfrac.training.finetune import FineTune, warmup_then_linear
 from keepfrac.training.options import by_depth
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import weights_of
 
 STILL = ("model.dropout=0", "model.attention_dropout=0", "probe_steps=0")
 EACH = ("fgm=0.5", "ema=0.9", "r_drop=2.0", "layer_decay=0.7")
-
-
-def weights_of(cfg) -> dict[str, torch.Tensor]:
-    return load_file(identity.cell(cfg).folder / "model" / "model.safetensors")
 
 
 def by_hand(settings: dict) -> dict[str, torch.Tensor]:
@@ -131,22 +125,6 @@ def test_r_drop_without_dropout_ends_before_training(composed):
         run(composed("r_drop=1.0", *STILL))
 
 
-def test_killed_run_continues_bitwise(composed, monkeypatch):
-    overrides = ["method=norm", *EACH, "checkpoint_every=3", "model.dropout=0.1", "eval_every=7", "probe_steps=0"]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, 8)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    weights, again = weights_of(whole), weights_of(broken)
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
-    scores = [json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)]
-    assert scores[0] == scores[1]
-
-
 def test_what_is_scored_while_training_is_what_is_delivered(composed):
     """The best validation score during the fit is that of the delivered average."""
     cfg = composed("method=nosp", "ema=0.9", "eval_every=6", "lr=3e-3", "probe_steps=0")
@@ -168,17 +146,6 @@ def test_the_average_is_delivered_also_without_a_validation(composed):
     expected = by_hand(identity.plain(cfg))
     for name, weight in weights_of(cfg).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=2e-6, msg=name)
-
-
-def test_two_processes_equal_one(composed):
-    """All but r_drop, which needs dropout: that is each process's own."""
-    common = ["method=nosp", *STILL, "fgm=0.5", "ema=0.9", "layer_decay=0.7", "steps=4", "eval_every=2", "accumulate=2"]
-    one, two = composed(*common, "name=one"), composed(*common, "hardware=cpus", "name=two")
-    run(one)
-    run(two)
-    weights, own = weights_of(one), weights_of(two)
-    for name, weight in weights.items():
-        torch.testing.assert_close(own[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("method", ["norm", "late", "l0"])

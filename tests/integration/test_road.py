@@ -15,7 +15,7 @@ from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.training.checkpoint import CHECKPOINT
 from tests.integration.conftest import CONF
-from tests.integration.test_resume import Killed, kill_at
+from tests.runs import killed_at
 
 TINY = [
     "model=bert_small",
@@ -134,19 +134,16 @@ def test_the_fine_tuned_model_is_cut_and_evaluated(stage, fine_tuned):
     assert [one["task"] for one in results["provenance"]["stages"]] == ["mlm", "gaiic"]
 
 
-@pytest.mark.parametrize("step", [5, 15])
-def test_killed_pre_training_continues_bitwise(stage, monkeypatch, step):
-    """15 is in the second epoch, whose masks are other ones."""
+def test_killed_pre_training_continues_bitwise(stage):
+    """Step 15 is in the second epoch, whose masks are other ones."""
     overrides = [*MLM, "model.dropout=0.1", "checkpoint_every=2", "steps=20", "eval_every=8"]
     whole = stage(*overrides, "name=whole")
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            stage(*overrides, "name=broken" + str(step))
-    (broken,) = (stage.root / f"broken{step}").iterdir()
-    assert (broken / CHECKPOINT).exists()
-    torch.manual_seed(12345)
-    again = stage(*overrides, f"name=broken{step}")
+    for step in (5, 15):
+        with killed_at(step):
+            stage(*overrides, "name=broken")
+        (broken,) = (stage.root / "broken").iterdir()
+        assert (broken / CHECKPOINT).exists()
+    again = stage(*overrides, "name=broken")
     weights, other = (load_file(folder / "model" / "model.safetensors") for _, folder in (whole, again))
     assert all(torch.equal(weights[name], other[name]) for name in weights)
     assert whole[0]["scores"] == again[0]["scores"]

@@ -1,17 +1,13 @@
 """First-order pruning from the command line's settings to the delivered model: exact counts, rounds, resume."""
 
-import json
 from itertools import pairwise
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from keepfrac.errors import UserError
 from keepfrac.methods.taylor import TaylorPrune
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from tests.integration.test_resume import Killed, kill_at
 
 DEEP = (  # as deep and with as many heads as the original's model, else small
     "model.config.num_hidden_layers=12", "model.config.num_attention_heads=12", "model.config.hidden_size=48",
@@ -72,28 +68,6 @@ def test_rounds_come_when_they_are_due_and_what_is_gone_stays_gone(composed, mon
     assert 0.38 < found["kept"]["achieved"] <= 0.4
 
 
-@pytest.mark.parametrize(("source", "step"), [("logits", 4), ("labels", 8)])
-def test_killed_between_rounds_it_continues_bitwise(composed, monkeypatch, source, step):
-    overrides = [
-        "method=taylor", f"method.importance_from={source}", "keep_frac=0.5", "method.iterations=3",
-        "method.score_rows=16", "method.begin=0.2", "method.settled_at=0.6", "checkpoint_every=1",
-        "model.dropout=0.1", "steps=10", "eval_every=7", "probe_steps=0",
-    ]  # fmt: skip
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, step)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    one, two = identity.cell(whole).folder, identity.cell(broken).folder
-    weights, again = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
-    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    results, results_again = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
-    assert results["scores"] == results_again["scores"] and results["kept"] == results_again["kept"]
-
-
 def test_fine_tune_prune_and_recover_as_runs(composed):
     tuned = composed("method=nosp", "name=tuned", "epochs=1")
     run(tuned)
@@ -105,21 +79,6 @@ def test_fine_tune_prune_and_recover_as_runs(composed):
     assert 0.48 < found["kept"]["achieved"] <= 0.5
     more = composed("method=nosp", "name=more", "model=from_run", f"model.run={identity.cell(cut).folder}", "epochs=1")
     assert run(more)["size"]["params"] == found["size"]["params"] < found["size"]["params_dense"]
-
-
-def test_two_processes_end_with_one_structure(composed):
-    exact = [
-        "method=taylor",
-        "keep_frac=0.5",
-        "model.dropout=0",
-        "model.attention_dropout=0",
-        "steps=6",
-        "probe_steps=0",
-    ]
-    exact += ["method.iterations=2", "method.score_rows=24"]
-    one, two = composed(*exact, "name=one"), composed(*exact, "hardware=cpus", "name=two")
-    alone, together = run(one), run(two)
-    assert together["kept"] == alone["kept"]
 
 
 def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
@@ -144,25 +103,3 @@ def test_rows_are_scored_alike_at_any_batch_size(composed, monkeypatch):
         )
     for one, two in zip(found[0].heads + found[0].neurons, found[1].heads + found[1].neurons, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (("method.score_split=test",), "score_split=test: must be train"),
-        (("method.score_split=val",), "score_split=val: must be train"),
-        (("method.importance_from=vibes",), "labels, logits"),
-        (("method.iterations=0",), "iterations=0: must be a whole number"),
-        (("method.begin=0.7",), r"begin=0.7: must be in \[0, method.settled_at=0.5\]"),
-        (("method.heads=1",), "keep_frac=0.3: must be 1 with method.heads"),
-        (("method.even=layers",), "even=layers: must be one of heads, neurons"),
-        (("method.even=heads", "method.neurons=8", "keep_frac=1"), "even=heads: must be heads or neurons"),
-        (("method.heads=7", "keep_frac=1"), "heads=7 in 2 layers: the model has 4 in all"),
-        (("method.neurons=101", "keep_frac=1"), "202 units over 2 layers"),
-        (("keep_frac=0.001",), "cannot be reached"),
-    ],
-)
-def test_what_cannot_be_is_said_before_training(composed, monkeypatch, overrides, said):
-    monkeypatch.setattr("keepfrac.training.finetune.FineTune.training_step", lambda *_: pytest.fail("it trained"))
-    with pytest.raises(UserError, match=said):
-        run(composed("method=taylor", *overrides))

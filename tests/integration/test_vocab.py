@@ -1,18 +1,10 @@
 """Vocabulary pruning from the command line's settings to the delivered folder."""
 
-import json
-
-import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from tests.integration.test_resume import Killed, kill_at
-
-WORDS = "bert.embeddings.word_embeddings.weight"
 
 
 def model_of(cfg):
@@ -75,42 +67,3 @@ def test_it_trains_measures_and_goes_on_by_other_methods(composed):
         AutoTokenizer.from_pretrained(model_of(again)).get_vocab()
         == AutoTokenizer.from_pretrained(model_of(then)).get_vocab()
     )
-
-
-def test_killed_run_continues_bitwise(composed, monkeypatch):
-    overrides = ["method=vocab", "checkpoint_every=3", "model.dropout=0.1", "steps=10", "eval_every=7", "ema=0.9"]
-    whole, broken = composed(*overrides, "name=whole"), composed(*overrides, "name=broken")
-    run(whole)
-    with monkeypatch.context() as patch:
-        kill_at(patch, 8)
-        with pytest.raises(Killed):
-            run(broken)
-    torch.manual_seed(12345)
-    run(broken)
-    weights, again = (load_file(model_of(cfg) / "model.safetensors") for cfg in (whole, broken))
-    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    scores = [json.loads((identity.cell(c).folder / "results.json").read_text())["scores"] for c in (whole, broken)]
-    assert scores[0] == scores[1]
-
-
-def test_two_processes_equal_one(composed):
-    exact = ["method=vocab", "model.dropout=0", "model.attention_dropout=0", "steps=4", "probe_steps=0"]
-    one, two = composed(*exact, "name=one"), composed(*exact, "hardware=cpus", "name=two")
-    assert run(one)["kept"] == run(two)["kept"]
-    weights, own = (load_file(model_of(cfg) / "model.safetensors") for cfg in (one, two))
-    assert len(weights[WORDS]) < 200
-    for name, weight in weights.items():
-        torch.testing.assert_close(own[name], weight, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("method.min_count=0", "min_count=0: must be a whole number"),
-        ("method.characters=7", "characters=7: must be true or false"),
-        ("method.keep_frac=0.5", "method.keep_frac=0.5: must be 1"),
-    ],
-)
-def test_a_bad_setting_is_one_sentence(composed, override, said):
-    with pytest.raises(UserError, match=said):
-        identity.check(identity.plain(composed("method=vocab", override)))

@@ -12,7 +12,7 @@ from keepfrac.adapters.selection import select_positions
 from keepfrac.adapters.surgery import Target, adapted, attach
 from keepfrac.errors import UserError
 from keepfrac.models.targets import targets_of
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # PEFT asks for it
 

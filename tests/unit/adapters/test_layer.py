@@ -16,6 +16,7 @@ from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_storages
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.targets import targets_of
+from tests.tiny import tiny
 
 INPUTS, OUTPUTS, N = 12, 30, 7
 
@@ -185,8 +186,7 @@ def test_bert_base_of_the_paper_trains_592898_parameters():
 def test_adapted_linears_equal_peft_given_the_same_factors():
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, vocab_size=60)
-    ours = BertForSequenceClassification(config).eval()
+    ours = tiny(layers=2)
     theirs = copy.deepcopy(ours)
     targets = targets_of(ours, ["query", "value"])
     attach(ours, targets, 4, 2.0)

@@ -16,7 +16,7 @@ from keepfrac.prune.coefficients import Coefficients
 from keepfrac.prune.cost import MacsCost, fraction
 from keepfrac.prune.masks import num_kept
 from keepfrac.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 GATED = (*ROLES, "ffn_gate")

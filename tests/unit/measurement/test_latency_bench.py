@@ -8,7 +8,7 @@ from keepfrac.models.cut import cut
 from keepfrac.prune.structure import LayerStructure, Structure
 from keepfrac.tensors.clock import interleaved_seconds
 from src.measure import main
-from tests.unit.models.tiny import tiny
+from tests.tiny import tiny
 
 
 def test_percentiles_are_by_the_nearest_rank():

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from keepfrac.measurement.costs import bytes_on_disk, macs, nonzeros, parameters, saved_bytes, step_seconds
+from tests.tiny import tiny
 
 
 def test_a_storage_that_two_operations_save_counts_once():
@@ -47,10 +47,8 @@ def test_steps_are_interleaved_after_a_warm_up():
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_macs_of_a_bert_match_the_formula_with_attention(attention):
-    config = BertConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=50, num_labels=2
-    )
-    net = BertForSequenceClassification._from_config(config, attn_implementation=attention)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_labels": 2}
+    net = tiny(layers=2, attention=attention, **sizes)
     length, d, f = 32, 64, 128
     layer = length * (4 * d * d + 2 * d * f) + 2 * length * length * d
     assert macs(net, length) == 2 * layer + d * d + d * 2

@@ -11,7 +11,7 @@ from keepfrac.models.cut import counts_of, cut, encoder_layers
 from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.structure import LayerStructure, Structure
 from src.measure import main
-from tests.unit.models.tiny import tiny
+from tests.tiny import tiny
 
 CUT = Structure((LayerStructure((1, 3), (0, 5)), LayerStructure((), (2,)), LayerStructure((0,), ())))
 

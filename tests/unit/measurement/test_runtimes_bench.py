@@ -4,7 +4,7 @@ import pytest
 
 from tests.bench import bench_runtimes
 from tests.bench.bench_runtimes import main, matrices, sides, zero_share
-from tests.unit.models.tiny import tiny
+from tests.tiny import tiny
 
 QUICK = ("--repeats", "2", "--batches", "2", "1", "--lengths", "8")
 

@@ -10,7 +10,7 @@ from keepfrac.measurement.sparsity import account, matrices, show, sparsity
 from keepfrac.models.packed import FILE, load_packed, main, pack, packed_bytes, save_packed, unpack
 from keepfrac.prune.masks import num_kept
 from keepfrac.training.weight_pruning import matrices_of
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from keepfrac.prune.hard_concrete import open_probability
 from keepfrac.prune.schedules import linear
 from keepfrac.prune.select import Limits, select
 from keepfrac.prune.structure import LayerStructure, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 NO_RANKS = tuple(f for f in FAMILIES if f != "ranks")
 

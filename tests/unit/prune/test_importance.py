@@ -8,7 +8,7 @@ from keepfrac.models.cut import counts_of, encoder_layers
 from keepfrac.prune.attach import FixedGates, attach, gates_of
 from keepfrac.prune.importance import drawn_labels, gate_gradients, within
 from keepfrac.prune.structure import LayerStructure, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2])
 

@@ -2,7 +2,7 @@ import torch
 
 from keepfrac.models.cut import encoder_layers
 from keepfrac.prune.scores import magnitude, random
-from tests.unit.models.tiny import tiny
+from tests.tiny import tiny
 
 
 def test_magnitude_is_the_norm_of_what_a_unit_owns():

@@ -1,0 +1,103 @@
+"""Runs that an earlier version left are loaded, scored, reported and continued: see tests/fixtures/earlier."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoModelForSequenceClassification
+
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from keepfrac.storage.build import build_target
+from keepfrac.training.checkpoint import CHECKPOINT
+
+ROOT = Path(__file__).resolve().parents[2]
+LEFT = ROOT / "tests" / "fixtures" / "earlier"
+DONE = sorted(path.parent for path in LEFT.glob("*/*/results.json") if path.parent.parent.name != "half")
+(HALF,) = LEFT.glob("half/*")
+each_done = pytest.mark.parametrize("folder", DONE, ids=lambda folder: folder.name.partition("_k")[0])
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """In the root of the project, from which the paths in their configurations go, with a folder of runs of its own."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path))
+    identity.register()
+    return tmp_path
+
+
+@pytest.fixture
+def onwards(here, shared):
+    """A function from a folder and overrides to the outcome of a run that goes on from it, on its own data."""
+
+    def run_(folder: Path, *overrides: str) -> dict:
+        files = [f"task.{name}_file={LEFT}/data/{name}.csv" for name in ("train", "validation", "test")]
+        words = ("model=from_run", f"model.run={folder}", *files, "method=nosp", "probe_steps=0")
+        return run(shared(*words, *overrides))
+
+    return run_
+
+
+def results_in(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@each_done
+def test_the_delivered_model_loads_where_this_package_is_not_needed(folder):
+    own_code = "auto_map" in json.loads((folder / "model" / "config.json").read_text())
+    net = AutoModelForSequenceClassification.from_pretrained(folder / "model", trust_remote_code=own_code)
+    found = results_in(folder)
+    updates = found["kept"].get("trained_params", 0) if found["config"]["method"].get("merge") == "keep" else 0
+    own = sum(p.numel() for p in net.parameters())  # without updates that are kept beside their weights
+    assert found["size"]["params"] - updates <= own <= found["size"]["params"]
+
+
+@each_done
+def test_it_scores_as_it_did(onwards, folder):
+    assert onwards(folder, "epochs=0")["scores"] == pytest.approx(results_in(folder)["scores"], abs=1e-4)
+
+
+@each_done
+def test_another_run_goes_on_from_it(onwards, folder):
+    found = onwards(folder, "steps=2")
+    assert found["status"] == "done" and found["cost"]["steps"] == 2
+    assert found["provenance"]["stages"][-1]["identity"] == results_in(folder)["identity"]
+
+
+@pytest.mark.parametrize(
+    "folder", [*DONE, HALF], ids=lambda folder: folder.parent.name + folder.name.partition("_k")[0]
+)
+def test_its_configuration_names_the_cell_it_named(here, folder):
+    cfg = OmegaConf.load(folder / "config.yaml")
+    assert identity.cell(cfg).folder.name == folder.name
+    settings = identity.plain(cfg)
+    targets = [group["_target_"] for group in settings.values() if isinstance(group, dict) and "_target_" in group]
+    assert targets and all(target.startswith("src.") and build_target(target) for target in targets)
+
+
+def test_the_half_done_run_goes_on_from_its_checkpoint(here, caplog):
+    shutil.copytree(HALF, folder := here / "half" / HALF.name)
+    with caplog.at_level("INFO"):
+        found = run(OmegaConf.load(HALF / "config.yaml"))
+    assert "goes on from step 3" in caplog.text
+    assert found["status"] == "done" and found["cost"]["steps"] == 8 and not (folder / CHECKPOINT).exists()
+    uninterrupted = results_in(next(path for path in DONE if path.name == HALF.name))
+    assert found["scores"] == pytest.approx(uninterrupted["scores"], abs=1e-4)
+    assert found["kept"]["achieved"] == uninterrupted["kept"]["achieved"]
+
+
+def test_the_sweep_is_reported(cli, tmp_path):
+    sweep = shutil.copytree(LEFT / "earlier", tmp_path / "earlier")
+    done = cli("src.report", str(sweep))
+    assert done.returncode == 0, done.stderr
+    rows = (sweep / "report.csv").read_text()
+    assert all(results_in(path)["config"]["method"]["name"] in rows for path in DONE if path.parent.name == "earlier")
+
+
+@pytest.mark.parametrize("command", ["src.baselines.tfidf", "src.baselines.table", "src.models.packed"])
+def test_a_command_is_found_under_its_earlier_name(cli, command):
+    done = cli(command, "--help")
+    assert (done.stdout + done.stderr).startswith("usage: "), done.stderr

@@ -1,0 +1,252 @@
+"""The laws that every method keeps, each written once over conf/method: a new yaml is held to them without an edit.
+
+Killed and resumed is uninterrupted, two processes are one, everything kept is dense, what is achieved is what was
+asked, what is done is not done again, and a setting that cannot be is refused before training. The first two take
+seconds a method: presets, whose yaml begins with another method's, are in the slow set.
+"""
+
+import contextlib
+import re
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from fnmatch import fnmatch
+from multiprocessing import get_context
+
+import pytest
+
+from keepfrac.errors import UserError
+from keepfrac.run.run import run
+from tests.contract.settings_of import KEEP, METHODS, is_preset, matching, words
+from tests.runs import check_close, check_resumes, folder_of
+
+STEPS = ("steps=16", "eval_every=7", "probe_steps=0")  # of twelve an epoch
+STILL = ("model.dropout=0", "model.attention_dropout=0")  # each process has a dropout of its own
+OPTIONS = ("fgm=0.5", "ema=0.9", "layer_decay=0.7")
+ARMS = {  # beside each method as it is: what else must survive a kill
+    "options": (*words("norm"), *OPTIONS, "r_drop=2.0"),
+    "l0+late": (*words("l0"), "backward=late"),
+    "l0+anti_windup": (*words("l0"), "method.anti_windup=true", "method.gate_lr=2", "method.multiplier_lr=2"),
+    "lora_sparse+late": (*words("lora_sparse"), "backward=late"),
+    "lora_sparse+cubic": (
+        *words("lora_sparse"),
+        "method.schedule=cubic",
+        "method.merge=sparse_by_construction",
+        "method.settled_at=0.8",
+    ),
+    "late+budget": (*words("late"), "method.budget=0.3"),
+    "wta+gradient_norms": (*words("wta"), "method.gradient_norms=true"),
+    "taylor+logits": (*words("taylor"), "method.importance_from=logits"),
+    "distill_prune+teacher": (
+        *words("distill_prune"),
+        "method.score=fisher",
+        "method.scope=global",
+        "distill=tinybert",
+        "distill.teacher={teacher}",
+    ),
+    "sparsebert+teacher": (*words("sparsebert"), "distill.teacher={teacher}"),
+}
+ARMS_OF_TWO = {
+    "options": (*words("nosp"), *OPTIONS),
+    "lora_sparse+cubic": ARMS["lora_sparse+cubic"],
+    "distill_prune+teacher": (
+        *words("distill_prune"),
+        "method.score=movement",
+        "distill=tinybert",
+        "distill.teacher={teacher}",
+    ),
+}
+ALONE = ("norm*", "rand_token", "late", "wta", "peft_lora")
+"""What two processes do alike but not equally: they choose among the rows that each of them sees, or draw at random."""
+OF_TWO = {"l0_factorized": ("method.whiten=0",)}  # it counts batches, and those of two processes are half as large
+DECODERS = {  # name: model and what it is trained by
+    "gpt2_tiny": ("gpt2_tiny", (*words("nosp"), "model.dropout=0.1")),
+    "llama_tiny": ("llama_tiny", words("nosp")),
+    "gpt2_tiny+lora": ("gpt2_tiny", words("lora")),
+    "llama_tiny+taylor": ("llama_tiny", words("taylor")),
+}
+
+
+GRANULARITY = {  # by pattern of the method's name: how far below and above what is asked it may end
+    "late": (0.2, 0),  # rows of padding are left out for nothing
+    "vocab": (0, 1),  # what the texts have stays
+    "sparsebert": (0.001, 0.001),
+    "dsee_25_25": (0, 0.11),  # whole heads, of two
+    "l0*": (0.05, 0),
+    "*": (0.01, 0.001),
+}
+DENSE = {  # by pattern: how exactly a run that keeps everything is dense fine-tuning; None: it is another training
+    **dict.fromkeys(("*lora*", "dsee*", "sparsebert", "vocab", "late", "wta"), None),
+    **dict.fromkeys(("norm*", "rand", "rand_token", "bkrz", "backrazor"), 1e-4),
+    "*": 0,
+}
+BAD = [  # method, overrides, and what is said; where that is None, the first one's key and value
+    ("backrazor", "steps=2", "attention=eager"),
+    ("distill_prune", "method.structure=2:4 keep_frac=0.05", "structure=2:4 keeps 0.5"),
+    ("distill_prune", "method.structure=3:4", None),
+    ("distill_prune", "method.structure=block method.block=48", "cannot be divided"),
+    ("distill_prune", "method.scope=layer", None),
+    ("distill_prune", "method.score=size", None),
+    ("distill_prune", "method.warm_up=0.8", None),
+    ("distill_prune", "method.score=fisher epochs=0", "it needs gradients"),
+    ("distill_prune", "method.regrow=1", None),
+    ("dsee_structured", "method.score=delta", "no update changes the neurons"),
+    ("dsee_structured", "method.settled_at=0", "above 0 with score=l1"),
+    ("dsee_structured", "method.neurons_keep_frac=0.5 keep_frac=1", "neurons_keep_frac"),
+    ("l0", "method.allow_empty=false keep_frac=0.01", "it can be 0.1[0-9]* to 1.0000"),
+    ("l0", "method.settled_at=0.3", "settled_at"),
+    ("l0", "method.families=[rows]", None),
+    ("l0", "method.families=[ranks] method.cost=latency", "heads and neurons only"),
+    ("l0", "method.cost=watts", None),
+    ("l0", "method.rank=8", "families with ranks"),
+    ("l0", "method.keep_factors=true", "families with ranks"),
+    ("l0", "method.train_weights=false", "settled_at=1"),
+    ("l0", "epochs=0", None),
+    ("l0", "method.gate_schedule=cosine", None),
+    ("l0", "method.gate_warmup=1", None),
+    ("l0", "method.gate_warmup=-0.1", None),
+    ("l0", "method.gate_schedule=inverse_root", None),
+    ("l0", "method.cost=latency method.latency.dtype=foo", "float32, bfloat16, float16"),
+    ("late", "method.store=4bit", None),
+    ("late", "method.budget=0", None),
+    ("late", "method.budget=true", None),
+    ("late", "method.rows=top", None),
+    ("layer_drop", "keep_frac=0.4", "it can be 0.5000 to 1.0000"),
+    ("lora", "method.rank=200", "rank 200 for a 128 x 128 weight: it must be 1 to 128"),
+    ("lora", "method.targets=[qkv_proj]", "qkv_proj: matches nothing"),
+    ("lora", "method.targets=[]", "targets|name roles"),
+    ("lora", "method.targets=[bert.embeddings.word_embeddings]", "is a Embedding: only a linear"),
+    ("lora", "method.merge=often", None),
+    ("lora", "method.merge=sparse_by_construction", None),
+    ("lora", "method.adapter=nowhere", "not a PEFT folder"),
+    ("lora_sparse", "method.sparse=20000", "20000 sparse positions in a 128 x 128 weight"),
+    ("lora_sparse", "method.selector=luck", None),
+    ("lora_sparse", "method.settled_at=0", "updates are still zero"),
+    ("lora_sparse", "method.score=luck", None),
+    ("lora_sparse", "method.ramp_from=0.5 method.schedule=cubic", "ramp_from|falls from the one to the other"),
+    ("sparsebert", "method.head=gelu", None),
+    ("taylor", "method.score_split=test", None),
+    ("taylor", "method.score_split=val", None),
+    ("taylor", "method.importance_from=vibes", None),
+    ("taylor", "method.iterations=0", None),
+    ("taylor", "method.begin=0.7", None),
+    ("taylor", "method.heads=1", "must be 1 with method.heads"),
+    ("taylor", "method.even=layers", None),
+    ("taylor", "method.even=heads method.neurons=8 keep_frac=1", "even=heads: must be heads or neurons"),
+    ("taylor", "method.heads=7 keep_frac=1", "heads=7 in 2 layers: the model has 4 in all"),
+    ("taylor", "method.neurons=101 keep_frac=1", "202 units over 2 layers"),
+    ("taylor", "keep_frac=0.001", "cannot be reached"),
+    ("vocab", "method.min_count=0", None),
+    ("vocab", "method.characters=7", None),
+    ("vocab", "method.keep_frac=0.5", None),
+    *(
+        (method, "backward=late", f"backward=late beside method={method}, which brings layers")
+        for method in ("backrazor", "late", "norm", "peft_lora", "recompute_gelu", "wta")
+    ),
+    ("nosp", "backward=late backward.rows=top", "rows"),
+]
+BAD_ON_DECODERS = [
+    ("norm", "", "c_attn is a Conv1D, not a linear layer"),
+    ("magnitude", "method.cost=latency", "cost=latency is measured on layers of encoders"),
+    ("l0", "method.families=[ranks]", "gates on ranks are for encoders"),
+    ("late", "", "late"),
+]
+
+
+def each(arms: dict) -> list:
+    """The words of each method, those of presets marked slow, and of each arm."""
+    slow = {name: (pytest.mark.slow,) for name in METHODS if is_preset(name) and name != "l0_factorized"}
+    methods = [pytest.param(words(name), id=name, marks=slow.get(name, ())) for name in METHODS]
+    return methods + [pytest.param(chosen, id=name) for name, chosen in arms.items()]
+
+
+@pytest.fixture
+def law(shared, teacher):
+    """Returns a function from a method's words to the configuration of its run."""
+
+    def compose_(chosen, *more: str):
+        keep = KEEP.get(chosen[0].removeprefix("method="), 0.5)
+        return shared(f"keep_frac={keep}", *STEPS, *(word.format(teacher=teacher) for word in chosen), *more)
+
+    return compose_
+
+
+@pytest.mark.parametrize("chosen", each(ARMS))
+def test_killed_and_resumed_is_uninterrupted(law, composed, chosen):
+    """Killed three times: before gates are on or units chosen, on the way, and in the second epoch, settled."""
+    whole, broken = (law(chosen, "checkpoint_every=3", "model.dropout=0.1", f"name={n}") for n in ("whole", "broken"))
+    check_resumes(whole, broken, 4, 8, 14, but=("achieved", "backward_achieved") if "late" in str(chosen) else ())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_killed_decoder_goes_on(e2e, name):
+    model, chosen = DECODERS[name]
+    common = (*chosen, "keep_frac=0.5", "checkpoint_every=2", "steps=7", "eval_every=3")
+    whole, broken = (e2e(*common, f"name={n}", model=model) for n in ("whole", "broken"))
+    check_resumes(whole, broken, 2, 5)
+    said = [(folder_of(cfg) / "examples.json").read_text() for cfg in (whole, broken)]
+    assert said[0] == said[1]
+
+
+@pytest.fixture(scope="module")
+def follower():
+    """One second process for all runs: its start is their longest part, and integration/test_ddp.py tests it."""
+
+    @contextlib.contextmanager
+    def followers(place, work, *arguments):
+        following = pool.submit(work, *arguments, replace(place, rank=1)) if place.world == 2 else None
+        yield
+        if following is not None:
+            following.result(timeout=60)
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keepfrac.training.distributed.followers", followers)
+        yield
+
+
+@pytest.mark.parametrize("chosen", each(ARMS_OF_TWO))
+def test_two_processes_are_one(law, follower, chosen):
+    name = chosen[0].removeprefix("method=")
+    common = (*STILL, "steps=8", "eval_every=4", "accumulate=2", *OF_TWO.get(name, ()))
+    one, two = law(chosen, *common, "name=one"), law(chosen, *common, "hardware=cpus", "name=two")
+    own = [run(cfg)["kept"]["achieved"] for cfg in (one, two)]
+    if any(fnmatch(name, pattern) for pattern in ALONE):
+        assert own[1] == pytest.approx(own[0], abs=0.05)
+    else:
+        assert own[1] == pytest.approx(own[0], abs=1e-4)
+        check_close(one, two, 1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_achieved_is_asked_and_what_is_done_is_not_done_again(law, monkeypatch, name):
+    cfg = law(words(name))
+    first = run(cfg)
+    kept, (below, above) = first["kept"], matching(GRANULARITY, name)
+    assert kept["asked"] - below <= kept["achieved"] <= kept["asked"] + above
+    monkeypatch.setattr("keepfrac.run.run._execute", lambda *_: pytest.fail("ran again"))
+    assert run(cfg)["scores"] == first["scores"]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if matching(DENSE, name) is not None])
+def test_everything_kept_is_dense(law, name):
+    dense, own = law(words("nosp"), "steps=6"), law(words(name), "keep_frac=1", "steps=6")
+    run(dense)
+    assert run(own)["kept"]["achieved"] == 1
+    check_close(dense, own, matching(DENSE, name))
+
+
+@pytest.mark.parametrize(("method", "override", "said"), BAD)
+def test_what_cannot_be_is_said_before_training(composed, untrained, method, override, said):
+    with pytest.raises(UserError) as caught:
+        run(composed(f"method={method}", *override.split()))
+    (message,) = str(caught.value).splitlines()  # one sentence
+    if said:
+        assert re.search(said, message)
+    else:  # it names the key and the value
+        key, value = override.split()[0].split("=")
+        assert all(part in message.lower() for part in (key.rpartition(".")[2], value.strip("[]"))), message
+
+
+@pytest.mark.parametrize(("method", "override", "said"), BAD_ON_DECODERS)
+def test_what_is_not_for_decoders_is_said(e2e, untrained, method, override, said):
+    with pytest.raises(UserError, match=said):
+        run(e2e(f"method={method}", "keep_frac=0.5", *override.split()))

@@ -1,0 +1,50 @@
+"""Tiny models of each family, with weights large enough that a wrong cut shows, and a batch for them."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+HEADS = {
+    "classification": AutoModelForSequenceClassification,
+    "masked_lm": AutoModelForMaskedLM,
+    "causal_lm": AutoModelForCausalLM,
+}
+BERT = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 40}
+SIZES = {  # where a family's names are not BERT's; Llama: 8 query heads of 4 on 4 key-value heads
+    "distilbert": {"dim": 32, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 40},
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 48, "n_positions": 40},
+    "llama": BERT | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+}
+LAYERS = {"distilbert": "n_layers", "gpt2": "n_layer"}
+DECODERS = ("gpt2", "llama")
+EMBEDDINGS = ("embedding", "wte", "wpe", "embed_tokens")
+
+
+def tiny(family="bert", head=None, layers=3, attention="eager", **config):
+    """Returns a model of hidden 32, 4 heads of 8, 48 neurons, in eval mode; `config` goes over these sizes.
+
+    Its head is one of HEADS: by default a language model's for decoders, else a classifier of 3 labels.
+    """
+    decoder = family in DECODERS
+    special = {"pad_token_id": 0} | ({"bos_token_id": 1, "eos_token_id": 2} if decoder else {})
+    sizes = SIZES.get(family, BERT) | {LAYERS.get(family, "num_hidden_layers"): layers}
+    shape = {"vocab_size": 60, "num_labels": 3, "attn_implementation": attention} | special | sizes | config
+    kind = HEADS[head or ("causal_lm" if decoder else "classification")]
+    net = kind.from_config(AutoConfig.for_model(family, **shape))
+    as_they_are = (*EMBEDDINGS, "lm_head") if decoder else EMBEDDINGS
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.ndim == 2 and not any(part in name for part in as_they_are):
+                parameter.normal_(std=0.3)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.2)
+    return net.eval()
+
+
+def inputs(rows=3, length=9):
+    """Returns input ids and an attention mask with padding."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(5, 60, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, length - row :] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
