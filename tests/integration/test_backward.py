@@ -68,7 +68,7 @@ def test_beneath_dense_fine_tuning_it_is_the_preset(composed):
     beneath = composed("method=nosp", "backward=norm", "backward.keep_frac=0.4", "steps=6", "name=beneath")
     for cfg in (presets, beneath):
         run(cfg)
-    one, other = delivered(presets), delivered(beneath)
+    one, other = weights_of(presets), weights_of(beneath)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
