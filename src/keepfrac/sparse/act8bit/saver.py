@@ -78,7 +78,7 @@ class Converted:
 
     def kept(self) -> dict[str, Any]:
         """Returns asked and achieved share of the rows of weight gradients, over all blocks and steps so far."""
-        stats = [one for layer in self.layers.values() for one in (layer.late.attention, layer.late.feed_forward)]
+        stats = self._stats()
         total = RowStats(sum(one.real_rows for one in stats), sum(one.used_rows for one in stats))
         linears = sum(len(list(layer.parts().linears())) for layer in self.layers.values())
         return {
@@ -115,13 +115,19 @@ class Converted:
             layer.late.seeds.seed, layer.late.seeds.calls = int(state["seed"]), int(calls)
 
     def state(self) -> dict[str, Any]:
-        """Returns the random state and the formats, as plain values."""
-        return {"rng": self.rng_state(), "storage": [asdict(one) for one in self.storage()]}
+        """Returns the random state, the formats, and the rows counted so far, as plain values."""
+        rows = [(one.real_rows, one.used_rows) for one in self._stats()]
+        return {"rng": self.rng_state(), "storage": [asdict(one) for one in self.storage()], "rows": rows}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Goes on from `state()` of an earlier process."""
         self.set_rng_state(state["rng"])
         self.set_storage([StorageFormat(**one) for one in state["storage"]])
+        for one, counted in zip(self._stats(), state["rows"], strict=True):
+            one.real_rows, one.used_rows = counted
+
+    def _stats(self) -> list[RowStats]:
+        return [one for layer in self.layers.values() for one in (layer.late.attention, layer.late.feed_forward)]
 
     def restore(self) -> None:
         """Makes the layers stock again; the parameters stay as they are trained."""
