@@ -63,7 +63,7 @@ def test_cells_of_two_tasks_are_refused():
 
 
 def test_no_finished_cell_is_said():
-    with pytest.raises(UserError, match="^no finished cell there$"):
+    with pytest.raises(UserError, match=r"^no finished cell there$"):
         stages.table([])
 
 
