@@ -58,7 +58,7 @@ def main() -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if BY_USER:
             raise
-        sys.stderr.write(f"error: {command_line.one_line(error)}\n")
+        sys.stderr.write(f"error: {command_line.one_line(error, sys.argv[1:])}\n")
         return 1
     except Exception as error:
         if BY_USER:

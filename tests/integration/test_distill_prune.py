@@ -147,7 +147,7 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
     assert len(AutoTokenizer.from_pretrained(export)) == net.config.vocab_size
     check_ruler(identity.cell(second).folder, found, capsys)
     assert measure([str(export)]) == 1
-    assert "python -m keepfrac.models.packed" in capsys.readouterr().err
+    assert "python -m src.models.packed" in capsys.readouterr().err
     plain = export.with_name("plain")
     assert restore([str(export), str(plain)]) == 0 and measure([str(plain)]) == 0
     capsys.readouterr()

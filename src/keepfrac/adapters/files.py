@@ -53,7 +53,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def _restored(tensors: Mapping[str, Tensor]) -> Update:
     scale, start = tensors["layout"].tolist()
     u, v = tensors["u"], tensors["v"]
-    update = Update(len(u), v.shape[1], len(v), scale, tensors.get("positions"), int(start))
+    update = Update(len(u), v.shape[1], rank=len(v), scale=scale, positions=tensors.get("positions"), start=int(start))
     update.load_state_dict(dict(tensors))
     return update
 

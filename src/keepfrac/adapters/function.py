@@ -42,14 +42,14 @@ class Adapted(torch.autograd.Function):
         into = dx if z2 is None else dz
         source, grads = x2 if z2 is None else z2, []
         for (rows, scale), (u, v, values, positions), h in zip(parts, _by_four(tensors), hidden, strict=True):
-            grads += _of_update(g[:, rows], source, h, into, scale, u, v, values, positions)
+            grads += _of_update(g[:, rows], source, h, into, scale=scale, u=u, v=v, values=values, positions=positions)
         dweight = (x2.t() @ g if transposed else g.t() @ x2).to(weight.dtype) if wants_weight else None
         dbias = g.sum(0).to(ctx.dtypes[1]) if wants_bias else None
         dx, dz = (None if t is None else t.view(ctx.shape).to(ctx.dtypes[0]) for t in (dx, dz))
         return dx, dz, dweight, dbias, None, *grads
 
 
-def _of_update(g, source, h, into, scale, u, v, values, positions) -> list[Tensor | None]:
+def _of_update(g, source, h, into, *, scale, u, v, values, positions) -> list[Tensor | None]:
     """The gradients of U, V and S2's values, and what is added to the gradient of the input, in place."""
     below = g @ u.to(g.dtype)
     du = (scale * (g.t() @ h)).to(u.dtype)

@@ -35,7 +35,8 @@ def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, ga
     if len(v) > min(len(own), len(columns)):
         u, v = _refactored(u, v, min(len(own), len(columns)))
     positions, values = _renumbered(update, own, columns, gate)
-    small = Update(len(own), len(columns), len(v), update.scale, positions, new_start).to(device)
+    small = Update(len(own), len(columns), rank=len(v), scale=update.scale, positions=positions, start=new_start)
+    small.to(device)
     small.u.copy_(u)
     small.v.copy_(v)
     if small.values is not None:

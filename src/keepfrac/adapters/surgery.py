@@ -103,7 +103,7 @@ def attach(
                 outputs, inputs = sizes_of(base, target)
                 chosen = None if positions is None else positions[target]
                 try:
-                    update = Update(outputs, inputs, rank, scale, chosen, target.start)
+                    update = Update(outputs, inputs, rank=rank, scale=scale, positions=chosen, start=target.start)
                 except UserError as error:
                     raise UserError(f"{path}: {error}") from error
                 update.draw(generator)

@@ -26,6 +26,7 @@ from keepfrac.models.vocabulary.tokenizers import built
 from keepfrac.prune.masks import Masks
 from keepfrac.storage import results
 from keepfrac.storage.files import replacing
+from keepfrac.storage.redact import first_line
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = N
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {source}: {_first_line(error)}") from error
+        raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
 
 
 def load_net(
@@ -123,7 +124,7 @@ def _net(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from error
+        raise UserError(f"model {source}: {first_line(error)}") from error
     new = _refuse_missing(source, info)
     if new and settings["run"] and not learns:
         found = results.read(Path(settings["run"])) or {}
@@ -146,7 +147,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
     try:
         net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from error
+        raise UserError(f"model {source}: {first_line(error)}") from error
     _refuse_missing(source, info)
     return net.eval(), not info["missing_keys"]
 
@@ -194,10 +195,6 @@ def _refuse_missing(source: str, info: dict) -> list[str]:
     return new
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def save_model(
     net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, masks: Masks | None = None
 ) -> None:
@@ -229,13 +226,13 @@ def load_body(folder: Path) -> nn.Module:
     """
     if any(Path(folder).glob(PACKED)):
         raise UserError(
-            f"{folder} holds packed weights: restore them with `python -m keepfrac.models.packed {folder} NEW_FOLDER`"
+            f"{folder} holds packed weights: restore them with `python -m src.models.packed {folder} NEW_FOLDER`"
             " and give NEW_FOLDER"
         )
     try:
         net = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {folder}: {_first_line(error)}") from error
+        raise UserError(f"model {folder}: {first_line(error)}") from error
     attach_saved(net, folder)
     return net
 

@@ -6,7 +6,7 @@ in order; others whole. `int8` stores these values as 8-bit numbers with one sca
     from src.models.packed import load_packed
     net = load_packed("multirun/<name>/<cell>/export/sparse")
 
-or, as a plain Hugging Face folder again: `python -m keepfrac.models.packed FOLDER NEW_FOLDER`.
+or, as a plain Hugging Face folder again: `python -m src.models.packed FOLDER NEW_FOLDER`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def restore(folder: Path, target: Path) -> None:
 def main(arguments: list[str]) -> int:
     """Restores a plain Hugging Face folder; returns the exit code."""
     if len(arguments) != 2:
-        sys.stderr.write("usage: python -m keepfrac.models.packed FOLDER NEW_FOLDER\n")
+        sys.stderr.write("usage: python -m src.models.packed FOLDER NEW_FOLDER\n")
         return 2
     quieten()
     try:

@@ -49,9 +49,11 @@ def table(cells: Sequence[Cell]) -> str:
     Raises:
         UserError: no cell, or cells of several tasks or metrics.
     """
+    if not cells:
+        raise UserError("no finished cell there")
     found = sorted({f"{cell.task} by {cell.best_metric}" for cell in cells})
     if len(found) != 1:
-        raise UserError(f"cells of {', '.join(found) or 'no finished run'}: of one task and metric is allowed")
+        raise UserError(f"cells of {', '.join(found)}: one task and metric is allowed")
     stages = list(grouped(cells, _stage).values())
     means = [{name: summarise(map(value, stage)).mean for name, (value, _) in COLUMNS.items()} for stage in stages]
     shown = [name for name in COLUMNS if any(mean[name] is not None for mean in means)]

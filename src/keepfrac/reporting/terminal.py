@@ -150,11 +150,9 @@ def _difference(arm: Arm, error: float | None, unit: float, digits: int) -> str:
 
 
 def _change(arm: Arm, arms: Sequence[Arm]) -> str:
-    """The difference to dense with half of its interval, in words."""
-    assert arm.difference is not None
-    (unit, digits), bounds = scale(arms), interval(arm, standard_error(arms))
-    half = f" +- {(bounds[1] - bounds[0]) / 2 / unit:.{digits}f}" if bounds else ""
-    return f"{arm.difference.mean / unit:+.{digits}f}{half} {'points' if unit < 1 else arm.metric}"
+    """The difference to dense, its interval and their unit."""
+    unit, digits = scale(arms)
+    return f"{_difference(arm, standard_error(arms), unit, digits)} {'points' if unit < 1 else arm.metric}"
 
 
 def _table(rows: Sequence[dict[str, str]]) -> Table:

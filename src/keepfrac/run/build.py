@@ -84,7 +84,9 @@ def build_loggers(settings: RunSettings, cell: Cell, resumed_at: int) -> list:
     found: list = [wandb_run.MetricsFile(cell.folder, resumed_at)]
     chosen, plain = settings.logger, settings.plain()
     if chosen["name"] == "wandb":
-        one = wandb_run.wandb_logger(cell.folder, chosen, plain, cell.identity, cell.label, resumed_at)
+        one = wandb_run.wandb_logger(
+            cell.folder, settings=chosen, config=plain, run_id=cell.identity, name=cell.label, resumed_at=resumed_at
+        )
         found += [one] if one else []
     if chosen["name"] == "tensorboard":
         found.append(TensorBoard(cell.folder, plain, resumed_at))

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from hydra.errors import OverrideParseException
 
 from keepfrac.errors import UserError
 from keepfrac.run.settings import RunSettings
+from keepfrac.storage.headers import first_sentence
 from keepfrac.storage.redact import redact
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,14 +87,14 @@ def version() -> str:
 
 
 def described(group: str) -> str:
-    """Returns a line for each option of a group: its name, and the first line of its yaml."""
-    first = {name: (CONF / group / f"{name}.yaml").read_text().splitlines()[0] for name in _options(group)}
-    width = max(map(len, first))
-    return "\n".join(f"{name:{width}}  {line.lstrip('# ')}" for name, line in first.items()).replace("$", "$$")
+    """Returns a line for each option of a group: its name, and the first sentence of its yaml."""
+    texts = {name: (CONF / group / f"{name}.yaml").read_text(encoding="utf-8") for name in _options(group)}
+    width = max(map(len, texts))
+    return "\n".join(f"{name:{width}}  {first_sentence(text)}" for name, text in texts.items()).replace("$", "$$")
 
 
-def one_line(error: BaseException) -> str:
-    """Returns what went wrong and what is allowed, in one line."""
+def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
+    """Returns what went wrong and what is allowed, in one line; `typed` are the words of the command."""
     if isinstance(error, OverrideParseException):
         key = error.override.partition("=")[0]
         return f"{error.override}: cannot be read; text with special signs goes in two pairs of quotes: {key}='\"...\"'"
@@ -106,7 +107,7 @@ def one_line(error: BaseException) -> str:
     ):
         return _unknown_option(match[1], match[2], match[3].split())
     if match := re.search(r"Could not override '([\w./@]+)'", text):
-        return unknown_key(match[1])
+        return unknown_key(match[1], typed)
     if match := re.search(r"Environment variable '(\w+)' not found.*full_key: ([\w.]+)", text, re.S):
         return f"{match[2]}: the environment variable {match[1]} is not set"
     return " ".join(text.split())
@@ -118,8 +119,13 @@ def _unknown_option(group: str, option: str, options: list[str]) -> str:
     return f"{group}={option}: no such option; {hint}There are {len(options)}: {', '.join(options)}"
 
 
-def unknown_key(key: str) -> str:
-    """Returns the message for a key that does not exist, with the nearest ones."""
+def unknown_key(key: str, typed: Sequence[str] = ()) -> str:
+    """Returns the message for a key that does not exist, with the nearest ones.
+
+    Args:
+        key: the unknown key.
+        typed: the words of the command: the keys of the options that it chooses go before those of their groups.
+    """
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     own = [*(name for name in RunSettings.names() if name not in groups), *groups]
     inner = {f"{group}.{name}" for group in groups for name in _keys(group)}
@@ -127,10 +133,24 @@ def unknown_key(key: str) -> str:
     if last in OTHER_NAMES:
         near = [OTHER_NAMES[last]]
     elif group:
-        near = difflib.get_close_matches(key, [name for name in inner if name.startswith(f"{group}.")], n=3)
+        option = next((word.partition("=")[2] for word in typed if word.startswith(f"{group}=")), "")
+        near = _near(key, (f"{group}.{name}" for name in _option_keys(group, option)))
+        near = near or _near(key, (name for name in inner if name.startswith(f"{group}.")))
     else:
-        near = [name for name in sorted(inner) if name.endswith(f".{key}")] or difflib.get_close_matches(key, own, n=3)
+        near = [name for name in sorted(inner) if name.endswith(f".{key}")] or _near(key, own)
     return f"{key}: no such key" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists the keys")
+
+
+def _near(key: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(key, sorted(names), n=3)
+
+
+def _option_keys(group: str, option: str) -> set[str]:
+    """The keys of one option, and of the one that it starts from."""
+    path = CONF / group / f"{option}.yaml"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    base = re.search(r"^defaults: *\[(\w+)", text, re.M)
+    return set(re.findall(r"^(\w+):", text, re.M)) | (_option_keys(group, base[1]) if base else set())
 
 
 def _keys(group: str) -> set[str]:

@@ -66,7 +66,14 @@ class Execution:
 
     def _build_module(self) -> None:
         task, model = self.task, self.settings.model.plain()
-        net = load_net(model, task.head, task.labels, task.num_labels, len(self.tokenizer), bool(self.steps))
+        net = load_net(
+            model,
+            head=task.head,
+            labels=task.labels,
+            num_labels=task.num_labels,
+            vocab_size=len(self.tokenizer),
+            learns=bool(self.steps),
+        )
         net.config.problem_type = task.problem_type  # type: ignore[union-attr]
         self.dense = copy.deepcopy(net)
         self.module = build.build_whole_module(self.settings, net, task, self.steps, self.tokenizer)

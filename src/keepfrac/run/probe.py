@@ -138,7 +138,7 @@ def probe_of(folder: Path) -> Probe:
     task, model = build_task(settings), settings.model.plain()
     tokenizer = load_tokenizer(model)
     task.use(tokenizer)
-    net = load_net(model, task.head, task.labels, task.num_labels, len(tokenizer))
+    net = load_net(model, head=task.head, labels=task.labels, num_labels=task.num_labels, vocab_size=len(tokenizer))
     dense = copy.deepcopy(net)
     module = build_module(settings, net, task, 1)
     module.net.train()

@@ -91,3 +91,8 @@ def _secrets(environ: Mapping[str, str]) -> list[str]:
     """The secret values of an environment, longest first so that one within another leaves no rest."""
     values = {value for name, value in environ.items() if _NAMES.search(name) and len(value) >= _SHORTEST}
     return sorted(values, key=len, reverse=True)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text that is not empty, redacted; of one without a text its name."""
+    return next((line.strip() for line in redact(str(error)).splitlines() if line.strip()), type(error).__name__)

@@ -60,7 +60,15 @@ class DataToText(GenerationTask):
         by_mr = {split: part.by_mr() for split, part in corpus.items()}
         validation, test = (self._evaluation_rows(by_mr[split]) for split in ("validation", "test"))
         notes = self._notes(corpus, by_mr)
-        return Splits(subset(train, self.settings.rows, "text"), validation, test, source, HOW, None, notes=notes)
+        return Splits(
+            train=subset(train, self.settings.rows, "text"),
+            validation=validation,
+            test=test,
+            source=source,
+            how=HOW,
+            labels=None,
+            notes=notes,
+        )
 
     def _evaluation_rows(self, by_mr: dict[str, list[str]]) -> Rows:
         """Returns one row per MR, numbered on from what is there already."""

@@ -66,7 +66,9 @@ class FileTask(TextTask):
         labels, rows = self._rows(tables)
         train, validation, test, how = _complete(rows)
         source = "files " + ", ".join(str(path) for path in paths.values())
-        return Splits(subset(train, own.rows), validation, test, source, how, labels)
+        return Splits(
+            train=subset(train, own.rows), validation=validation, test=test, source=source, how=how, labels=labels
+        )
 
     def _rows(self, tables: dict[str, Table]) -> tuple[tuple[str, ...] | None, dict[str, Rows]]:
         """Returns the labels and the rows of each table."""

@@ -108,7 +108,14 @@ class GaiicTask(TextTask):
             test, how = read_reports(folder / FILES["test"]), "test as given"
         train, validation = cut_validation(given)
         how += "; validation is 10 % of the other training rows by a hash of the text"
-        return Splits(subset(train, self.settings.rows), validation, test, f"folder {folder}", how, LABELS)
+        return Splits(
+            train=subset(train, self.settings.rows),
+            validation=validation,
+            test=test,
+            source=f"folder {folder}",
+            how=how,
+            labels=LABELS,
+        )
 
     def _folder(self) -> Path:
         root = self.settings.data_dir or os.environ.get("GAIIC_DATA")

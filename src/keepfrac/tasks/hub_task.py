@@ -84,9 +84,23 @@ class HubTask(TextTask):
 
     def _with_validation(self, read: dict, source: str) -> Splits:
         if "validation" in read:
-            return Splits(read["train"], read["validation"], read["test"], source, "as published", self.names)
+            return Splits(
+                train=read["train"],
+                validation=read["validation"],
+                test=read["test"],
+                source=source,
+                how="as published",
+                labels=self.names,
+            )
         train, validation = cut_validation(read["train"])
-        return Splits(train, validation, read["test"], source, f"test as published; {CUT}", self.names)
+        return Splits(
+            train=train,
+            validation=validation,
+            test=read["test"],
+            source=source,
+            how=f"test as published; {CUT}",
+            labels=self.names,
+        )
 
     def _from_archive(self) -> Splits:
         if self.settings.offline is None:

@@ -104,7 +104,13 @@ class MlmTask(TextTask):
         validation, test = (_rows(np.array(held_out, dtype=object)[mask].tolist()) for mask in (~half, half))
         how += ", halved by another hash, is validation and test"
         return Splits(
-            subset(_rows(train), self.settings.rows, "text"), validation, test, source, how, None, notes=notes
+            train=subset(_rows(train), self.settings.rows, "text"),
+            validation=validation,
+            test=test,
+            source=source,
+            how=how,
+            labels=None,
+            notes=notes,
         )
 
     # tokens ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from keepfrac.storage.redact import redact, redact_tree
+from keepfrac.storage.redact import first_line, redact_tree
 from keepfrac.tracking import sync
 from keepfrac.tracking.tensorboard import TensorBoard
 
@@ -136,13 +136,8 @@ class Stream(Logger):
         except Exception as failure:  # noqa: BLE001 - no failure of W&B's may end a run
             if self.failure is None:
                 later = sync.command(self.folder.parent)
-                log.warning("W&B: %s; nothing is lost; to upload later: %s", _first_line(failure), later)
+                log.warning("W&B: %s; nothing is lost; to upload later: %s", first_line(failure).rstrip("."), later)
             self.failure = self.failure or failure
-
-
-def _first_line(error: Exception) -> str:
-    lines = redact(str(error)).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 _open: list[Stream] = []
@@ -217,7 +212,7 @@ def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str
     except Exception as error:  # noqa: BLE001 - no failure of W&B's may end a run
         for stillborn in set(sync.attempts(folder)) - former:
             shutil.rmtree(stillborn, ignore_errors=True)
-        return None, _first_line(error)
+        return None, first_line(error).rstrip(".")
 
 
 def finish_wandb(exit_code: int, error: str | None = None) -> None:

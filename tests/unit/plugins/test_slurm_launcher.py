@@ -29,15 +29,24 @@ def sbatch(tmp_path) -> str:
 def test_yaml_keys_are_the_launchers_arguments_and_each_is_documented(name):
     from hydra_plugins.slurm_launcher import SlurmLauncher
 
+    from keepfrac.sweep.slurm import Request
+
     identity.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", [f"hardware={name}", "hardware.devices=2"], return_hydra_config=True)
     keys = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
-    arguments = set(inspect.signature(SlurmLauncher.__init__).parameters) - {"self"}
+    arguments = {"n_jobs", *inspect.signature(Request).parameters}
     assert set(keys) - {"_target_"} == arguments
     assert keys["tasks"] == 2 and keys["gpus"] == (2 if name == "slurm_gpu" else 0)
+    documented = f"{inspect.getdoc(SlurmLauncher)}\n{inspect.getdoc(Request)}"
     for argument in arguments:
-        assert re.search(rf"^\s*{argument}: ", inspect.getdoc(SlurmLauncher) or "", re.M), argument
+        assert re.search(rf"^\s*{argument}: ", documented, re.M), argument
+
+
+def test_a_key_that_slurm_has_not_is_refused(cli, sbatch):
+    done = cli("src.main", "hardware=slurm_cpu", "hydra.launcher.partitoin=long", PATH=sbatch)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: hydra.launcher.partitoin: no such key"), done.stderr
 
 
 def test_no_slurm_is_one_clear_sentence(cli, tmp_path):

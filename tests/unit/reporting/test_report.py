@@ -330,7 +330,7 @@ class TestTerminal:
         late = cell("late", test=0.746, **{"cost.saved_bytes": 0.17 * DENSE_BYTES, "cost.step_seconds": 0.12})
         text = self.printed(cell("nosp", test=0.75), cell("bkrz", test=0.75), late, folder=tmp_path)
         sentence = (
-            "late at 0.3: 0.17 of dense's saved bytes and 0.60 of its step time, -0.4 +- 3.0 points: "
+            "late at 0.3: 0.17 of dense's saved bytes and 0.60 of its step time, -0.4 [-3.4, +2.6] points: "
             "not distinguishable at n=1."
         )
         assert " ".join(text.split()).startswith(f"rotten_tomatoes, all-MiniLM-L6-v2 {sentence}")

@@ -62,6 +62,11 @@ def test_cells_of_two_tasks_are_refused():
         stages.table([cell("nosp"), cell("nosp", task="mrpc")])
 
 
+def test_no_finished_cell_is_said():
+    with pytest.raises(UserError, match=r"^no finished cell there$"):
+        stages.table([])
+
+
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
     assert stages.main([str(tmp_path)]) == 1
     assert "results.json" in capsys.readouterr().err

@@ -41,6 +41,16 @@ def test_an_unknown_key_suggests_the_nearest(key, near):
     assert f"did you mean {near}" in unknown_key(key)
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("method=lora method.rnak", "method.rank"), ("method=norm method.shar", "method.share"),
+     ("method=lora,norm method.rnak", "method."), ("method=nope method.rnak", "method.")],
+)  # fmt: skip
+def test_the_keys_of_the_option_that_is_chosen_are_nearest(typed, near):
+    *chosen, key = typed.split()
+    assert f"did you mean {near}" in unknown_key(key, chosen)
+
+
 def test_an_unknown_option_suggests_the_nearest_and_counts_them():
     said = "Could not find 'method/nrom'\nAvailable options in 'method':\n\tnorm\n\tnosp\n\trand\nConfig search path:"
     assert one_line(Exception(said)) == (
@@ -69,6 +79,9 @@ def test_each_method_has_a_line(root):
     lines = command_line.described("method").splitlines()
     assert len(lines) == len(list((root / "conf/method").glob("*.yaml")))
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["lora"] == "Low-rank updates of frozen linears (LoRA); half a percent of BERT-base is trained"
+    assert said["late"].endswith("by the norm of their output gradient")
 
 
 def test_an_error_of_foreign_code_names_its_line(tmp_path, monkeypatch):

@@ -115,7 +115,15 @@ class ProcLauncher(Launcher):
     def _pool(self, plan: Any, known: dict, console: Any) -> Any:
         from hydra_plugins.proc_launcher._pool import Pool
 
-        return Pool(plan.todo, self._command_of, self.n_jobs, self._threads(), known, len(plan.done), console)
+        return Pool(
+            plan.todo,
+            command=self._command_of,
+            num_at_once=self.n_jobs,
+            threads=self._threads(),
+            known=known,
+            num_done=len(plan.done),
+            console=console,
+        )
 
     def _threads(self) -> int:
         from keepfrac.sweep.planning import threads_per_job

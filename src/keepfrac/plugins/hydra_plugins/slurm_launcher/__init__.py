@@ -21,48 +21,14 @@ class SlurmLauncher(ProcLauncher):
 
     Args:
         n_jobs: jobs that run at a time, a whole number >= 1.
-        partition: null: the cluster's default.
-        account: null: the user's default.
-        time: minutes of one attempt, >= 1.
-        warning: seconds before its end at which a job is told to queue again, below 60 * time.
-        requeues: how often a job whose time was up is queued again, >= 0; its run goes on from its checkpoint.
-        tasks: processes of a job, >= 1: those of hardware.devices.
-        cpus: cores, and threads, of each process, >= 1.
-        gpus: of a job, >= 0.
-        memory: gigabytes of a job; null: the cluster's default.
         setup: lines of shell before the run, such as a `module load`.
         options: further options of sbatch, such as qos.
+        asked: the other fields of `sweep.slurm.Request`, which checks them.
     """
 
-    def __init__(
-        self,
-        n_jobs: int,
-        partition: str | None,
-        account: str | None,
-        time: int,
-        warning: int,
-        requeues: int,
-        tasks: int,
-        cpus: int,
-        gpus: int,
-        memory: float | None,
-        setup: Sequence[str],
-        options: dict[str, Any],
-    ) -> None:
+    def __init__(self, n_jobs: int, setup: Sequence[str], options: dict[str, Any], **asked: Any) -> None:
         super().__init__(n_jobs)
-        self.asked: dict[str, Any] = {
-            "partition": partition,
-            "account": account,
-            "time": time,
-            "warning": warning,
-            "requeues": requeues,
-            "tasks": tasks,
-            "cpus": cpus,
-            "gpus": gpus,
-            "memory": memory,
-            "setup": tuple(setup),
-            "options": dict(options),
-        }
+        self.asked = {**asked, "setup": tuple(setup), "options": dict(options)}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from keepfrac.errors import UserError
@@ -94,4 +60,12 @@ class SlurmLauncher(ProcLauncher):
     def _pool(self, plan: Any, known: dict, console: Any) -> Any:
         from hydra_plugins.slurm_launcher._pool import SlurmPool
 
-        return SlurmPool(plan.todo, self._command_of, self.n_jobs, self.request, known, len(plan.done), console)
+        return SlurmPool(
+            plan.todo,
+            command=self._command_of,
+            num_at_once=self.n_jobs,
+            request=self.request,
+            known=known,
+            num_done=len(plan.done),
+            console=console,
+        )

@@ -61,7 +61,15 @@ class SlurmPool(Pool):
         num_done: int,
         console: Console,
     ):
-        super().__init__(jobs, command, num_at_once, request.cpus, known, num_done, console)
+        super().__init__(
+            jobs,
+            command=command,
+            num_at_once=num_at_once,
+            threads=request.cpus,
+            known=known,
+            num_done=num_done,
+            console=console,
+        )
         self.request = request
         self.running: list[Queued] = []
         self._next_poll, self._silent = 0.0, False
