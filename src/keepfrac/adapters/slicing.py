@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keepfrac.adapters.function import places
+from keepfrac.adapters.function import unravel_positions
 from keepfrac.adapters.layer import Update
 
 
@@ -57,7 +57,7 @@ def _renumbered(update: Update, rows: Tensor, columns: Tensor, gate: Tensor) -> 
     new_column = torch.full((update.v.shape[1],), -1, device=rows.device)
     new_row[rows] = torch.arange(len(rows), device=rows.device)
     new_column[columns] = torch.arange(len(columns), device=rows.device)
-    row, column = (found.long() for found in places(update.positions, update.v.shape[1]))
+    row, column = (found.long() for found in unravel_positions(update.positions, update.v.shape[1]))
     stays = (new_row[row] >= 0) & (new_column[column] >= 0)
     positions = new_row[row[stays]] * len(columns) + new_column[column[stays]]
     return positions, (update.values * gate[column])[stays]

@@ -21,7 +21,7 @@ import torch
 
 from keepfrac.measurement.costs import bytes_on_disk
 from keepfrac.models.dense_reference import blueprint
-from keepfrac.models.load import load_body, quieten
+from keepfrac.models.load import load_body, silence_library_logging
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
 from keepfrac.tensors.clock import interleaved_seconds
@@ -97,7 +97,7 @@ def _forward(net: Any, where: Conditions) -> Callable[[], object]:
 
 def load(folder: Path) -> dict[str, Any]:
     """The delivered model of a folder, and its dense original."""
-    quieten()
+    silence_library_logging()
     own = load_body(folder).to(DEVICE).eval()
     return {"own": own, "dense": blueprint(own)(DEVICE)}
 
@@ -120,14 +120,14 @@ def peaks(folder: Path, threads: int) -> dict[str, float]:
     return found
 
 
-def latency(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def latency(folder: Path, threads: int, repeats: int, log_line: Callable[[str], None]) -> dict[str, Any]:
     """Measures all of it.
 
     Args:
         folder: a model's.
         threads: of the CPU.
         repeats: rounds at each place, after the warm-up.
-        tell: is told what has been measured, line by line.
+        log_line: called with each line of what was measured.
     """
     torch.set_num_threads(threads)
     nets = load(folder)
@@ -141,7 +141,7 @@ def latency(folder: Path, threads: int, repeats: int, tell: Callable[[str], None
     }
     for one in grid(nets, GRID, repeats):
         found["rows"].append(one)
-        tell(line(one))
+        log_line(line(one))
     return found
 
 
@@ -165,7 +165,7 @@ def _peak(arguments: list[str]) -> float:
     parser.add_argument("threads", type=int)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    quieten()
+    silence_library_logging()
     net = load_body(chosen.folder).to(DEVICE)
     if chosen.side == "dense":
         build = blueprint(net)

@@ -10,7 +10,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.families import FAMILIES, PRUNED, Family
-from keepfrac.tensors.layouts import Layout
+from keepfrac.tensors.layouts import LinearLayout
 
 ATTENTION = ("attention", "query", "key", "value", "attention_output", "probability_dropout", "attention_dropout")
 FEED_FORWARD = ("ffn_gate", "ffn_in", "ffn_out", "activation", "ffn_dropout")
@@ -54,10 +54,10 @@ class Layer:
     transposed: bool
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> LinearLayout:
         """The linears that are there by role, and how they hold their matrices."""
         paths = {role: path for role in LINEARS if (path := getattr(self, role)) is not None}
-        return Layout(paths, self.transposed)
+        return LinearLayout(paths, self.transposed)
 
     @property
     def linears(self) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def load_net(
         UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing; or
             any, in a run's model that will not be trained.
     """
-    quieten()
+    silence_library_logging()
     net = _net(settings, head, labels, num_labels, vocab_size, learns)
     if settings["hidden_act"]:
         use_activation(net, settings["hidden_act"])
@@ -142,7 +142,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
     Raises:
         UserError: it is not a model's, or weights other than the head's and the pooler's are missing.
     """
-    quieten()
+    silence_library_logging()
     try:
         net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
@@ -247,7 +247,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return next(known, transformers.AutoModel)
 
 
-def quieten() -> None:
+def silence_library_logging() -> None:
     """Silences what transformers says on every load."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from keepfrac.errors import UserError
 
 
-class LowRankLinear(nn.Module):
+class FactorizedLinear(nn.Module):
     """y = q(p(x)); `p` (inputs -> rank) has no bias, `q` (rank -> outputs) has the linear's bias."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
@@ -75,10 +75,10 @@ def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple
     return p, u[:, :rank] * s[:rank], s[:rank]
 
 
-def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> LowRankLinear:
+def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> FactorizedLinear:
     """The low-rank twin of a linear, its bias on the second factor; exact at full rank (up to rounding)."""
     p, q, _ = decompose(linear.weight, rank, moments)
-    twin = LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
+    twin = FactorizedLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
     twin = twin.to(linear.weight.device, linear.weight.dtype)
     with torch.no_grad():
         twin.p.weight.copy_(p)
@@ -89,7 +89,7 @@ def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> Lo
 
 
 @torch.no_grad()
-def merge(linear: LowRankLinear, gate: Tensor | None = None) -> nn.Linear:
+def merge(linear: FactorizedLinear, gate: Tensor | None = None) -> nn.Linear:
     """The dense linear with W = Q diag(z) P, computed in float64."""
     q = linear.q.weight.double()
     dense = nn.Linear(linear.in_features, linear.out_features, linear.q.bias is not None)

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from keepfrac.errors import UserError
-from keepfrac.tensors.layouts import Layout
+from keepfrac.tensors.layouts import LinearLayout
 
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 """The six linears of an encoder layer, by the names that `models.anatomy` gives them."""
@@ -51,7 +51,7 @@ class LayerParts(Protocol):
     @property
     def unit_width(self) -> int: ...
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> LinearLayout: ...
 
 
 @dataclass(frozen=True)

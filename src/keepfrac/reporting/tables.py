@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 
 from keepfrac.reporting.arms import Arm, group_of, grouped
-from keepfrac.reporting.cells import Cell, Problem
+from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.files import csv_text
 from keepfrac.reporting.statistics import Difference, Sample, accuracy_error
 
@@ -130,7 +130,7 @@ def _difference(difference: Difference | None) -> str:
     return f"{difference.mean:+.4f} {interval}{pairs}"
 
 
-def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list[str]:
+def notes(arms: Sequence[Arm], cells: Sequence[FinishedRun], repeated: int = 0) -> list[str]:
     """Returns what a reader must know to read the table rightly.
 
     Args:
@@ -196,7 +196,7 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
     return [f"keep counts unlike things here ({'; '.join(units)}): they are not comparable and never share an axis."]
 
 
-def _measured(cells: Sequence[Cell]) -> list[str]:
+def _measured(cells: Sequence[FinishedRun]) -> list[str]:
     probes = sorted({cell.probe for cell in cells if cell.probe})
     places = {", ".join(filter(None, (c.device, c.precision, c.torch and f"torch {c.torch}"))) for c in cells}
     cost = [f"Saved for backward and step time: on a probe of {'; '.join(probes)}."] if probes else []

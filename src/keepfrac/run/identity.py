@@ -52,7 +52,7 @@ def _task_fingerprint(settings: str) -> str:
 
 def identify(settings: dict) -> str:
     """Returns the identity of a resolved configuration."""
-    hub.settle()
+    hub.resolve_hub()
     part = {key: value for key, value in settings.items() if key not in NOT_PART_OF_IT}
     hardware = part.pop("hardware")
     if hardware["devices"] != 1:

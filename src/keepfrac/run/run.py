@@ -82,7 +82,7 @@ def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
 
 def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> dict:
     """Does this process's part of the work; what provenance learns goes into `made`."""
-    hub.settle()
+    hub.resolve_hub()
     from keepfrac.run.execution import Execution
 
     with distributed.process_group(rank, settings.hardware.accelerator):
@@ -95,7 +95,7 @@ def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> d
 @contextlib.contextmanager
 def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
     """Writes into results.json why the run failed, and ends W&B's part of it."""
-    hub.settle()
+    hub.resolve_hub()
     from keepfrac.tracking.wandb_run import finish_wandb
 
     text: str | None = "stopped"

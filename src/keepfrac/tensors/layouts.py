@@ -23,7 +23,7 @@ def is_transposed(linear: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LinearLayout:
     """The linears of one layer.
 
     Args:

@@ -13,7 +13,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from keepfrac.baselines import tfidf
 from keepfrac.baselines.tfidf import Linear, Settings, beside, truth
-from keepfrac.reporting.cells import Cell, read_cell
+from keepfrac.reporting.cells import FinishedRun, read_cell
 from keepfrac.storage import results
 from tests.contract.test_conf import CONF
 
@@ -64,7 +64,7 @@ def test_a_label_that_never_occurs_is_unlikely():
 def test_it_leaves_a_cell_beside_the_run(run):
     folder = beside(run(), Settings(1, False))
     cell = read_cell(folder)
-    assert isinstance(cell, Cell)
+    assert isinstance(cell, FinishedRun)
     assert (cell.method, cell.model, cell.task) == ("tfidf1", "tfidf", "csv")
     assert cell.test_score is not None and cell.test_score > 0.9
     assert "scaled_one_minus_mlogloss" in cell.test_scores

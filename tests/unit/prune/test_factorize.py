@@ -4,7 +4,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.prune.factorize import (
-    LowRankLinear,
+    FactorizedLinear,
     break_even_rank,
     decompose,
     dense_weight,
@@ -51,7 +51,7 @@ def test_whitening_survives_a_dead_input():
 
 
 def test_merging_is_exact_with_and_without_gates():
-    twin, x, gate = LowRankLinear(10, 8, 3), torch.randn(6, 10), torch.tensor([1.0, 0.0, 0.4])
+    twin, x, gate = FactorizedLinear(10, 8, 3), torch.randn(6, 10), torch.tensor([1.0, 0.0, 0.4])
     assert torch.allclose(merge(twin)(x), twin(x), atol=1e-6)
     assert torch.allclose(merge(twin, gate)(x), twin.q(twin.p(x) * gate), atol=1e-6)
     assert torch.allclose(dense_weight(twin), merge(twin).weight, atol=1e-6)

@@ -7,7 +7,7 @@ from typing import Any
 
 from keepfrac.reporting.arms import Arm, family_of
 from keepfrac.reporting.build import Report
-from keepfrac.reporting.cells import Cell, Problem
+from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.page import traces
 from keepfrac.reporting.page.traces import number
 from keepfrac.reporting.statistics import Sample, summarise
@@ -49,7 +49,7 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
     return redact_tree(content)  # a second look at every text, whoever wrote it
 
 
-def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _run(cell: FinishedRun, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: _plain(getattr(cell, key)) for key in _SAME},
         "cell": path.name,
@@ -68,7 +68,7 @@ def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[s
     }
 
 
-def _arm(arm: Arm, cells: Sequence[Cell]) -> dict[str, Any]:
+def _arm(arm: Arm, cells: Sequence[FinishedRun]) -> dict[str, Any]:
     difference = arm.difference and {key: number(value) for key, value in asdict(arm.difference).items()}
     return {
         **{key: _plain(getattr(arm, key)) for key in _OF_ARM},

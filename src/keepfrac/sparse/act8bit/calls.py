@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from keepfrac.errors import UserError
-from keepfrac.sparse.act8bit.linears import Layout
+from keepfrac.sparse.act8bit.linears import UpdateLayout
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.tensors.rng import seed63
 
@@ -198,7 +198,7 @@ class Call:
     seed: int
     attention: AttentionNumbers | None = None
     activation: nn.Module | None = None
-    layouts: tuple[Layout, ...] = ()
+    layouts: tuple[UpdateLayout, ...] = ()
     stats: RowStats
 
     def budget(self) -> int:

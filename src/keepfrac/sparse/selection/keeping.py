@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from keepfrac.sparse.context import Draw, Padding
-from keepfrac.sparse.selection.packing import Kept, Layout, Shape, budgets, real_numbers, real_tokens
+from keepfrac.sparse.selection.packing import Kept, PackedLayout, Shape, budgets, real_numbers, real_tokens
 from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
 from keepfrac.tensors.bits import exact_top, flat_positions, magnitude_keys, pack_bits
 
@@ -65,7 +65,7 @@ class _Task:
         if weight is not None:
             values = values * weight.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
         of = sum(real_numbers(self.shape, self.padding))
-        return Kept(Layout(kind, self.shape), (values, where), kept=min(kept, of), of=of)
+        return Kept(PackedLayout(kind, self.shape), (values, where), kept=min(kept, of), of=of)
 
 
 def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None) -> Kept:
