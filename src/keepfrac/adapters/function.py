@@ -75,5 +75,5 @@ def _by_four(tensors: Sequence) -> list[Sequence]:
 
 
 def unravel_positions(positions: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of flat positions."""
+    """Returns (rows, columns) of flat positions."""
     return positions // inputs, positions % inputs

@@ -11,7 +11,7 @@ from keepfrac.adapters.layer import Update
 
 @torch.no_grad()
 def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, gate: Tensor | None = None) -> Update:
-    """The update of a linear that was cut: of its kept outputs and inputs, the inputs scaled first.
+    """Returns the update of a linear that was cut: of its kept outputs and inputs, the inputs scaled first.
 
     Args:
         update: of all outputs, or of a slice of them.

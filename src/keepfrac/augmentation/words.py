@@ -59,7 +59,7 @@ class Sentence:
 
 
 def is_word(text: str) -> bool:
-    """Whether a string is nothing but letters of English."""
+    """Returns whether a string is nothing but letters of English."""
     return re.fullmatch("[A-Za-z]+", text) is not None
 
 

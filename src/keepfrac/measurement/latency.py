@@ -58,12 +58,12 @@ GRID = tuple(
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of the sorted values lie, by the nearest rank."""
+    """Returns the value below which `share` of the sorted values lie, by the nearest rank."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """The figures of one place: of both sides p50 and p95 in ms and sentences per second, and own p50 to dense p50."""
+    """Returns one row: p50 and p95 in ms and sentences per second of both models, and the ratio of their p50."""
     figures: dict[str, Any] = {**vars(where)}
     for side in SIDES:
         p50 = percentile(seconds[side], 0.50)
@@ -96,7 +96,7 @@ def _forward(net: Any, where: Conditions) -> Callable[[], object]:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The delivered model of a folder, and its dense original."""
+    """Returns the delivered model of a folder, and its dense original."""
     silence_library_logging()
     own = load_body(folder).to(DEVICE).eval()
     return {"own": own, "dense": blueprint(own)(DEVICE)}
@@ -110,7 +110,7 @@ def file_bytes(nets: Mapping[str, Any], folder: Path) -> dict[str, int]:
 
 
 def peaks(folder: Path, threads: int) -> dict[str, float]:
-    """MiB that each model's own process takes at most, for one forward of 32 sentences of 128 tokens."""
+    """Returns the peak MiB of each model's own process, for one forward of 32 sentences of 128 tokens."""
     found = {}
     for side in SIDES:
         command = [sys.executable, "-m", "keepfrac.measurement.latency", str(folder), side, str(threads)]
@@ -146,7 +146,7 @@ def latency(folder: Path, threads: int, repeats: int, log_line: Callable[[str], 
 
 
 def line(one: Mapping[str, Any]) -> str:
-    """A row in words."""
+    """Returns a row in words."""
     place = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
     if "failed" in one:
         return f"{place} not measured: {one['failed']}"

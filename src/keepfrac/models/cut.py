@@ -45,7 +45,7 @@ def encoder_layers(net: PreTrainedModel) -> list[Layer]:
 
 
 def is_cut(net: PreTrainedModel) -> bool:
-    """Whether a model is what `cut` makes."""
+    """Returns whether a model is what `cut` makes."""
     return net.config.model_type.startswith(PRUNED)
 
 

@@ -38,7 +38,7 @@ class UnitScores:
     together: bool = False
 
     def components(self) -> dict[Component, Tensor]:
-        """Every scored vector by its component, families in order, on the CPU in float64."""
+        """Returns every scored vector by its component, families in order, on the CPU in float64."""
         found: dict[Component, Tensor] = {}
         for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
             found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
@@ -100,7 +100,7 @@ class Spending:
         return price
 
     def budget(self, layers: Sequence[int], families: Sequence[str], keep_frac: float) -> float:
-        """What a pool may still spend: its layers' share of the whole budget; heads alone: attention's share."""
+        """Returns the cost left to a pool: its layers' share of the whole budget; heads alone: attention's share."""
         share = keep_frac * self.cost.dense / sum(self.full.values())
         parts = ("attention",) if families == ("heads",) else PARTS
         return min(

@@ -38,7 +38,7 @@ class AugmentedLagrangian(nn.Module):
         self.lambda2 = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def loss(self, violation: Tensor) -> Tensor:
-        """The scalar term to add to the loss; may be negative (lambda_1 v is)."""
+        """Returns the scalar term to add to the loss; may be negative (lambda_1 v is)."""
         v = violation.float()
         return self.lambda1 * v + self.lambda2 * v.square()
 

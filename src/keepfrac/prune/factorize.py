@@ -37,12 +37,12 @@ class FactorizedLinear(nn.Module):
 
 
 def break_even_rank(in_features: int, out_features: int) -> int:
-    """The largest rank whose factors are not larger than the dense matrix: floor(m n / (m + n))."""
+    """Returns the largest rank whose factors are not larger than the dense matrix: floor(m n / (m + n))."""
     return in_features * out_features // (in_features + out_features)
 
 
 def dense_weight(linear: nn.Module) -> Tensor:
-    """The (outputs, inputs) weight of a linear, whole or in two factors."""
+    """Returns the (outputs, inputs) weight of a linear, whole or in two factors."""
     p, q = getattr(linear, "p", None), getattr(linear, "q", None)
     if isinstance(p, nn.Linear) and isinstance(q, nn.Linear):
         return q.weight @ p.weight
@@ -50,7 +50,7 @@ def dense_weight(linear: nn.Module) -> Tensor:
 
 
 def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The best rank-r factors of a weight W (outputs, inputs), and its singular values.
+    """Returns the best rank-r factors of a weight W (outputs, inputs), and its singular values.
 
     Plain: W = U S V^T, so P = V^T and Q = U S minimise |W - Q P| (Eckart-Young). Whitened: with the inputs' second
     moments M = E[x x^T] = C C^T, the decomposition of W C minimises the error of the *outputs*, E|W x - Q P x|^2
@@ -76,7 +76,7 @@ def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple
 
 
 def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> FactorizedLinear:
-    """The low-rank twin of a linear, its bias on the second factor; exact at full rank (up to rounding)."""
+    """Returns a linear as two factors, its bias on the second; exact at full rank (up to rounding)."""
     p, q, _ = decompose(linear.weight, rank, moments)
     twin = FactorizedLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
     twin = twin.to(linear.weight.device, linear.weight.dtype)
@@ -90,7 +90,7 @@ def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> Fa
 
 @torch.no_grad()
 def merge(linear: FactorizedLinear, gate: Tensor | None = None) -> nn.Linear:
-    """The dense linear with W = Q diag(z) P, computed in float64."""
+    """Returns the dense linear with W = Q diag(z) P, computed in float64."""
     q = linear.q.weight.double()
     dense = nn.Linear(linear.in_features, linear.out_features, linear.q.bias is not None)
     dense = dense.to(linear.q.weight.device, linear.q.weight.dtype)
@@ -103,7 +103,7 @@ def merge(linear: FactorizedLinear, gate: Tensor | None = None) -> nn.Linear:
 def factorize_(
     net: nn.Module, paths: Sequence[str], rank: int | None, moments: dict[str, Tensor] | None = None
 ) -> dict[str, int]:
-    """Replaces linears of a model by their low-rank twins, in place.
+    """Replaces linears of a model by two factors each, in place.
 
     Args:
         net: the model.
@@ -136,7 +136,7 @@ def factorize_(
 def input_moments(
     net: nn.Module, paths: Sequence[str], batches: Iterable, run: Callable[[object], object]
 ) -> dict[str, Tensor]:
-    """E[x x^T] of the inputs of linears over *training* batches, in float64 on the CPU.
+    """Returns E[x x^T] of the inputs of linears over *training* batches, in float64 on the CPU.
 
     Args:
         net: the model; put into eval mode by the caller.

@@ -55,7 +55,7 @@ class Limits:
 
 
 def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, scope: Scope) -> Structure:
-    """The structure of the best units whose exact cost is at most `keep_frac` of the dense model's.
+    """Returns the structure of the best units whose exact cost is at most `keep_frac` of the dense model's.
 
     Args:
         scores: of the model as it stands. Families without scores are kept whole and paid for.
@@ -86,7 +86,7 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
 
 
 def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, even: bool) -> list[Indices]:
-    """The `count` best of all layers' units (exactly), or the count // layers best of each where `even`.
+    """Returns the `count` best of all layers' units (exactly), or the count // layers best of each where `even`.
 
     Args:
         scores: per layer (units,).

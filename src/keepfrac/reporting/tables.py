@@ -83,7 +83,7 @@ def _further(arms: Sequence[Arm]) -> Columns:
 
 
 def of_several_sizes(arms: Sequence[Arm]) -> bool:
-    """Whether the delivered models differ in their number of parameters by more than a task's head."""
+    """Returns whether the delivered models differ in their number of parameters by more than a task's head."""
     known = [arm.params for arm in arms if arm.params]
     return bool(known) and min(known) < _SMALLER * max(known)
 

@@ -35,7 +35,7 @@ def hub_answers() -> bool:
 
 
 def resolve_hub() -> bool:
-    """Decides, and keeps the Hugging Face libraries of this process and its children from trying in vain."""
+    """Returns whether the hub can be reached; if not, sets this process and its children to offline mode."""
     answers = hub_answers()
     if not answers:
         for switch in OFFLINE_SWITCHES:

@@ -146,7 +146,7 @@ class GenerationTask(Task):
         return int((batch["labels"][:, 1:] != NO_LOSS).sum())
 
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Not of the outputs: see `generate`."""
+        """Refuses: texts come from `generate`."""
         raise NotImplementedError
 
     def generate(self, net, batch: Batch) -> tuple[Tensor, Tensor]:

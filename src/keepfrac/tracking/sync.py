@@ -96,7 +96,7 @@ def _stated_address() -> str:
 
 
 def has_wandb_key() -> bool:
-    """Whether a key is configured, by the environment or in ~/.netrc; asks nobody."""
+    """Returns whether a key is configured, by the environment or in ~/.netrc; asks nobody."""
     return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _key())
 
 

@@ -113,12 +113,12 @@ class Adapters:
         self.freeze(module)
 
     def freeze(self, module: FineTune) -> None:
-        """Only the updates learn, and the head where the task brings a new one."""
+        """Freezes all but the updates, and the head where the task brings a new one."""
         new_head = self.settings.train_head and module.task.head == "sequence_classification"
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
     def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        """With merge=sparse_by_construction: from now on training sees the masks' zeros in the updated weights."""
+        """Makes training see the masks' zeros in the updated weights, with merge=sparse_by_construction."""
         if self.settings.merge == "sparse_by_construction":
             for path, one in adapted(net).items():
                 one.constrain(masks.get(f"{path}.weight"))

@@ -65,7 +65,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def process_group(info: RankInfo, accelerator: str) -> Iterator[None]:
-    """Within it the run's processes can talk to one another; one process alone has nobody to talk to."""
+    """Opens the process group of a run; of one process alone, none."""
     if info.world_size == 1:
         yield
         return

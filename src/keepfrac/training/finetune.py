@@ -156,7 +156,7 @@ class FineTune(pl.LightningModule):
                 self.ema = EMA(self.net, self.loop.ema)
 
     def attach_saver(self) -> None:
-        """Where `backward` says so: saves less for the backward pass of the model as `prepare` left it."""
+        """Attaches the saver that `backward` names to the model as `prepare` left it."""
         if self.backward_saver is not None:
             self.backward_saver.attach(self.net)
 

@@ -215,7 +215,7 @@ class FGM:
 
     @contextmanager
     def on(self, net: nn.Module) -> Iterator[None]:
-        """Inside the block the model computes as if its word embeddings were W + eps g / ||g||."""
+        """Adds eps g / ||g|| to the word embeddings within the block."""
         assert self._handle is not None and self.gradient is not None, "watch(net) and a backward pass come first"
         self._handle.remove()
         words, shift = _words(net), direction(mean_over_processes(self.gradient), self.eps)

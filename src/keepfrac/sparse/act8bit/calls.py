@@ -233,7 +233,7 @@ class Call:
 
 
 def refuse_double_backward() -> None:
-    """The gradient is made of rounded and sampled numbers: its own derivative would mean nothing.
+    """Raises in a double backward pass: gradients from rounded and sampled values have no meaningful derivative.
 
     Raises:
         RuntimeError: the backward pass was asked to be differentiable.

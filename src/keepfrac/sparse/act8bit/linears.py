@@ -32,7 +32,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """The blocks cast by themselves, once; autocast would do it again at every matmul."""
+    """Returns a context without autocast: the blocks cast once by themselves, not at every matmul."""
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -123,7 +123,7 @@ def unpack(
 
 
 def signed(value: int) -> int:
-    """The same 32 bits as a signed number: torch has no unsigned arithmetic, and two's complement wraps alike."""
+    """Returns the same 32 bits as a signed number: torch has no unsigned arithmetic."""
     value %= _WORD
     return value - _WORD if value >= _WORD // 2 else value
 
@@ -222,7 +222,7 @@ def gelu_grad_(grad: Tensor, data: Tensor, scales: Tensor, index: Tensor | None)
 
 
 def gelu_rows(data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """gelu(stored[index]) * weight: the second matmul's input, rebuilt for the chosen rows; (len(index), width)."""
+    """Returns gelu(stored[index]) * weight, the second matmul's input of the chosen rows; (len(index), width)."""
     x = F.gelu(unpack(data, scales, index, None, None, None, dtype))
     return x if weight is None else x.mul_(weight.to(dtype).unsqueeze(1))
 

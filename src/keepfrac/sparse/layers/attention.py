@@ -205,7 +205,7 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention as Transformers' eager one computes it, saving what the module's sites keep.
+    """Computes attention as Transformers' eager one does, saving what the module's sites keep.
 
     Args:
         module: the attention module; its `sparse_sites` are used in training.

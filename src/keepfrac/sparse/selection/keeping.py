@@ -61,7 +61,7 @@ class _Task:
         return torch.cat(positions), torch.cat(scales) if scales else None
 
     def pack(self, kind: str, values: Tensor, weight: Tensor | None, where: Tensor, kept: int) -> Kept:
-        """The result: `values` times `weight` along their first dimension, and where they belong."""
+        """Returns the result: `values` times `weight` along their first dimension, and where they belong."""
         if weight is not None:
             values = values * weight.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
         of = sum(real_numbers(self.shape, self.padding))
