@@ -34,7 +34,7 @@ A *progress* is the share of the optimizer steps that is done, in [0, 1]; a *cel
 
 @dataclass
 class Option:
-    """One file of a group: what it says of itself, the option that it starts from, and its keys."""
+    """One file of a group: its first comment, the option that it starts from, and its keys."""
 
     name: str
     about: str = ""
@@ -44,7 +44,7 @@ class Option:
 
 
 def read(file: Path) -> Option:
-    """Returns what a yaml file says: its first comment, and each key with the comment beside or above it."""
+    """Returns a yaml file's first comment, and each key with the comment after or above it."""
     text = file.read_text(encoding="utf-8")
     bases = [
         one for one in (yaml.safe_load(text) or {}).get("defaults", []) if isinstance(one, str) and one != "_self_"
@@ -111,7 +111,7 @@ def experiments() -> str:
 
 
 def groups() -> list[tuple[str, str]]:
-    """Returns the groups in the order of conf/config.yaml, each with the comment beside it there."""
+    """Returns the groups in the order of conf/config.yaml, each with its comment there."""
     lines = re.findall(r"^  - (\w+): \w+ +# (.*)$", (CONF / "config.yaml").read_text(encoding="utf-8"), re.M)
     return [*lines, ("hydra/launcher", "How the runs of a sweep are started; `hardware=` chooses it.")]
 

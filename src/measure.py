@@ -1,6 +1,6 @@
 """`python -m src.measure FOLDER`: sizes of a delivered model, whole and by part.
 
---sites: what a sparse backward pass saves, place by place. --latency: times beside the dense original, kept in
+--sites: what a sparse backward pass saves, place by place. --latency: times relative to the dense original, kept in
 FOLDER/latency.json.
 
 FOLDER is a run's folder, or any Hugging Face folder (without --sites).

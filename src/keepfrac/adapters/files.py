@@ -1,4 +1,4 @@
-"""Updates in files: a model that was saved with them beside its weights, and the folders of Hugging Face's PEFT."""
+"""Updates in files: a model saved with them, and the folders of Hugging Face's PEFT."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Update(nn.Module):
         sparse = positions is not None and len(positions) > 0
         self.values = nn.Parameter(torch.zeros(len(positions))) if sparse else None  # type: ignore[arg-type]
         self.register_buffer("positions", positions.int() if sparse else None)  # type: ignore[union-attr]
-        # saved beside the tensors, so that a file of weights says all that is needed to load them
+        # saved with the tensors, so that a file of weights has all that is needed to load them
         self.register_buffer("layout", torch.tensor([scale, start], dtype=torch.float64))
         self.scale, self.start = float(scale), int(start)
 

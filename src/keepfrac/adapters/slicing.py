@@ -20,7 +20,7 @@ def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, ga
         gate: (inputs,) that was folded into the weight's columns, or None.
 
     Returns:
-        U's rows, V's columns times the gate, and those of S2's positions whose row and column stay, numbered anew. It
+        U's rows, V's columns times the gate, and those of S2's positions whose row and column stay, renumbered. It
         changes what is left of its slice. The rank falls to the smaller side where that is less: U V is factorised
         again, exactly.
     """

@@ -1,8 +1,8 @@
-"""Words that may stand in the place of others: made once per content and settings, in chunks that outlive a kill.
+"""Candidates to replace words: made once per content and settings, in chunks that outlive a kill.
 
 An entry of the cache is a folder named by the sha256 of all that its content depends on. A chunk holds the candidates
-of CHUNK sentences; it is written beside and then renamed, and made by one process at a time, so that jobs that start
-together share the work. An entry may be deleted at any time.
+of CHUNK sentences; it is written under a temporary name and then renamed, and made by one process at a time, so that
+jobs that start together share the work. An entry may be deleted at any time.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a masked language model puts in the place of words."""
+"""Replacements of words from a masked language model."""
 
 import itertools
 from collections.abc import Iterator, Sequence

@@ -79,7 +79,7 @@ def find_words(tokenizer, texts: Sequence[str]) -> list[Sentence]:
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Refuses a tokenizer whose whole words cannot be told from its pieces.
+    """Refuses a tokenizer whose whole words cannot be distinguished from its pieces.
 
     Raises:
         UserError: it is not a WordPiece tokenizer.

@@ -1,10 +1,10 @@
-"""TF-IDF and logistic regression beside a finished run: the same rows, the same splits, the same metrics.
+"""TF-IDF and logistic regression as a baseline of a finished run: same rows, same splits, same metrics.
 
     python -m src.baselines.tfidf multirun/<name>/<cell> [--words 3] [--refit]
 
 Runs of 1 to `--words` words, weighted by (1 + log tf) idf, and one logistic regression for each label, by scikit-learn.
 Its C is the one of CS with the best score on validation; the test rows are scored once, with that one. It leaves a cell
-of its own beside the run's, which `python -m src.report multirun/<name>` shows and records like any other.
+of its own next to the run's, which `python -m src.report multirun/<name>` shows and records like any other.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What is measured of a folder: sizes of the model in it, and its times beside the dense original."""
+"""What is measured of a folder: sizes of the model in it, and its times relative to the dense original."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

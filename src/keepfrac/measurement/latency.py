@@ -1,4 +1,4 @@
-"""Latency of a delivered model beside its dense original: p50, p95 and throughput, file size, peak memory.
+"""Latency of a delivered model and its dense original: p50, p95 and throughput, file size, peak memory.
 
 The two are timed in turns, in one process with a fixed number of threads, after a warm-up; the peak of memory is that
 of a process of its own. The dense original has random weights: its time does not depend on them.
@@ -158,7 +158,7 @@ def line(one: Mapping[str, Any]) -> str:
 
 
 def _peak(arguments: list[str]) -> float:
-    """Is what a process of its own runs: MiB that it took."""
+    """The peak MiB of one forward pass, measured in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("side", choices=SIDES)

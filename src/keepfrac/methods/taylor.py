@@ -63,7 +63,8 @@ class TaylorPrune(UnitPruner):
         score_split: str = setting(
             "split whose rows are scored",
             Kind(
-                lambda value: value == "train", "train; what chooses a model's units must not be what it is judged by"
+                lambda value: value == "train",
+                "train; what chooses a model's units must not be what it is evaluated on",
             ),
         )
         score_seed: int = count("seed of the choice of these rows, and of drawn labels", least=0)
@@ -151,7 +152,7 @@ class TaylorPrune(UnitPruner):
         return self.rounds < self.settings.iterations
 
     def _round(self) -> None:
-        """Scores what is left, removes this round's share, and masks it."""
+        """Scores the remaining units, removes this round's share, and masks it."""
         assert self.cost is not None
         self.rounds += 1
         done, last = self.rounds / self.settings.iterations, self.rounds == self.settings.iterations

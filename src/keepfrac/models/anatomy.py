@@ -81,7 +81,7 @@ class Anatomy:
         embeddings: path of the module whose output the first layer reads.
         layers: the transformer layers, first to last.
         pooler: path of the pooler, None where there is none.
-        head: paths of the modules beside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
+        head: paths of the modules outside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
     """
 
     model_type: str
@@ -132,7 +132,7 @@ def family_of(net: nn.Module) -> Family:
 
 
 def check_attention_interface(net: nn.Module, wanted: str, instead: str) -> None:
-    """Refuses what watches or replaces the attention function where a model does not ask Transformers for it.
+    """Refuses features that record or replace the attention function where a model does not ask Transformers for it.
 
     Args:
         net: the model.

@@ -2,7 +2,7 @@
 
 Transformers hands out probabilities, and its fused attention not even these. Here an attention function of our own is
 registered with its AttentionInterface for each implementation that is met: it calls that implementation and, where the
-module is being recorded, forms the scores beside it. So the fused kernels stay, the price is one more product Q K^T,
+module is being recorded, also forms the scores. So the fused kernels stay, the price is one more product Q K^T,
 and outside of `recorded` a model is untouched.
 """
 

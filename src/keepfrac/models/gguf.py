@@ -1,6 +1,6 @@
 """Weights of a GGUF file as a Hugging Face folder: dequantised once, then kept in the cache.
 
-The numbers stay those that the file's few bits can say; only their type is float32 again.
+The values stay those of the file's few bits; only their type is float32 again.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _first_line(error: BaseException) -> str:
 def save_model(
     net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, masks: Masks | None = None
 ) -> None:
-    """Writes a plain Hugging Face folder, with the masks beside the weights, whole or not at all."""
+    """Writes a plain Hugging Face folder, with the masks, atomically."""
     try:
         with replacing(folder) as new:
             net.save_pretrained(new)

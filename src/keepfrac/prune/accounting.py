@@ -1,7 +1,7 @@
-"""What was kept, in numbers: as the original project counted it, and honestly beside it.
+"""What was kept, in numbers: as the original project counted it, and in full.
 
 The original (FLOP for BERT) writes eight lines into `info.txt`, and its published example has these eight; the nine
-honest lines below them are ours. Its `dense_total_params` is the size of a *full* singular value decomposition, which
+full counts below them are ours. Its `dense_total_params` is the size of a *full* singular value decomposition, which
 for the 3072 x 768 matrix holds 2304 directions of singular value 0: 233,570,304 for BERT-base's 84,934,656 prunable
 weights. Its `non_kernel_params` forgets the pooler's matrix.
 """

@@ -26,8 +26,8 @@ class UnitScores:
         heads: per layer (heads,).
         neurons: per layer (neurons,).
         ranks: per layer, role -> (rank,).
-        whole: families whose units stay or go together in each layer, because only their sub-layers were judged.
-        together: whether both sub-layers of a layer stay or go together, because only layers were judged.
+        whole: families whose units stay or go together in each layer, because only their sub-layers were scored.
+        together: whether both sub-layers of a layer stay or go together, because only layers were scored.
     """
 
     counts: Sequence[LayerCounts]

@@ -1,4 +1,4 @@
-"""Element masks (True = keep): exact by rank, held as buffers, re-applied after every step, saved beside the model."""
+"""Element masks (True = keep): exact by rank, held as buffers, re-applied after every step, saved with the model."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Masks(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Masks | None:
-        """Returns the masks beside a model, or None where there are none.
+        """Returns the masks saved with a model, or None where there are none.
 
         Raises:
             UserError: the file cannot be read.

@@ -78,7 +78,7 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
     for part, families in _pools(scope, len(scores.counts)):
         pool = [g for g in groups if g.component[0] in part and g.component[1] in families and not g.must]
         budget = state.budget(part, families, keep_frac)
-        # among equals a layer's two sub-layers come together, where they were judged as one
+        # among equals a layer's two sub-layers come together, where they were scored as one
         state.fill(sorted(pool, key=lambda g: (-g.score, g.component[0] if scores.whole else 0)), budget)
     if scores.together:
         state.drop_halves()

@@ -147,14 +147,14 @@ def choose_lr(by_lr: Mapping[float | None, Sequence[FinishedRun]], direction: st
 
 
 def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """Returns the keys in which some settings differ, less those that a group's name tells."""
+    """Returns the keys in which some settings differ, less those that a group's name implies."""
     keys = sorted({key for one in settings for key in one})
     varying = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
     return [key for key in varying if not _told_by_name(key, settings)]
 
 
 def _told_by_name(key: str, settings: Sequence[Mapping[str, object]]) -> bool:
-    """Whether a key differs only in that its group is absent elsewhere, which the group's name tells."""
+    """Whether a key differs only in that its group is absent elsewhere, which the group's name implies."""
     name = f"{key.rpartition('.')[0]}.name"
     values = {json.dumps(one[key]) for one in settings if key in one}
     return key != name and len(values) == 1 and all((key in one) == (name in one) for one in settings)

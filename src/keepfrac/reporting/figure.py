@@ -2,7 +2,7 @@
 
 The score's axis spans several standard errors of the test set, so that noise looks like noise; one arm far off does
 not squeeze the others: it is drawn at the edge with its value. A panel's keep axis has one unit: a fraction of
-activations never stands beside a fraction of parameters. This module imports matplotlib, which takes a second.
+activations never shares an axis with a fraction of parameters. This module imports matplotlib, which takes a second.
 """
 
 import itertools

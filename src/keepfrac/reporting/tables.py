@@ -1,4 +1,4 @@
-"""Arms as tables in markdown and csv, with the notes that make them honest."""
+"""Arms as tables in markdown and csv, with notes on what limits a comparison."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass

@@ -26,7 +26,7 @@ from keepfrac.storage.fingerprint import fingerprint_of_folder
 
 __all__ = ["Cell", "cell", "check", "identify", "plain", "register", "sweep_folder"]
 
-# They change where a run goes and how it is told, never its result.
+# They change where a run is stored and how it is logged, never its result.
 NOT_PART_OF_IT = ("hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size", "fidelity_every")
 
 

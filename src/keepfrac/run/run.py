@@ -166,7 +166,7 @@ def _check_devices(hardware: Hardware) -> None:
 def _log_into(folder: Path) -> Iterator[None]:
     """Writes the log into the folder's run.log, unless a launcher already sends all output there.
 
-    Tracebacks go there alone: the terminal is told in one line.
+    Tracebacks go there alone: the terminal shows one line.
     """
     if os.environ.get("KEEPFRAC_JOB"):
         yield

@@ -1,4 +1,4 @@
-"""Puts the sites of a network in place, one kind after the other. What each does is told in `convert`."""
+"""Creates the sites of a network, one kind after the other; `convert` describes each."""
 
 import functools
 import itertools

@@ -68,7 +68,7 @@ class Draw:
     step: int
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Returns a generator for this draw; each call returns the same sequence anew."""
+        """Returns a generator for this draw; each call returns the same sequence again."""
         return torch.Generator(device=device).manual_seed(seed32(self.seed, self.site, self.step))
 
     def rotation(self, n: int, count: int, device: torch.device) -> Tensor:

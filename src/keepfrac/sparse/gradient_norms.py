@@ -1,10 +1,10 @@
-"""How large the gradient of each token was when its sentence came by last: what a choice in the forward pass lacks.
+"""Gradient norms of each token from the last pass over its sentence, for a choice in the forward pass.
 
 A linear's weight gradient is a sum over tokens, dW = sum_t g_t x_t^T, and the best chance of a token to be kept is
-proportional to ||g_t|| ||x_t||. In the forward pass ||g_t|| is unknown, but sentences come by once per epoch: the norms
-of the epoch before stand in for it (WTA-CRS, Liu et al. 2023, section 3.3, which keeps them by the number of the row).
-Here a sentence is known by its token ids, so that no data loader has to number its rows. A sentence that is new gets
-the mean of those that are known; where none is, the norm of the input decides alone.
+proportional to ||g_t|| ||x_t||. In the forward pass ||g_t|| is unknown, but each sentence is read once per epoch: the
+norms of the previous epoch replace it (WTA-CRS, Liu et al. 2023, section 3.3, which keeps them by row number). Here the
+key is the sentence's token ids, so that no data loader has to number its rows. A new sentence gets the mean of the
+known ones; where none is known, the norm of the input decides alone.
 """
 
 import hashlib

@@ -39,7 +39,7 @@ class Sparsified:
         return [site.report() for site in self.sites]
 
     def fallbacks(self) -> list[Site]:
-        """Returns the sites that had to stay dense, beside those whose tensor is saved elsewhere."""
+        """Returns the sites that had to stay dense, without those whose tensor is saved elsewhere."""
         return [site for site in self.sites if site.fallback is not None and not site.saved_elsewhere]
 
     def check(self) -> None:

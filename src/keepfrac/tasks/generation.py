@@ -31,7 +31,7 @@ class GenerationTask(Task):
     """Text from an MR. Rows have `text` (the MR) and `reference` or `references`, these with `number`.
 
     A batch holds input_ids, attention_mask and labels (tokens of the reference, -100 elsewhere), int64 (batch,
-    length); to generate from, prompt_ids and prompt_mask (batch, longest prompt) and numbers (batch,) beside them.
+    length); to generate from, also prompt_ids and prompt_mask (batch, longest prompt) and numbers (batch,).
     """
 
     @settings

@@ -1,4 +1,4 @@
-"""What the adapter methods share: updates on frozen linears, what is trained beside them, and how they are merged.
+"""What the adapter methods share: updates of frozen linears, what else is trained, and how updates are merged.
 
 The body of the model is frozen; the updates learn, and the task's classifier. `merge` says what the
 delivered model is:
@@ -10,9 +10,9 @@ delivered model is:
                              `models.load.reload` and `model=from_run` load all of it; `from_pretrained` alone loads
                              W, and names the others as unexpected
 
-The scores of the model before it was merged stand in the results beside those of the delivered one.
+The results have the scores before merging too.
 
-A method overrides `begin`, beside the hooks of FineTune:
+A method overrides `begin`, in addition to the hooks of FineTune:
 
     begin()   runs once, when the updates are there
 """
@@ -68,7 +68,7 @@ class AdapterSettings(LoraSettings):
 
 @settings
 class SparseAdapterSettings(AdapterSettings):
-    """The same, with S2 beside the low-rank updates."""
+    """The same, with S2 in addition to the low-rank updates."""
 
     sparse: int = count("N, values of S2 in each updated weight; 0: no S2", least=0)
     selector: str = choice("how the places of S2's values are chosen", *SELECTORS)

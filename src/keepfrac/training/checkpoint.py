@@ -146,7 +146,7 @@ def resumed_at(checkpoint: Path) -> int:
     except (OSError, MemoryError):
         raise  # that says nothing of the file
     except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
-        log.warning("%s is damaged (%s); the run begins anew", checkpoint, type(error).__name__)
+        log.warning("%s is damaged (%s); the run starts again", checkpoint, type(error).__name__)
         checkpoint.replace(checkpoint.with_suffix(".damaged"))
         return 0
 

@@ -1,6 +1,6 @@
 """A tokenizer made from a task's own training text: for a model that is trained from scratch.
 
-[PAD] [UNK] [CLS] [SEP] [MASK] are the numbers 0 to 4. A text becomes [CLS] text [SEP], two texts [CLS] a [SEP] b [SEP].
+[PAD] [UNK] [CLS] [SEP] [MASK] have the ids 0 to 4. A text becomes [CLS] text [SEP], two texts [CLS] a [SEP] b [SEP].
 
     words       what white space separates; the most frequent ones, equals in alphabetical order
     wordpiece   BERT's pieces, trained by `tokenizers` on texts divided at white space and punctuation

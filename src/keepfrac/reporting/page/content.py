@@ -104,7 +104,7 @@ def _problem(problem: Problem, sweep: Path) -> dict[str, Any]:
 
 
 def _name(content: Mapping[str, Any], part: str) -> str | None:
-    """The name of a run's task, method or model; None where nobody knows."""
+    """The name of a run's task, method or model; None where it is unknown."""
     config = content.get("config")
     settings = config.get(part) if isinstance(config, Mapping) else None
     name = settings.get("name") if isinstance(settings, Mapping) else None

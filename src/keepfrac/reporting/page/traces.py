@@ -1,4 +1,4 @@
-"""What a run leaves beside results.json, made fit to be shown: its curves, its command, the end of its log."""
+"""A run's files other than results.json, prepared for the page: its curves, its command, the end of its log."""
 
 import itertools
 import json

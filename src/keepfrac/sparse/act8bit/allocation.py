@@ -55,7 +55,7 @@ def cheapest(options: dict[Slot, list[StorageOption]], to_free: int) -> dict[Slo
     """Returns an option per slot that together free at least `to_free` bytes at little error; None: impossible.
 
     Args:
-        options: of each slot, besides EXACT_OPTION.
+        options: of each slot, without EXACT_OPTION.
         to_free: bytes.
     """
     taken = dict.fromkeys(options, EXACT_OPTION)

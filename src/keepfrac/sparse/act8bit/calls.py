@@ -175,7 +175,7 @@ class AttentionNumbers(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """The numbers of one call of one block: all that a Function keeps on its context besides saved tensors.
+    """The constants of one call of one block: what a Function keeps on its context except saved tensors.
 
     Args:
         settings: what the user asked for.

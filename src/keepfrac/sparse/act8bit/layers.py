@@ -34,7 +34,7 @@ from keepfrac.sparse.kernels import kernels_for
 
 @dataclass
 class LayerState:
-    """What a converted layer holds besides its parameters: settings, counters, counts."""
+    """The state of a converted layer except its parameters: settings, counters, counts."""
 
     settings: Act8bitSettings
     storage: StorageFormat
@@ -172,7 +172,7 @@ def _block(
 
 
 def _only_norm(x: Tensor, norm: Any, call: Call) -> Tensor:
-    """What is left of a sub-layer that was cut away."""
+    """A sub-layer that was pruned: its LayerNorm alone."""
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)
     return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 

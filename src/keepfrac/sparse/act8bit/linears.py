@@ -1,4 +1,4 @@
-"""Linear layers as the blocks take them: a weight and a bias, and what may stand beside or before them.
+"""Linear layers as the blocks take them: weight, bias, low-rank updates, and gates on the input.
 
     two factors    the product of the factors is the weight; its gradient goes on to both
     updates        y = W x + b + s (U V + S2) x with W frozen (`adapters.layer`): nothing of W's size is made, and no
@@ -53,7 +53,7 @@ class LinearSpec(NamedTuple):
     Args:
         weight: (outputs, inputs).
         bias: (outputs,).
-        updates: beside the weight.
+        updates: added to the weight.
     """
 
     weight: Tensor

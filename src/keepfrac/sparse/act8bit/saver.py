@@ -1,7 +1,7 @@
 """`convert`: a network's layers, made to train through the blocks, in place; and back.
 
-`method=late` is this and nothing else. Beneath another method (`backward=late`) the layers are converted when that
-method has made its model ready, and are stock again before it finishes. What the method puts onto the layers stays:
+`method=late` is this and nothing else. Under another method (`backward=late`) the layers are converted when that
+method has prepared its model, and restored before it finishes. What the method attaches to the layers stays:
 
     low-rank updates    the frozen weights get no gradient, and only what the updates need is stored
     gates               heads, neurons, sub-layers, layers and ranks; read from their hooks at every step
@@ -124,7 +124,7 @@ class Converted:
         self.set_storage([StorageFormat(**one) for one in state["storage"]])
 
     def restore(self) -> None:
-        """Makes the layers stock again; the parameters stay as they are trained."""
+        """Restores the stock layers; the parameters stay as they are trained."""
         for layer in self.layers.values():
             layer.__class__ = layer.stock
             del layer.late

@@ -33,7 +33,7 @@ def _compiled_or_none(choice: str) -> Compiled | None:
 
 
 def _launched(device: str) -> Any:
-    """The module of Triton's kernels, after one of them has run on the device; None on a CPU beside a GPU.
+    """The module of Triton's kernels, once one has run on the device; None for a CPU tensor where there is a GPU.
 
     Raises:
         UserError: it does not.

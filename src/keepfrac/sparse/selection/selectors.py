@@ -19,8 +19,8 @@ Scores are a norm of the unit: inf max |x|, l1 sum |x|, l2 sqrt(sum x^2), var th
 |              | p_i sum to k: systematic sampling in random order (Madow 1949)                                     |
 | mixed        | the (1 - share) * k largest and a uniform draw of share * k of the others                          |
 | random       | a uniform draw of k                                                                                |
-| stratified   | the units in order of their scores, cut into k strata of equally many neighbours: one of each, at  |
-|              | random, so that large and small ones are kept in their natural shares                              |
+| stratified   | the units in order of their scores, cut into k strata of equal size: one of each, at random, so    |
+|              | that large and small ones are kept in their natural shares                                         |
 | shifted_relu | elements above mean + std * Phi^-1(1 - keep_frac), the share that a normal distribution has there  |
 
 `coverage` gives that share of k to a rotation that visits every column in turn, whatever the rule: without it the top
@@ -263,7 +263,7 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
 
 
 def _stratified(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws one unit of each of k strata of neighbours in order of size; returns positions and the strata's sizes."""
+    """Draws one unit of each of k strata in order of score; returns positions and the strata's sizes."""
     order, device = scores.argsort(descending=True), scores.device
     edges = torch.arange(k + 1, device=device) * len(scores) // k
     sizes = edges.diff()

@@ -24,7 +24,7 @@ class Site:
         kind: linear | attention | softmax | layer_norm | activation.
         selector: what to keep.
         context: of the network.
-        number: tells the site's random draws from those of others.
+        number: distinguishes the site's random draws from those of others.
         num_readers: how many operations read the one tensor (3 for query, key and value).
         extra_bits: further bits per number that it costs elsewhere to save less here (1 for a packed ReLU in front).
         heads: of attention weights (batch * heads, length, length); 0 for other activations.
@@ -74,7 +74,7 @@ class Site:
         return kept
 
     def mark_saved_elsewhere(self, by: str | None) -> None:
-        """Notes that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
+        """Notes that another operation saves this tensor anyway, so that it stays whole; None takes it back."""
         self.fallback, self.saved_elsewhere = by, by is not None
 
     def smaller(self, shape: torch.Size | tuple[int, ...], item: int) -> bool:
