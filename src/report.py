@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(options)
         report = of_records(options.records) if options.records else of_sweep(options.folder)
-        said = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
+        written = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
         if options.markdown:
             sys.stdout.write(report.table())
         else:
             terminal.show(terminal.console(), report.arms, report.notes, report.problems)
-        sys.stdout.write("".join(f"{line}\n" for line in said))
+        sys.stdout.write("".join(f"{line}\n" for line in written))
         sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"{error}\n")

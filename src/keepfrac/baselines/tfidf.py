@@ -125,8 +125,8 @@ def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     sentences, found = texts(train), truth(train, task.num_labels)
     sign = 1 if task.direction == "max" else -1
     tried = [Linear(settings.words, c).fit(sentences, found) for c in CS]
-    judged = [score(model, task, "val") for model in tried]
-    best = max(range(len(CS)), key=lambda i: sign * judged[i][f"val/{task.best_metric}"])
+    scored = [score(model, task, "val") for model in tried]
+    best = max(range(len(CS)), key=lambda i: sign * scored[i][f"val/{task.best_metric}"])
     model, validated = tried[best], score(tried[best], task, "val")  # again: its temperature is to serve the test
     if settings.refit:
         held_out = task.splits.validation
@@ -135,7 +135,7 @@ def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     return model, validated | score(model, task, "test")
 
 
-def beside(folder: Path, settings: Settings) -> Path:
+def baseline_of(folder: Path, settings: Settings) -> Path:
     """Makes the baseline of a finished run's task, unless it is there; returns its folder.
 
     Raises:
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--refit", action="store_true", help="fit the chosen C again on train and validation")
     options = parser.parse_args(argv)
     try:
-        folder = beside(options.folder, Settings(options.words, options.refit))
+        folder = baseline_of(options.folder, Settings(options.words, options.refit))
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}: pip install -c .ci/constraints.txt 'scikit-learn' (make gaiic does it)\n")
         return 1

@@ -111,8 +111,8 @@ def summarise_cells(cells: Sequence[FinishedRun]) -> list[Arm]:
     setups = _names(cells, lambda cell: (cell.task, cell.model), _common)
     variants = _names(cells, lambda cell: (cell.task, cell.model, cell.method), _own)
     arms: list[Arm] = []
-    for members in grouped(latest(cells), _base).values():
-        families = list(grouped(members, family_of).values())
+    for group in grouped(latest(cells), _base).values():
+        families = list(grouped(group, family_of).values())
         baseline = [one for family in families if family[0].method == DENSE for one in _chosen(family) if one[1]]
         dense = _test_by_seed(baseline[0][0]) if len(baseline) == 1 else {}
         for family in families:
@@ -163,10 +163,10 @@ def _told_by_name(key: str, settings: Sequence[Mapping[str, object]]) -> bool:
 def _names(cells: Iterable[FinishedRun], within: Callable, settings_of: Callable) -> dict[str, str]:
     """By identity: "key=value" of those settings that are not the same in all cells with equal `within`."""
     names = {}
-    for members in grouped(cells, within).values():
-        settings = [settings_of(cell) for cell in members]
+    for group in grouped(cells, within).values():
+        settings = [settings_of(cell) for cell in group]
         keys = differing(settings)
-        for cell, one in zip(members, settings, strict=True):
+        for cell, one in zip(group, settings, strict=True):
             shown = (f"{key.removeprefix('method.')}={one[key]}" for key in keys if key in one)
             names[cell.identity] = " ".join(shown)
     return names

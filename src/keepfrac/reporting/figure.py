@@ -91,8 +91,8 @@ def style_of(arms: Sequence[Arm]) -> dict[str, Style]:
     """Returns colour, marker and name of each series: one colour per method, its variants by their markers."""
     methods = grouped((arm for arm in arms if not arm.is_dense), lambda arm: arm.method)
     short, styles = letters(arms), {}
-    for colour, (method, members) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
-        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in members}.values(), strict=False):
+    for colour, (method, of_method) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
+        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in of_method}.values(), strict=False):
             name = f"{method} {short[arm.variant]}: {arm.variant}" if arm.variant in short else arm.label
             styles[arm.label] = {"color": colour, "marker": marker, "label": name}
     return styles
@@ -159,7 +159,7 @@ def _scores(
     arms: Sequence[Arm],
     styles: dict[str, Style],
     x_of: Callable[[Arm], Sample],
-    beside: Sequence[Arm] | None = None,
+    row: Sequence[Arm] | None = None,
 ) -> None:
     """Draws the score of each arm with its spread, and dense with the test set's error.
 
@@ -168,9 +168,9 @@ def _scores(
         arms: what is drawn.
         styles: of each series.
         x_of: where an arm stands.
-        beside: all arms of the row, whose scores share one axis.
+        row: all arms of the row, whose scores share one axis.
     """
-    ends = score_limits(beside or arms)
+    ends = score_limits(row or arms)
     for label, style in styles.items():
         points = [(x, arm.test) for arm in arms if arm.label == label and (x := x_of(arm)).mean is not None]
         series(axis, [point for point in points if point[1].mean is not None], style, ends)

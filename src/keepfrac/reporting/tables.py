@@ -168,11 +168,11 @@ def _lr_notes(arms: Sequence[Arm]) -> list[str]:
 def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     """The error that seeds do not show: that of the one test set that all of them share."""
     found = []
-    for members in grouped(arms, group_of).values():
-        arm, error = members[0], standard_error(members)
+    for group in grouped(arms, group_of).values():
+        arm, error = group[0], standard_error(group)
         if arm.metric == "accuracy" and error is not None:
             found.append(
-                f"{heading(members)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
+                f"{heading(group)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
                 f"do not show, is sqrt(p(1-p)/{arm.test_rows}) = {error:.4f} at p = {arm.test.mean:.4f}."
             )
     return found

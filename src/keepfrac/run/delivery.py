@@ -93,12 +93,12 @@ def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: 
         files = path.rglob("*") if path.is_dir() else [path]
         weights = sum(file.stat().st_size for file in files if file.is_file())
         if form in FOLDERS:
-            _copy_beside(folder / "model", path, with_masks=form.startswith("sparse"))
+            _copy_other_files(folder / "model", path, with_masks=form.startswith("sparse"))
     except Exception as error:  # a tracer raises many kinds
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         again = f"epochs=0 task={task} model=from_run model.run={folder}"
         raise UserError(
-            f"{said}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
+            f"{reason}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
         ) from error
     return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}
 
@@ -113,7 +113,7 @@ def try_export(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: s
         return {"form": form, "error": redact(" ".join(str(error).split()))}
 
 
-def _copy_beside(model: Path, target: Path, *, with_masks: bool) -> None:
+def _copy_other_files(model: Path, target: Path, *, with_masks: bool) -> None:
     """Copies tokenizer and the like; the masks only where the weights have the shapes that they were made for."""
     for path in model.iterdir():
         weights = path.name.endswith(WEIGHTS) and not (with_masks and path.name == masks.FILE)

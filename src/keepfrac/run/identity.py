@@ -129,8 +129,8 @@ def _short(value: object) -> str:
 def cell(cfg: DictConfig | dict | RunSettings) -> Cell:
     """Checks a configuration and returns its cell."""
     settings = cfg if isinstance(cfg, RunSettings) else check(cfg)
-    identity, method, beneath = identify(settings.plain()), settings.method, settings.backward["name"]
-    name = method["name"] if beneath == "none" else f"{method['name']}+{beneath}"
+    identity, method, backward = identify(settings.plain()), settings.method, settings.backward["name"]
+    name = method["name"] if backward == "none" else f"{method['name']}+{backward}"
     parts = [name, f"k{method['keep_frac']:.4g}", f"lr{settings.lr:g}", f"s{settings.seed}"]
     parts += [_short(settings.task["name"]), "from_run" if settings.model.run else _short(settings.model.name)]
     label = "_".join(map(_short, parts))

@@ -106,11 +106,11 @@ def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
         results.write(folder, record | {"status": "failed", "error": text})
         raise
     except Exception as error:
-        said = _of_disk(error)
-        text = redact(" ".join(f"{type(said).__name__}: {said}".split()))
+        reported = _of_disk(error)
+        text = redact(" ".join(f"{type(reported).__name__}: {reported}".split()))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             results.write(folder, record | {"status": "failed", "error": text})
-        if not isinstance(said, UserError):
+        if not isinstance(reported, UserError):
             log.error("%s", redact(traceback.format_exc()), extra={"for_file": True})
         raise
     finally:
@@ -122,9 +122,9 @@ def _full_disk_in_words() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (said := _of_disk(error)) is error:
+        if (reported := _of_disk(error)) is error:
             raise
-        raise said from error
+        raise reported from error
 
 
 def _of_disk(error: Exception) -> Exception:

@@ -78,14 +78,18 @@ class Sparsified:
 
     def never_selected(self) -> float | None:
         """Returns the share of the linears' input columns never chosen so far; None where columns are not the unit."""
-        seen = [site.seen for site in self.sites if site.kind == "linear" and site.seen is not None]
+        seen = [
+            site.selected_columns for site in self.sites if site.kind == "linear" and site.selected_columns is not None
+        ]
         if not seen:
             return None
         return 1 - sum(int(s.sum()) for s in seen) / sum(s.numel() for s in seen)
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
-        seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
+        seen = {
+            site.number: site.selected_columns.cpu().clone() for site in self.sites if site.selected_columns is not None
+        }
         return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -93,7 +97,7 @@ class Sparsified:
         self.context.seed, self.context.step = state["seed"], state["step"]
         for site in self.sites:
             seen = state["seen"].get(site.number)
-            site.seen = None if seen is None else seen.clone()
+            site.selected_columns = None if seen is None else seen.clone()
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:

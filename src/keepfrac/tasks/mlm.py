@@ -57,8 +57,8 @@ class MaskedTokens:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         ids, types = self.tokens.row(index)
-        seen, labels = self.masking(np.asarray(ids), np.random.default_rng([*self.draw(), index]))
-        return seen, types, labels
+        inputs, labels = self.masking(np.asarray(ids), np.random.default_rng([*self.draw(), index]))
+        return inputs, types, labels
 
 
 class MlmTask(TextTask):
@@ -128,7 +128,7 @@ class MlmTask(TextTask):
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them; labels are -100 where nothing is to be guessed, (batch, longest)."""
-        batch = self.padded([(seen, types) for seen, types, _ in items])
+        batch = self.padded([(inputs, types) for inputs, types, _ in items])
         labels = torch.full(batch["input_ids"].shape, IGNORED)
         for row, (_, _, hidden) in enumerate(items):
             labels[row, : len(hidden)] = torch.from_numpy(hidden)

@@ -58,19 +58,19 @@ def token_ids(state: Mapping[str, Any]) -> dict[str, int]:
     return pieces | {token["content"]: token["id"] for token in state["added_tokens"]}
 
 
-def tokens_to_keep(state: Mapping[str, Any], seen: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
-    """Returns the ids of the tokens that stay, ascending: what is seen, and what it takes to divide texts alike.
+def tokens_to_keep(state: Mapping[str, Any], used: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
+    """Returns the ids of the tokens that stay, ascending: what is used, and what it takes to divide texts alike.
 
     Args:
         state: content of tokenizer.json.
-        seen: ids of the tokens that are to be kept.
+        used: ids of the tokens that are to be kept.
         always: ids that the tokenizer or the model names as special.
         characters: whether single characters stay, alone and as continuation, that occur in the tokens kept so far:
             unseen words are then spelt, and not unknown.
     """
     ids = token_ids(state)
     token = {i: piece for piece, i in ids.items()}
-    kept = {i for i in (*seen, *always) if i in token}
+    kept = {i for i in (*used, *always) if i in token}
     kept |= {added["id"] for added in state["added_tokens"]}
     kept |= {ids[piece] for piece in _structural(state) if piece in ids}
     if characters:

@@ -116,8 +116,8 @@ def _words(texts: Sequence[str], vocabulary: Vocabulary) -> Tokenizer:
     )
     often = [word for word in counts if counts[word] >= vocabulary.min_count and word not in SPECIAL]
     kept = sorted(often, key=lambda word: (-counts[word], word))[: vocabulary.size - len(SPECIAL)]
-    numbers = {word: number for number, word in enumerate((*SPECIAL, *kept))}
-    backend = Tokenizer(models.WordLevel(numbers, unk_token=UNK))
+    ids = {word: number for number, word in enumerate((*SPECIAL, *kept))}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     if normalizer:
         backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

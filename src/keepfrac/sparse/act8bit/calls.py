@@ -157,7 +157,7 @@ class RowStats:
         return self.used_rows / self.real_rows if self.real_rows else None
 
 
-class NormNumbers(NamedTuple):
+class NormConfig(NamedTuple):
     """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm stands in front of it."""
 
     eps: float
@@ -165,7 +165,7 @@ class NormNumbers(NamedTuple):
     pre_norm: bool
 
 
-class AttentionNumbers(NamedTuple):
+class AttentionConfig(NamedTuple):
     """Of an attention block: number of heads, factor of the scores, dropout of the probabilities."""
 
     heads: int
@@ -194,9 +194,9 @@ class Call:
     storage: StorageFormat
     shape: tuple[int, int]
     real: int
-    norm: NormNumbers
+    norm: NormConfig
     seed: int
-    attention: AttentionNumbers | None = None
+    attention: AttentionConfig | None = None
     activation: nn.Module | None = None
     layouts: tuple[UpdateLayout, ...] = ()
     stats: RowStats
@@ -213,20 +213,20 @@ class Call:
         return seed63(self.seed, site, sample)
 
     def count_saved(
-        self, x: Tensor, kept: tuple[Tensor, ...], compute: torch.dtype, inner: int | None, reads: bool = True
+        self, x: Tensor, kept: tuple[Tensor, ...], compute: torch.dtype, values: int | None, reads: bool = True
     ) -> None:
         """Notes what this call stores, and what PyTorch stores for the same operations.
 
-        Dense, per token: the block's input (where `reads`: its first linears learn) and `inner` numbers in the compute
+        Dense, per token: the block's input (where `reads`: its first linears learn) and `values` numbers in the compute
         dtype (query, key, value and context, or both sides of the activation function), the LayerNorm's input in x's
         dtype, one byte per number of the output's dropout mask, and the logsumexp of a fused attention: 16.5 times
-        batch * length * width floats for a BERT layer. `inner` None: a LayerNorm alone.
+        batch * length * width floats for a BERT layer. `values` None: a LayerNorm alone.
         """
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
         per_row = width * x.element_size()
-        if inner is not None:
+        if values is not None:
             mask = width if self.norm.p > 0 else 0
-            per_row += (width * reads + inner) * compute.itemsize + mask
+            per_row += (width * reads + values) * compute.itemsize + mask
             per_row += 4 * self.attention.heads if self.attention else 0
         self.stats.saved_bytes = sum(tensor.nbytes for tensor in kept)
         self.stats.dense_bytes = rows * per_row

@@ -139,21 +139,21 @@ class FeedForwardBlock(torch.autograd.Function):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             entered = around.enter(residual)
             out = residual.new_empty(residual.shape, dtype=compute)
-            inner = activation.room((len(residual), len(first.bias)), kind, x.device)
+            pre_activation = activation.room((len(residual), len(first.bias)), kind, x.device)
             factors = None if gates is None else gates.to(compute)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))
-                a = activation.forward(h, inner[0][part], inner[1][part])
+                a = activation.forward(h, pre_activation[0][part], pre_activation[1][part])
                 last.forward(a if factors is None else a * factors, out=out[part])
             y = around.leave(out, residual)
-        kept = (*inner, *around.kept)
+        kept = (*pre_activation, *around.kept)
         ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, *kept, *tensors)
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
-        sides = 1 + needs.inner  # of the activation function
-        call.count_saved(x, kept, compute, inner=sides * len(first.bias), reads=needs.input)
+        sides = 1 + needs.last_input  # of the activation function
+        call.count_saved(x, kept, compute, values=sides * len(first.bias), reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
 
@@ -164,7 +164,7 @@ class FeedForwardBlock(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
         *packed, gamma, beta, gates = saved[:7]
-        inner = saved[7:9]
+        pre_activation = saved[7:9]
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[9:12])
@@ -174,7 +174,7 @@ class FeedForwardBlock(torch.autograd.Function):
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
             d_out, norms, total = around.open(rows)
-            learns, chosen = needs.input or needs.last, ALL
+            learns, chosen = needs.first_input or needs.last, ALL
             if learns:
                 chosen = choose(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
             live = live_rows(norms, settings.skip_zero_rows)
@@ -189,17 +189,17 @@ class FeedForwardBlock(torch.autograd.Function):
                 some = Choice(gather(tokens, places), weight)
                 g = gather(d_out, here)
                 if needs.last:
-                    a = activation.rows(inner, some, compute)
+                    a = activation.rows(pre_activation, some, compute)
                     last_grads.add(gather(g, places), a if factors is None else a * factors)
                 d_a = last.input_grad(g, None)
                 if d_gates is not None:
-                    a = activation.rows(inner, Choice(tokens, None), compute)
+                    a = activation.rows(pre_activation, Choice(tokens, None), compute)
                     d_gates += (d_a * a).sum(0, dtype=d_gates.dtype)
                 if factors is not None:
                     d_a = d_a * factors
-                d_h = activation.backward(d_a, inner, tokens)
+                d_h = activation.backward(d_a, pre_activation, tokens)
                 first_grads.add_biases(d_h)
-                if needs.input:
+                if needs.first_input:
                     first_grads.add(gather(d_h, places), stored.unpack(kernels, compute, some))
                 if ctx.needs_input_grad[0] or call.norm.pre_norm:
                     first.add_input_grad(total, here, d_h)

@@ -15,10 +15,10 @@ from keepfrac.models.families import Family
 from keepfrac.prune.attach import HOOKS, Bypass
 from keepfrac.sparse.act8bit.attention import AttentionBlock
 from keepfrac.sparse.act8bit.calls import (
-    AttentionNumbers,
+    AttentionConfig,
     Call,
     KeyPadding,
-    NormNumbers,
+    NormConfig,
     PaddingReader,
     RowStats,
     SeedCounter,
@@ -118,7 +118,7 @@ class LateLayer:
             storage=late.storage,
             shape=(x.shape[0], x.shape[1]),
             real=padding.real,
-            norm=NormNumbers(parts.norms[number].eps, rate, parts.pre_norm),
+            norm=NormConfig(parts.norms[number].eps, rate, parts.pre_norm),
             seed=seed,
             stats=(late.attention, late.feed_forward)[number],
         )
@@ -131,8 +131,8 @@ class LateLayer:
             return x
         if part is None:
             return _only_norm(x, norm, call)
-        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.probability_dropout.p)
-        call = replace(call, attention=numbers)
+        config = AttentionConfig(part.num_heads, part.owner.scaling, part.probability_dropout.p)
+        call = replace(call, attention=config)
         linears = [spec_of(one) for one in (part.query, part.key, part.value)]
         return _block(AttentionBlock, x, first=linears, last=part.output, norm=norm, bias=padding.bias, call=call)
 

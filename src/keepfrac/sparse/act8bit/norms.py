@@ -186,7 +186,7 @@ class NormBlock(torch.autograd.Function):
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*kept[:2])
         ctx.set_materialize_grads(False)
-        call.count_saved(x, tuple(kept), compute, inner=None)
+        call.count_saved(x, tuple(kept), compute, values=None)
         return torch.ops.aten._unsafe_view(y, x.shape), *kept[:2]
 
     @staticmethod

@@ -162,7 +162,7 @@ class NeedsGrad:
         return cls(into=tensors[:-back], back=tensors[-back:], gates=needs_input_grad[cls.GATES], layouts=layouts)
 
     @property
-    def input(self) -> bool:
+    def first_input(self) -> bool:
         """Whether the first linears' input has to be there."""
         return wants_rows(self.into, self.layouts[:-1])
 
@@ -172,7 +172,7 @@ class NeedsGrad:
         return wants_rows(self.back, self.layouts[-1:])
 
     @property
-    def inner(self) -> bool:
+    def last_input(self) -> bool:
         """Whether the last linear's input has to be there."""
         return self.last or self.gates
 

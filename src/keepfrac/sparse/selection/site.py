@@ -56,7 +56,7 @@ class Site:
         self.bytes_dense = 0
         self.bytes_kept = 0
         self.bytes_predicted = 0
-        self.seen: Tensor | None = None
+        self.selected_columns: Tensor | None = None
         self.factors: Tensor | None = None  # (tokens,) of this batch, by which token rows' scores are multiplied
         self._memo: tuple[Any, int, Kept | None] | None = None
 
@@ -114,10 +114,10 @@ class Site:
         self.kept, self.of, self.bytes_kept = kept.kept, kept.of, kept.nbytes
         if kept.layout.kind == "columns":
             columns = kept.tensors[1].long()
-            if self.seen is None:
-                self.seen = torch.zeros(kept.layout.shape[2], dtype=torch.bool)
-            self.seen = self.seen.to(columns.device)
-            self.seen.index_fill_(0, columns, True)
+            if self.selected_columns is None:
+                self.selected_columns = torch.zeros(kept.layout.shape[2], dtype=torch.bool)
+            self.selected_columns = self.selected_columns.to(columns.device)
+            self.selected_columns.index_fill_(0, columns, True)
 
     def _forget(self, _: object) -> None:
         self._memo = None
