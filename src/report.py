@@ -10,7 +10,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting import terminal
 from keepfrac.reporting.build import Report, of_records, of_sweep
 from keepfrac.reporting.page.html import write_page
-from keepfrac.reporting.records import record, records_path
+from keepfrac.reporting.records import add_records, records_path
 from keepfrac.reporting.results import replace_table
 
 
@@ -74,7 +74,7 @@ def _write(report: Report, options: argparse.Namespace) -> Iterator[str]:
         written.append(write_page(report, options.folder, out / "report.html"))
     yield from (f"wrote {path}" for path in written)
     if options.record is not None:
-        added, replaced = record(report.cells, path := records_path(options.record or report.name))
+        added, replaced = add_records(report.cells, path := records_path(options.record or report.name))
         yield f"recorded {added} new cells and replaced {replaced} in {path}"
     if options.readme:
         changed = replace_table(options.readme, report.name, report.table())

@@ -58,7 +58,7 @@ def truth(rows: Rows, num_labels: int) -> np.ndarray:
     return found
 
 
-def texts(rows: Rows) -> list[str]:
+def sentences_of(rows: Rows) -> list[str]:
     """Returns the text of each row; a pair is one text."""
     if "text_pair" not in rows:
         return rows["text"]
@@ -111,7 +111,7 @@ class Linear:
 def score(model: Linear, task: Task, split: str) -> dict[str, float]:
     """Returns the scores of "val" or "test" by their full names, as the task's metrics give them."""
     rows, metrics = task.splits.named()[split], task.metrics(split)
-    logits = model.logits(texts(rows))
+    logits = model.logits(sentences_of(rows))
     if task.problem == "multi_label":
         metrics.update(logits, torch.from_numpy(truth(rows, task.num_labels)))
     else:
@@ -122,7 +122,7 @@ def score(model: Linear, task: Task, split: str) -> dict[str, float]:
 def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     """Returns the model of the best C on validation, and its scores on validation and test."""
     train = task.splits.train
-    sentences, found = texts(train), truth(train, task.num_labels)
+    sentences, found = sentences_of(train), truth(train, task.num_labels)
     sign = 1 if task.direction == "max" else -1
     tried = [Linear(settings.words, c).fit(sentences, found) for c in CS]
     scored = [score(model, task, "val") for model in tried]
@@ -131,7 +131,7 @@ def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     if settings.refit:
         held_out = task.splits.validation
         found = np.concatenate([found, truth(held_out, task.num_labels)])
-        model = Linear(settings.words, model.c).fit(sentences + texts(held_out), found)
+        model = Linear(settings.words, model.c).fit(sentences + sentences_of(held_out), found)
     return model, validated | score(model, task, "test")
 
 

@@ -29,7 +29,7 @@ from keepfrac.storage.files import replacing
 
 log = logging.getLogger(__name__)
 
-pruned.register()  # from here on the Auto classes know cut models
+pruned.register_classes()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,

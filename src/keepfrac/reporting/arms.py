@@ -112,7 +112,7 @@ def summarise_cells(cells: Sequence[FinishedRun]) -> list[Arm]:
     variants = _names(cells, lambda cell: (cell.task, cell.model, cell.method), _own)
     arms: list[Arm] = []
     for group in grouped(latest(cells), _base).values():
-        families = list(grouped(group, family_of).values())
+        families = list(grouped(group, tuned_together).values())
         baseline = [one for family in families if family[0].method == DENSE for one in _chosen(family) if one[1]]
         dense = _test_by_seed(baseline[0][0]) if len(baseline) == 1 else {}
         for family in families:
@@ -125,10 +125,10 @@ def summarise_cells(cells: Sequence[FinishedRun]) -> list[Arm]:
 def latest(cells: Iterable[FinishedRun]) -> list[FinishedRun]:
     """Returns one cell for each arm, lr and seed (the one begun last), so that no seed counts twice."""
     by_date = sorted(cells, key=lambda cell: cell.date or "")
-    return [same[-1] for same in grouped(by_date, lambda cell: (family_of(cell), cell.lr, cell.seed)).values()]
+    return [same[-1] for same in grouped(by_date, lambda cell: (tuned_together(cell), cell.lr, cell.seed)).values()]
 
 
-def family_of(cell: FinishedRun) -> tuple:
+def tuned_together(cell: FinishedRun) -> tuple:
     """Returns what is equal in cells that differ by lr and seed alone."""
     return *_base(cell), cell.method, json.dumps(_own(cell), sort_keys=True), cell.keep_asked
 

@@ -29,7 +29,7 @@ def records_path(name: str) -> Path:
     return Path(os.environ.get("KEEPFRAC_MULTIRUN", "multirun")) / "records" / f"{name}.csv"
 
 
-def record(cells: Iterable[FinishedRun], path: Path) -> tuple[int, int]:
+def add_records(cells: Iterable[FinishedRun], path: Path) -> tuple[int, int]:
     """Adds finished cells to the records; a cell of the same identity is replaced in its place.
 
     Returns:

@@ -58,7 +58,7 @@ def build_whole_module(settings: RunSettings, net, task, steps: int, tokenizer) 
     return module
 
 
-def more_rows(settings: RunSettings, task, leads: bool, report_progress: Callable[[int, int], None]) -> Callable | None:
+def augmenter(settings: RunSettings, task, leads: bool, report_progress: Callable[[int, int], None]) -> Callable | None:
     """Returns what gives the training split the rows of `augment`; None: it stays as it is.
 
     Args:

@@ -58,7 +58,7 @@ class Execution:
         def report_progress(done: int, of: int) -> None:
             Progress(path, of, "").report("augment", done)
 
-        if grow := build.more_rows(settings, task, self.rank.is_rank_zero, report_progress):
+        if grow := build.augmenter(settings, task, self.rank.is_rank_zero, report_progress):
             task.enlarge(grow)
         task.use(self.tokenizer)
         task.setup()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keepfrac.reporting.arms import Arm, family_of
+from keepfrac.reporting.arms import Arm, tuned_together
 from keepfrac.reporting.build import Report
 from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.page import traces
@@ -35,13 +35,13 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
     """
     left = {str(content.get("identity")): (path, content) for path, content in results.cells(folder)}
     place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
-    arms = {family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
+    arms = {tuned_together(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
     shown = sorted(
-        report.cells, key=lambda cell: (report.arms.index(arms[family_of(cell)]), cell.lr or 0, cell.seed or 0)
+        report.cells, key=lambda cell: (report.arms.index(arms[tuned_together(cell)]), cell.lr or 0, cell.seed or 0)
     )
     content = {
         "name": report.name,
-        "runs": [_run(cell, arms[family_of(cell)], *left[cell.identity]) for cell in shown],
+        "runs": [_run(cell, arms[tuned_together(cell)], *left[cell.identity]) for cell in shown],
         "arms": [_arm(arm, [cell for cell in report.cells if cell.identity in arm.identities]) for arm in report.arms],
         "problems": [_problem(problem, folder) for problem in report.problems],
         "notes": list(report.notes),

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from keepfrac.sparse.act8bit.calls import PROBABILITIES, ROWS_IN, ROWS_OUT, Call, refuse_double_backward
-from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack, without_autocast
+from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
-from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose, gather, live_rows
+from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for
 
 
@@ -88,7 +88,7 @@ class AttentionBlock(torch.autograd.Function):
     def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, bias, call, *tensors):
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("attention", compute)
-        *into, back = unpack(tensors, call.layouts)
+        *into, back = unpack_linears(tensors, call.layouts)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
         with without_autocast(x):
@@ -123,7 +123,7 @@ class AttentionBlock(torch.autograd.Function):
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[12:15])
-        *into, back = unpack(saved[15:], call.layouts)
+        *into, back = unpack_linears(saved[15:], call.layouts)
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
             d_out, norms, total = around.open(rows)
@@ -182,7 +182,7 @@ class _ChosenRows:
         grads, call = Gradients(linears, wanted), self.call
         grads.add_biases(g)
         if grads.wants_rows:
-            chosen = choose(norms, call.budget(), rule=call.settings.rows, seed=call.seed_of(site))
+            chosen = choose_rows(norms, call.budget(), rule=call.settings.rows, seed=call.seed_of(site))
             inputs = x.unpack(self.kernels, g.dtype, chosen)
             grads.add(gather(g, chosen.index), inputs)
             self.used.append(chosen.count(call.real))

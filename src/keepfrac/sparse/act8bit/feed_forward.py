@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS, GELUActivation
 
 from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
-from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack, without_autocast
+from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
-from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose, gather, live_rows
+from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for, plain
 
 CHUNK = 2048  # tokens
@@ -132,7 +132,7 @@ class FeedForwardBlock(torch.autograd.Function):
     def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, _bias, call, *tensors):
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
-        first, last = (FusedLinear([one], compute) for one in unpack(tensors, call.layouts))
+        first, last = (FusedLinear([one], compute) for one in unpack_linears(tensors, call.layouts))
         activation = activation_for(call.activation, kernels)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
         with without_autocast(x):
@@ -168,7 +168,7 @@ class FeedForwardBlock(torch.autograd.Function):
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[9:12])
-        first, last = (FusedLinear([one], compute) for one in unpack(saved[12:], call.layouts))
+        first, last = (FusedLinear([one], compute) for one in unpack_linears(saved[12:], call.layouts))
         activation = activation_for(call.activation, kernels)
         stored = around.input(PackedInput(*packed))
         with without_autocast(dy):
@@ -176,7 +176,7 @@ class FeedForwardBlock(torch.autograd.Function):
             d_out, norms, total = around.open(rows)
             learns, chosen = needs.first_input or needs.last, ALL
             if learns:
-                chosen = choose(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
+                chosen = choose_rows(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
             live = live_rows(norms, settings.skip_zero_rows)
             every = torch.arange(len(rows), device=dy.device) if live is None else live
             first_grads, last_grads = Gradients(first, needs.into), Gradients(last, needs.back)

@@ -118,7 +118,7 @@ def gated_spec_of(linear: Any) -> tuple[LinearSpec, Tensor | None]:
     return spec, None if columns is None else columns.to(spec.bias.dtype)
 
 
-def unpack(tensors: Sequence[Tensor | None], layouts: Sequence[UpdateLayout]) -> list[LinearSpec]:
+def unpack_linears(tensors: Sequence[Tensor | None], layouts: Sequence[UpdateLayout]) -> list[LinearSpec]:
     """Returns the linears whose `tensors` follow one another."""
     found, at = [], 0
     for layout in layouts:

@@ -98,7 +98,7 @@ RULES: dict[str, Callable[[Tensor, int, int], tuple[Tensor, Tensor | None]]] = {
 }
 
 
-def choose(norms: Tensor, budget: int, rule: str, seed: int) -> Choice:
+def choose_rows(norms: Tensor, budget: int, rule: str, seed: int) -> Choice:
     """Chooses the rows of one weight gradient.
 
     Args:

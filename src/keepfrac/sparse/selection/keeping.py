@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keepfrac.sparse.context import Draw, Padding
 from keepfrac.sparse.selection.packing import Kept, PackedLayout, Shape, budgets, real_numbers, real_tokens
-from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
+from keepfrac.sparse.selection.selectors import Selector, choose_units, column_scores, row_scores, shifted_relu_boundary
 from keepfrac.tensors.bits import exact_top, flat_positions, magnitude_keys, pack_bits
 
 # Positions of units that compete with one another: a run of them, or those listed.
@@ -52,7 +52,7 @@ class _Task:
                 within = None if scores is None else scores[group.start : group.stop]
             else:
                 within = None if scores is None else scores[group]
-            picked, weight = choose(
+            picked, weight = choose_units(
                 within, len(group), k, selector=self.selector, draw=self.draw, generator=self.generator
             )
             positions.append(picked + group.start if isinstance(group, range) else group[picked])

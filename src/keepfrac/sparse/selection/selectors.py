@@ -172,7 +172,7 @@ def _column_sums(x: Tensor, real: Tensor | None, size: int) -> Tensor:
     return total
 
 
-def choose(
+def choose_units(
     scores: Tensor | None, n: int, k: int, selector: Selector, draw: Draw, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
     """Chooses k of n units.
