@@ -3,7 +3,7 @@
 Thin singular value decomposition, never the full one: a full one adds directions whose singular value is 0, which
 inflate the count (233,570,304 for BERT-base's 84,934,656 weights) and can be "pruned" for nothing.
 Factors cost r (m + n) against m n, so they pay only below the break-even rank r* = m n / (m + n); at or above it
-`merge` gives back one exact dense linear.
+`models.slicing` multiplies them into one dense weight again.
 """
 
 from __future__ import annotations
@@ -86,18 +86,6 @@ def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> Fa
         if linear.bias is not None:
             twin.q.bias.copy_(linear.bias)
     return twin
-
-
-@torch.no_grad()
-def merge(linear: FactorizedLinear, gate: Tensor | None = None) -> nn.Linear:
-    """Returns the dense linear with W = Q diag(z) P, computed in float64."""
-    q = linear.q.weight.double()
-    dense = nn.Linear(linear.in_features, linear.out_features, linear.q.bias is not None)
-    dense = dense.to(linear.q.weight.device, linear.q.weight.dtype)
-    dense.weight.copy_((q if gate is None else q * gate.double()) @ linear.p.weight.double())
-    if linear.q.bias is not None:
-        dense.bias.copy_(linear.q.bias)
-    return dense
 
 
 def factorize_(

@@ -107,8 +107,8 @@ class Gates(nn.Module):
         found = []
         for i, c in enumerate(self.counts):
             nest = {"heads": self._nested(i, "attention"), "neurons": self._nested(i, "ffn")}
-            units = {f: self._expected_units(i, f, getattr(c, f)) * nest[f] for f in nest}
-            ranks = {role: self._expected_rank(i, role, rank) for role, rank in c.ranks.items()}
+            units = {f: self._expected(f"{f}/{i}", getattr(c, f)) * nest[f] for f in nest}
+            ranks = {role: self._expected(f"ranks/{i}/{role}", rank) for role, rank in c.ranks.items()}
             found.append(LayerCounts(units["heads"], units["neurons"], ranks))
         return found
 
@@ -198,15 +198,8 @@ class Gates(nn.Module):
                 result = result * self._probability(key)[layer]
         return result
 
-    def _expected_units(self, layer: int, family: str, have: Number) -> Number:
-        key = f"{family}/{layer}"
+    def _expected(self, key: str, have: Number) -> Number:
         return self._probability(key).sum() if key in self.log_alpha else have
-
-    def _expected_rank(self, layer: int, role: str, have: Number) -> Number:
-        key = f"ranks/{layer}/{role}"
-        if key not in self.log_alpha:
-            return have
-        return self._probability(key).sum()
 
     def _unit_scores(self, family: str, part: str) -> list[Tensor] | None:
         """Where only the sub-layer has gates, its units share its score: they stay or go together."""

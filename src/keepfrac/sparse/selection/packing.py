@@ -7,8 +7,8 @@ them. For X (batch, length, features), tokens = batch * length:
 | ------- | ------------------------------------------------------------------------ | ------------------------- |
 | columns | values (tokens, k), int32 columns (k)                                    | k * (tokens * item + 4)   |
 | rows    | values (k, features), int32 tokens (k)                                   | k * (features * item + 4) |
-| series  | values (k, length), int32 places (k) among the batch * features columns  | k * (length * item + 4)   |
-| blocks  | values (k, length), int32 places (k) among the batch * features blocks   | k * (length * item + 4)   |
+| series  | values (k, length), int32 indices (k) among the batch * features columns  | k * (length * item + 4)   |
+| blocks  | values (k, length), int32 indices (k) among the batch * features blocks   | k * (length * item + 4)   |
 | bits    | values (k), one bit per number                                           | k * item + numbers / 8    |
 
 Values have the dtype of X. `smaller` says beforehand, from the shapes alone, whether what would be kept takes fewer
