@@ -42,8 +42,8 @@ class Gelu:
         self.kernels, self.forward = kernels, kernels.gelu_
 
     @staticmethod
-    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
-        """Returns where inputs of the function, (rows, width), are stored."""
+    def allocate(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """Returns empty buffers for inputs of the function, (rows, width)."""
         return plain.empty(*shape, kind, device)
 
     def backward(self, grad: Tensor, stored: Stored, index: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class OtherActivation:
         self.function = function
 
     @staticmethod
-    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
-        """As `Gelu.room`."""
+    def allocate(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """As `Gelu.allocate`."""
         return plain.empty(*shape, torch.bfloat16 if kind == torch.uint8 else kind, device)
 
     def forward(self, h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
@@ -108,19 +108,19 @@ def pieces(count: int) -> list[slice]:
 
 
 def chosen_in(chosen: Choice, live: Tensor | None, parts: list[slice]) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Returns for each piece of the live rows: the places in it of the chosen rows, and their factors.
+    """Returns for each piece of the live rows: the positions in it of the chosen rows, and their factors.
 
-    Places None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
+    Positions None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
     """
     index, weight = chosen.index, chosen.weight
     if index is None:
         return [(None, None)] * len(parts)
-    places = index if live is None else torch.searchsorted(live, index)
-    edges = torch.tensor([part.start for part in parts], device=places.device)
-    starts = [*torch.searchsorted(places, edges).tolist(), len(places)]
+    positions = index if live is None else torch.searchsorted(live, index)
+    edges = torch.tensor([part.start for part in parts], device=positions.device)
+    starts = [*torch.searchsorted(positions, edges).tolist(), len(positions)]
     ranges = [slice(*pair) for pair in pairwise(starts)]
     return [
-        (places[some] - part.start, None if weight is None else weight[some])
+        (positions[some] - part.start, None if weight is None else weight[some])
         for part, some in zip(parts, ranges, strict=True)
     ]
 
@@ -139,7 +139,7 @@ class FeedForwardBlock(torch.autograd.Function):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             entered = around.enter(residual)
             out = residual.new_empty(residual.shape, dtype=compute)
-            pre_activation = activation.room((len(residual), len(first.bias)), kind, x.device)
+            pre_activation = activation.allocate((len(residual), len(first.bias)), kind, x.device)
             factors = None if gates is None else gates.to(compute)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))
@@ -183,14 +183,14 @@ class FeedForwardBlock(torch.autograd.Function):
             factors = None if gates is None else gates.to(compute)
             d_gates = torch.zeros_like(gates) if needs.gates else None
             parts = pieces(len(every))
-            for part, (places, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
+            for part, (positions, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
                 tokens = every[part]
                 here = part if live is None else tokens
-                some = Choice(gather(tokens, places), weight)
+                some = Choice(gather(tokens, positions), weight)
                 g = gather(d_out, here)
                 if needs.last:
                     a = activation.rows(pre_activation, some, compute)
-                    last_grads.add(gather(g, places), a if factors is None else a * factors)
+                    last_grads.add(gather(g, positions), a if factors is None else a * factors)
                 d_a = last.input_grad(g, None)
                 if d_gates is not None:
                     a = activation.rows(pre_activation, Choice(tokens, None), compute)
@@ -200,7 +200,7 @@ class FeedForwardBlock(torch.autograd.Function):
                 d_h = activation.backward(d_a, pre_activation, tokens)
                 first_grads.add_biases(d_h)
                 if needs.first_input:
-                    first_grads.add(gather(d_h, places), stored.unpack(kernels, compute, some))
+                    first_grads.add(gather(d_h, positions), stored.unpack(kernels, compute, some))
                 if ctx.needs_input_grad[0] or call.norm.pre_norm:
                     first.add_input_grad(total, here, d_h)
             last_grads.add_biases(d_out)
