@@ -146,7 +146,7 @@ class LoraSparse(AdapterTuning):
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
         if self.ema is not None:
-            self.ema.prune(masks)  # else they would remember the weights from before
+            self.ema.prune(masks)  # else they would keep the old values of pruned weights
         self.adapters.apply_mask_in_forward(self.net, masks)
 
     def _settle(self) -> None:

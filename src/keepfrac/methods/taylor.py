@@ -102,7 +102,7 @@ class TaylorPrune(UnitPruner):
             if any(self.wanted.values()):
                 self.keep_frac = self._implied()
             if self._trainer is not None:
-                self.net.to(self._trainer.strategy.root_device)  # where Lightning will bring it after this
+                self.net.to(self._trainer.strategy.root_device)  # where Lightning will move it after this
         super().prepare(batches)
 
     def after_step(self) -> None:

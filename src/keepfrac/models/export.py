@@ -37,7 +37,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_ready(kind: str) -> None:
-    """Says before a run what its end would stumble over.
+    """Checks before a run that its export can be written at the end.
 
     Raises:
         UserError: an unknown form, or one whose packages are not installed.

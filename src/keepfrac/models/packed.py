@@ -159,7 +159,7 @@ def _empty(folder: Path) -> PreTrainedModel:
 
 
 def restore(folder: Path, target: Path) -> None:
-    """Writes a plain Hugging Face folder: the dense weights, and all else that lies in the packed one.
+    """Writes a plain Hugging Face folder: the dense weights, and the other files of the packed one.
 
     Raises:
         UserError: both are the same folder, or the packed weights cannot be read.

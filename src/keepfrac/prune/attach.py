@@ -27,7 +27,7 @@ from keepfrac.prune.structure import ROLES, LayerCounts, LayerParts, Number, Str
 
 
 class GateValues(Protocol):
-    """Who knows the gates of this forward; None = no gate there (open)."""
+    """Gates of the current forward pass; None: no gate (open)."""
 
     def units(self, layer: int, family: str) -> Tensor | None:
         """Returns the gates of a layer's "heads" (heads,) or "neurons" (neurons,)."""
@@ -156,7 +156,7 @@ class RankGate:
 
 @dataclass(frozen=True)
 class SubLayerGate:
-    """Behind the last linear of a sub-layer, its bias included."""
+    """After the last linear of a sub-layer, its bias included."""
 
     gates: GateValues
     layer: int
@@ -173,7 +173,7 @@ class SubLayerGate:
 
 @dataclass(frozen=True)
 class Bypass:
-    """Behind a layer norm: in a dropped layer it hands on its input."""
+    """After a layer norm: in a dropped layer it returns its input."""
 
     gates: GateValues
     layer: int

@@ -1,4 +1,4 @@
-"""Units, their scores, and the account that a selection keeps while it spends its budget."""
+"""Units, their scores, and the cost of a selection while it is made."""
 
 from __future__ import annotations
 

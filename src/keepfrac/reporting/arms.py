@@ -102,7 +102,7 @@ def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Any, list[
 
 
 def group_of(arm: Arm) -> Group:
-    """Returns what must be equal for two arms to stand in one table: task, model, setup, metric."""
+    """Returns what must be equal for two arms to share a table: task, model, setup, metric."""
     return arm.task, arm.model, arm.setup, arm.metric
 
 

@@ -30,7 +30,7 @@ class Report:
     notes: tuple[str, ...]
 
     def table(self) -> str:
-        """Returns the tables and notes in markdown, as they stand in a document."""
+        """Returns the tables and notes in markdown."""
         return tables.markdown(self.arms, self.notes)
 
     def markdown(self, picture: str | None) -> str:

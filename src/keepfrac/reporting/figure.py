@@ -142,7 +142,7 @@ def _row(axes: Sequence[Axes], arms: list[Arm], styles: dict[str, Style]) -> Non
 
 
 def _over(arms: list[Arm]) -> str:
-    """How many seeds the points and bars stand for."""
+    """How many seeds the points and bars are means over."""
     least, most = min(arm.test.n for arm in arms), max(arm.test.n for arm in arms)
     if most < 2:
         return "one seed: spread over seeds not known"
@@ -181,7 +181,7 @@ def _scores(
 
 
 def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:
-    """Draws markers and error bars of one series; a score beyond the axis stands at its end with its value."""
+    """Draws markers and error bars of one series; a score beyond the axis is drawn at its end, with its value."""
     if not points:
         return
     xs = [x.mean or 0.0 for x, _ in points]

@@ -41,7 +41,7 @@ def short(model: str) -> str:
 
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """Returns one row of text per arm of a table: column -> what stands in it; '-' for what is not known."""
+    """Returns one row of text per arm of a table: column -> cell; '-' for what is unknown."""
     columns = _usual(arms[0].metric) | _further(arms)
     return [{name: show(arm) for name, show in columns.items()} for arm in arms]
 

@@ -106,7 +106,7 @@ def verdict(arm: Arm, error: float | None) -> str:
 
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """Returns one row of text per arm: column -> what stands in it. Scores between 0 and 1 are shown as per cent."""
+    """Returns one row of text per arm: column -> cell. Scores between 0 and 1 are shown as per cent."""
     error, (unit, digits), short = standard_error(arms), scale(arms), letters(arms)
     rows = []
     for arm in arms:

@@ -119,7 +119,7 @@ class Execution:
         }
 
     def _examine_teacher(self) -> dict:
-        """Scores the teacher, where there is one, before anyone learns from it."""
+        """Scores the teacher, where there is one, before distillation."""
         if self.module.distiller is None:
             return {}
         teacher, device = self.module.distiller.teacher, self.trainer.strategy.root_device

@@ -1,4 +1,4 @@
-"""What the sites need to know about the current batch: which tokens are real, and which draw is due.
+"""State of the current batch that sites share: which tokens are real, and the random draw.
 
 Padding is never selected and never counts: a kept row of padding would buy nothing, and a budget counted over padding
 would keep more than it says. The attention mask reaches the sites by a forward pre-hook on the network.

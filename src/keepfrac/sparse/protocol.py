@@ -1,4 +1,4 @@
-"""What every way to save less for the backward pass has in common. It knows torch, and no training loop.
+"""The protocol of backward savers, which save less for the backward pass. It knows torch, and no training loop.
 
     saver = Act8bit(Act8bit.Settings.of(yaml))
     saver.attach(net)      the network is changed in place: parameters, their names and the forward pass stay
@@ -38,7 +38,7 @@ class Handle(Protocol):
 
 
 class BackwardSaver(ABC):
-    """A way to save less, by its settings.
+    """A method to save less for the backward pass.
 
     Args:
         settings: checked.

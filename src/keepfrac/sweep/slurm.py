@@ -192,7 +192,7 @@ def queued() -> dict[str, str] | None:
 
 
 def ended(job: str) -> str:
-    """Says how a job ended, as far as Slurm remembers."""
+    """Returns how a job ended, as far as Slurm knows."""
     answer = _ask("scontrol", "--oneliner", "show", "job", job) or ""
     found = {key: match[1] for key in ("JobState", "ExitCode") if (match := re.search(rf"{key}=(\S+)", answer))}
     state = found.get("JobState")

@@ -34,7 +34,7 @@ class Masking:
     continues: np.ndarray
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (what the model sees, what it has to guess: -100 where nothing), both (tokens,) int64."""
+        """Returns input ids and labels (-100 where there is no loss), both (tokens,) int64."""
         inputs, labels = ids.astype(np.int64), np.full(len(ids), IGNORED)
         chosen = self._chosen(ids, rng)
         labels[chosen] = ids[chosen]

@@ -274,5 +274,5 @@ def _together() -> bool:
 
 
 def _words(net: Any) -> nn.Embedding:
-    """The word embeddings, by what they are and not by a name."""
+    """The word embeddings: the input embeddings' weight, whatever its name."""
     return net.get_input_embeddings()

@@ -213,7 +213,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
     """Leaves a model these rows of its word embeddings, and of its decoder where it has one, tied or not; in place.
 
     Args:
-        net: the model; its configuration gets the new ids too, and remembers `original_vocab_size`.
+        net: the model; its configuration gets the new ids too, and `original_vocab_size`.
         old: the old id of each new token.
 
     Returns:

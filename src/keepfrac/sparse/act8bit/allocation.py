@@ -1,4 +1,4 @@
-"""A budget of bytes, spent where it buys the most: how each layer stores is chosen by measured errors of the gradient.
+"""Storage formats of each layer within a budget of bytes, chosen by measured errors of the gradient.
 
 Every layer has three kinds of stored activations (see `StorageFormat`), each with a few options. On one batch, each
 option of each layer is tried alone while all else is stored exactly and every row is used: its error is the squared

@@ -1,4 +1,4 @@
-"""One call of a layer: its seed, the padding of its batch, and the numbers that its blocks need.
+"""One call of a layer: its seed, the padding of its batch, and its blocks' constants.
 
 A seed is a hash of (the run's seed, the rank, the layer, how often the layer has been called). Masks differ between
 steps, layers and ranks; the backward pass regenerates them from the seed; a resumed run goes on with the same ones
@@ -131,10 +131,10 @@ class PaddingReader:
 
 @dataclass
 class RowStats:
-    """What one block has done so far, in numbers.
+    """Counts of one block.
 
     Args:
-        real_rows: real tokens that have come by in backward passes.
+        real_rows: real tokens of all backward passes so far.
         used_rows: rows that its weight gradients were made of, in the mean over its matmuls.
         saved_bytes: what the last forward pass stored for this block, parameters and shared inputs aside.
         dense_bytes: what PyTorch would have stored for it.
@@ -158,7 +158,7 @@ class RowStats:
 
 
 class NormConfig(NamedTuple):
-    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm stands in front of it."""
+    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm is in front of it."""
 
     eps: float
     p: float

@@ -1,4 +1,4 @@
-"""One place of the network where a selection is made, and what it reports.
+"""A site: a tensor of the network of which a selection is saved, and its report.
 
 Query, key and value read the same tensor, so they are one site: the first of them to run makes the selection, the
 others take it over (three copies would cost 3 * keep_frac, more than the one dense tensor they replace).
@@ -17,7 +17,7 @@ from keepfrac.sparse.selection.selectors import Selector
 
 
 class Site:
-    """A place where something is saved for the backward pass.
+    """A tensor that is saved for the backward pass.
 
     Args:
         name: path of the module, or of the first of the modules that share it.
