@@ -9,7 +9,7 @@ from keepfrac.reporting.arms import Arm, tuned_together
 from keepfrac.reporting.build import Report
 from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.page import traces
-from keepfrac.reporting.page.traces import number
+from keepfrac.reporting.page.traces import rounded
 from keepfrac.reporting.statistics import Sample, summarise
 from keepfrac.reporting.tables import short, what
 from keepfrac.storage import results
@@ -60,7 +60,7 @@ def _run(cell: FinishedRun, arm: Arm, path: Path, content: Mapping[str, Any]) ->
         "metric": cell.best_metric,
         "commit": None if cell.git_sha is None else _short_commit(cell.git_sha),
         "what": what(arm),
-        "scores": {name: number(value) for name, value in cell.test_scores.items()},
+        "scores": {name: rounded(value) for name, value in cell.test_scores.items()},
         "settings": {key: _plain(value) for key, value in cell.settings.items()},
         "command": traces.command_of(content),
         "curves": traces.curves(path / "metrics.csv", cell.steps),
@@ -69,7 +69,7 @@ def _run(cell: FinishedRun, arm: Arm, path: Path, content: Mapping[str, Any]) ->
 
 
 def _arm(arm: Arm, cells: Sequence[FinishedRun]) -> dict[str, Any]:
-    difference = arm.difference and {key: number(value) for key, value in asdict(arm.difference).items()}
+    difference = arm.difference and {key: rounded(value) for key, value in asdict(arm.difference).items()}
     return {
         **{key: _plain(getattr(arm, key)) for key in _OF_ARM},
         "series": arm.label,
@@ -82,8 +82,8 @@ def _arm(arm: Arm, cells: Sequence[FinishedRun]) -> dict[str, Any]:
         "val": _sample(arm.val),
         "test": _sample(arm.test),
         "difference": difference,
-        "saved_ratio": number(arm.saved_ratio.mean),
-        "step_ratio": number(arm.step_ratio.mean),
+        "saved_ratio": rounded(arm.saved_ratio.mean),
+        "step_ratio": rounded(arm.step_ratio.mean),
         "cost": {name: _sample(summarise(getattr(cell, name) for cell in cells)) for name in _MEASURED},
         "runs": [cell.identity for cell in cells],
     }
@@ -118,9 +118,9 @@ def _short_commit(sha: str) -> str:
 
 
 def _sample(sample: Sample) -> dict[str, float | None]:
-    return {"n": sample.n, "mean": number(sample.mean), "sd": number(sample.sd)}
+    return {"n": sample.n, "mean": rounded(sample.mean), "sd": rounded(sample.sd)}
 
 
 def _plain(value: Any) -> Any:
     """A value that JSON has."""
-    return number(value, 9) if isinstance(value, float) else value
+    return rounded(value, 9) if isinstance(value, float) else value

@@ -46,10 +46,10 @@ def downsample(values: Mapping[int, float], points: int = POINTS) -> Curve:
         for stretch in stretches:
             kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
         steps = sorted(kept)
-    return steps, [number(values[step]) for step in steps]
+    return steps, [rounded(values[step]) for step in steps]
 
 
-def number(value: Any, digits: int = 7) -> float | None:
+def rounded(value: Any, digits: int = 7) -> float | None:
     """Returns a number with so many digits; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
