@@ -33,7 +33,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Conditions:
-    """One place of the grid.
+    """One set of conditions of the grid.
 
     Args:
         way: eager | compile.
@@ -74,7 +74,7 @@ def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]
 
 @torch.inference_mode()
 def grid(nets: Mapping[str, Any], places: tuple[Conditions, ...], repeats: int) -> Iterator[dict[str, Any]]:
-    """Yields a row per place; one that cannot be measured says why in `failed`."""
+    """Yields a row per set of conditions; one that cannot be measured says why in `failed`."""
     for where in places:
         torch.compiler.reset()
         forwards = {side: _forward(net, where) for side, net in nets.items()}
@@ -126,7 +126,7 @@ def latency(folder: Path, threads: int, repeats: int, log_line: Callable[[str], 
     Args:
         folder: a model's.
         threads: of the CPU.
-        repeats: rounds at each place, after the warm-up.
+        repeats: rounds of each measurement, after the warm-up.
         log_line: called with each line of what was measured.
     """
     torch.set_num_threads(threads)
@@ -147,14 +147,14 @@ def latency(folder: Path, threads: int, repeats: int, log_line: Callable[[str], 
 
 def line(one: Mapping[str, Any]) -> str:
     """Returns a row in words."""
-    place = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
+    conditions = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
     if "failed" in one:
-        return f"{place} not measured: {one['failed']}"
+        return f"{conditions} not measured: {one['failed']}"
     sides = "   ".join(
         f"{side} p50 {one[f'{side}_p50_ms']:.2f} p95 {one[f'{side}_p95_ms']:.2f} ms, {one[f'{side}_per_second']:.1f}/s"
         for side in SIDES
     )
-    return f"{place} {sides}   to dense {one['ratio']:.3f}"
+    return f"{conditions} {sides}   to dense {one['ratio']:.3f}"
 
 
 def _peak(arguments: list[str]) -> float:

@@ -225,14 +225,14 @@ class TaylorPrune(UnitPruner):
             yield (batch if self.drawn is None else {**batch, "labels": self.drawn[rows].to(batch["labels"].device)})
 
     def _rows(self) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Yields (places among the scored rows, batch); rows of similar length stand together."""
+        """Yields (positions among the scored rows, batch); rows of similar length stand together."""
         data = self.task.encoded(self.settings.score_split)
         order = np.random.default_rng(self.settings.score_seed).permutation(len(data))[: self.settings.score_rows]
-        places = np.argsort(np.asarray(data.lengths)[order], kind="stable")
+        positions = np.argsort(np.asarray(data.lengths)[order], kind="stable")
         device = next(self.net.parameters()).device
-        cuts = [*range(0, len(places), self.task.batch_size), len(places)]
+        cuts = [*range(0, len(positions), self.task.batch_size), len(positions)]
         for start, end in pairwise(cuts):
-            rows = places[start:end]
+            rows = positions[start:end]
             batch = self.task.collate([data[int(i)] for i in order[rows]])
             yield rows, self.task.to_device(batch, device)
 

@@ -99,8 +99,8 @@ def _record(
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention as `base` does; keeps the scores where the module is recorded."""
-    if (place := getattr(module, ATTRIBUTE, None)) is not None:
-        found, number = place
+    if (recorded := getattr(module, ATTRIBUTE, None)) is not None:
+        found, number = recorded
         shared = query.shape[1] // key.shape[1]  # queries that read the same key
         keys = key.repeat_interleave(shared, 1) if shared > 1 else key
         found[number] = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)

@@ -221,10 +221,10 @@ def bars(axis: Axes, names: Sequence[str], ratios: Sequence[Sample], colours: Se
     end = limits(means, 0, 1.2)[1]
     errors = [ratio.sd or 0.0 for ratio in ratios]
     axis.barh(range(len(means)), means, xerr=errors if any(errors) else None, color=colours, height=0.7, capsize=3)
-    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+    for row, (mean, error) in enumerate(zip(means, errors, strict=True)):
         beyond = mean + error > end
         written = f" {mean:.2f}{' >' * beyond}"
-        axis.text(end if beyond else mean + error, place, written, va="center", fontsize=9, bbox=_WHITE)
+        axis.text(end if beyond else mean + error, row, written, va="center", fontsize=9, bbox=_WHITE)
     axis.axvline(1.0, color=DENSE, linewidth=1.4, zorder=2)
     axis.set_yticks(range(len(means)), names, fontsize=8)
     axis.invert_yaxis()

@@ -98,9 +98,9 @@ def what(arm: Arm) -> str:
 
 
 def letters(arms: Sequence[Arm]) -> dict[str, str]:
-    """Returns a letter for each variant whose name is too long for a narrow place."""
+    """Returns a letter for each variant whose name is too long for a narrow column."""
     long = dict.fromkeys(arm.variant for arm in arms if len(arm.variant) > _LONGEST_VARIANT)
-    return {variant: f"({chr(ord('a') + place)})" for place, variant in enumerate(long)}
+    return {variant: f"({chr(ord('a') + index)})" for index, variant in enumerate(long)}
 
 
 def number(value: float | None, form: str, unit: float = 1) -> str:
@@ -143,11 +143,11 @@ def notes(arms: Sequence[Arm], cells: Sequence[FinishedRun], repeated: int = 0) 
         found.append(DIFFERENCES)
     found += _one_test_set(arms) + _unit_notes(arms)
     for arm in arms:
-        place = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
+        which = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
         if arm.fallbacks:
-            found.append(f"{place}: {arm.fallbacks} sites fell back to dense.")
+            found.append(f"{which}: {arm.fallbacks} sites fell back to dense.")
         if arm.pinned:
-            found.append(f"{place}: {arm.pinned} linears stay dense: attention saves their input itself.")
+            found.append(f"{which}: {arm.pinned} linears stay dense: attention saves their input itself.")
     if repeated:
         found.append(f"{repeated} cells repeat a seed of the same arm and lr; the one begun last counts.")
     return found + _measured(cells)

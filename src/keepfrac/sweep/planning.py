@@ -1,7 +1,7 @@
 """A sweep before it starts and while it runs: its plan, its share of the machine, its time.
 
 Plain values in, plain values out; the process-per-job launcher composes the cells, starts the
-processes and monitors them.
+processes and watches them.
 """
 
 import json
@@ -144,9 +144,9 @@ def expected_seconds(kind: Kind, known: Mapping[Kind, Sequence[float]]) -> float
 def seconds_left(
     waiting: Iterable[Kind], running: Iterable[Running], known: Mapping[Kind, Sequence[float]], num_at_once: int
 ) -> float | None:
-    """Estimates how long the rest of a sweep takes; None where it is unknown.
+    """Estimates how long the rest of a sweep takes; None where nothing tells.
 
-    A running job is estimated from its own steps once a tenth of them is done, else from finished runs.
+    A running job is judged by its own steps once a tenth of them is done, else by finished runs.
     """
     rest = [expected_seconds(kind, known) for kind in waiting]
     rest += [_rest_of(job, known) for job in running]

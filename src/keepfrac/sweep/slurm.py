@@ -1,6 +1,6 @@
 """Cells as jobs of a Slurm cluster: what is asked for, what a job does, how jobs stand.
 
-submitit writes the batch script and queues a job again when its time is up. What a job did stands in its cell's
+submitit writes the batch script and queues a job again when its time is up. What a job did is told by its cell's
 results.json, and whether it is still under way by `squeue`: neither needs Slurm's accounting, which not every cluster
 has, and a job that was killed leaves no other trace.
 """
@@ -30,7 +30,7 @@ class Request:
         partition: None: the cluster's default.
         account: None: the user's default.
         time: minutes of one attempt, >= 1.
-        warning: seconds before its end at which a job is signalled to requeue, below 60 * time.
+        warning: seconds before its end at which a job is told to queue again, below 60 * time.
         requeues: how often a job whose time was up is queued again, >= 0.
         tasks: processes of a job, >= 1.
         cpus: cores, and threads, of each process, >= 1.
@@ -192,7 +192,7 @@ def queued() -> dict[str, str] | None:
 
 
 def ended(job: str) -> str:
-    """Returns how a job ended, as far as Slurm knows."""
+    """Says how a job ended, as far as Slurm remembers."""
     answer = _ask("scontrol", "--oneliner", "show", "job", job) or ""
     found = {key: match[1] for key in ("JobState", "ExitCode") if (match := re.search(rf"{key}=(\S+)", answer))}
     state = found.get("JobState")

@@ -42,7 +42,7 @@ def failure_table(failures: Sequence[Failure]) -> Table:
 
 
 def score_table(finished: Iterable[Mapping]) -> Table:
-    """Returns a row for each finished run: its best metric on both splits, what it kept, its cost to dense."""
+    """Returns a row for each finished run: its best metric on both splits, what it kept, and its cost beside dense."""
     table = Table("run", "metric", "val", "test", "kept", "saved bytes, of dense", "step, of dense")
     for found in finished:
         config, scores, metric = found.get("config") or {}, found.get("scores") or {}, found.get("best_metric")

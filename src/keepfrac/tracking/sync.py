@@ -57,7 +57,7 @@ def trouble() -> str | None:
 
 
 def resolve_wandb(folder: Path) -> str | None:
-    """Decides W&B's mode for a whole sweep; returns a message for the user where it is offline.
+    """Decides for a whole sweep; returns what to tell the user where it is not online.
 
     Args:
         folder: of the sweep, named in the command that uploads it later.
@@ -96,7 +96,7 @@ def _stated_address() -> str:
 
 
 def has_wandb_key() -> bool:
-    """Returns whether a key is configured, by the environment or in ~/.netrc, without a request."""
+    """Whether a key is configured, by the environment or in ~/.netrc; asks nobody."""
     return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _key())
 
 

@@ -40,7 +40,7 @@ class TensorBoard(TensorBoardLogger):
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Returns the leaves of a configuration by dotted key, without nulls; lists and dates as text."""
+    """The leaves of a configuration by dotted key, what is null left out; lists and dates as text."""
     found: dict[str, str | int | float | bool] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):

@@ -64,7 +64,7 @@ class MetricsFile(Logger):
 
 
 class Stream(Logger):
-    """One W&B run. Training goes on when W&B fails; the first failure is logged, and metrics.csv has everything.
+    """One W&B run. Whatever W&B does, training goes on; the first failure is said, and metrics.csv has it all.
 
     Args:
         run: what wandb.init returned.

@@ -2,7 +2,7 @@
 
     python -m src.dashboard [--sweep NAME] [--project P] [--entity E] [--spec]
 
-It is saved as a view of its own and shows the runs of one sweep or of all. It reads the names that
+It is saved as a view of its own beside the others, and shows the runs of one sweep or of all. It reads the names that
 tracking.py writes. Points and lines are arms: runs of one method and one keep_frac, averaged over their seeds.
 """
 

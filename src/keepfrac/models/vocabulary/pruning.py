@@ -137,7 +137,7 @@ def remap_ids(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str, 
     piece = {i: token for token, i in ids.items()}
     # tokenizers gives added tokens ids after the model's own
     old = sorted(kept, key=lambda i: (piece[i] not in inside, i))
-    now = {i: place for place, i in enumerate(old)}
+    now = {i: new for new, i in enumerate(old)}
     if isinstance(model["vocab"], list):
         model["vocab"] = [model["vocab"][i] for i in old if piece[i] in inside]
         model["unk_id"] = None if model["unk_id"] is None else now[model["unk_id"]]
@@ -239,7 +239,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in smaller:
                 setattr(module, name, smaller[id(parameter)])
-    now = {i: place for place, i in enumerate(old)}
+    now = {i: new for new, i in enumerate(old)}
     words.num_embeddings = len(old)
     words.padding_idx = None if words.padding_idx is None else now[words.padding_idx]
     if decoder is not None:

@@ -34,8 +34,8 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
         folder: that folder, where the runs' curves and logs are.
     """
     left = {str(content.get("identity")): (path, content) for path, content in results.cells(folder)}
-    place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
-    arms = {tuned_together(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
+    arm_of = {identity: arm for arm in report.arms for identity in arm.identities}
+    arms = {tuned_together(cell): arm_of[cell.identity] for cell in report.cells if cell.identity in arm_of}
     shown = sorted(
         report.cells, key=lambda cell: (report.arms.index(arms[tuned_together(cell)]), cell.lr or 0, cell.seed or 0)
     )

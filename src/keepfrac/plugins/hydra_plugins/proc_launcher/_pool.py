@@ -1,4 +1,4 @@
-"""The processes of a sweep: started, monitored, and stopped with it.
+"""The processes of a sweep: started, watched, and stopped with it.
 
 One thread does it all: Linux ends a child whose parent *thread* ends (PR_SET_PDEATHSIG), and Python gives
 signals to the main thread only.

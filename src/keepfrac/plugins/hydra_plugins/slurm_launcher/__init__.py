@@ -24,7 +24,7 @@ class SlurmLauncher(ProcLauncher):
         partition: null: the cluster's default.
         account: null: the user's default.
         time: minutes of one attempt, >= 1.
-        warning: seconds before its end at which a job is signalled to requeue, below 60 * time.
+        warning: seconds before its end at which a job is told to queue again, below 60 * time.
         requeues: how often a job whose time was up is queued again, >= 0; its run goes on from its checkpoint.
         tasks: processes of a job, >= 1: those of hardware.devices.
         cpus: cores, and threads, of each process, >= 1.

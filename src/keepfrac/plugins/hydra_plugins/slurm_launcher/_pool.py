@@ -1,4 +1,4 @@
-"""The jobs of a sweep in Slurm's queue: submitted at once, polled until the last has left it."""
+"""The jobs of a sweep in Slurm's queue: submitted at once, watched until the last has left it."""
 
 import contextlib
 import signal
