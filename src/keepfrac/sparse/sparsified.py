@@ -5,6 +5,7 @@ from typing import Any
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context
+from keepfrac.sparse.protocol import Handle
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 
@@ -14,7 +15,7 @@ EXACT = ("activation", "dropout")
 ATTENTION = ("attention", "softmax")
 
 
-class Sparsified:
+class Sparsified(Handle):
     """The sites of a network, for reports and for resuming.
 
     Args:
@@ -27,12 +28,8 @@ class Sparsified:
     def __init__(
         self, sites: list[Site], context: Context, selector: Selector, *, undo: list[Callable[[], None]]
     ) -> None:
-        self.sites, self.context, self.selector, self._undo = sites, context, selector, undo
-
-    def restore(self) -> None:
-        """Puts the stock modules back; parameters stay as they are trained."""
-        while self._undo:
-            self._undo.pop()()
+        super().__init__(undo)
+        self.sites, self.context, self.selector = sites, context, selector
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per site, of the last forward pass in training: see `Site.report`."""

@@ -28,12 +28,12 @@ from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
 from keepfrac.sparse.act8bit.parts import Parts
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.sparse.kernels import prepare
-from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.sparse.protocol import BackwardSaver, Handle
 
 log = logging.getLogger(__name__)
 
 
-class Converted:
+class Converted(Handle):
     """The handle of a converted network.
 
     Args:
@@ -43,7 +43,8 @@ class Converted:
     """
 
     def __init__(self, layers: dict[str, Any], settings: Act8bitSettings, hooks: list[RemovableHandle]) -> None:
-        self.layers, self.settings, self._hooks = layers, settings, hooks
+        super().__init__([hook.remove for hook in hooks])
+        self.layers, self.settings = layers, settings
 
     @property
     def runs_on(self) -> str:
@@ -128,9 +129,8 @@ class Converted:
         for layer in self.layers.values():
             layer.__class__ = layer.stock
             del layer.late
-        for hook in self._hooks:
-            hook.remove()
-        self.layers, self._hooks = {}, []
+        self.layers = {}
+        super().restore()
 
 
 def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
