@@ -77,7 +77,7 @@ def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = N
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {source}: {_first_line(error)}") from error
+        raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
 
 
 def load_net(
@@ -123,7 +123,7 @@ def _net(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from error
+        raise UserError(f"model {source}: {first_line(error)}") from error
     new = _refuse_missing(source, info)
     if new and settings["run"] and not learns:
         found = results.read(Path(settings["run"])) or {}
@@ -146,7 +146,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
     try:
         net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {_first_line(error)}") from error
+        raise UserError(f"model {source}: {first_line(error)}") from error
     _refuse_missing(source, info)
     return net.eval(), not info["missing_keys"]
 
@@ -194,7 +194,8 @@ def _refuse_missing(source: str, info: dict) -> list[str]:
     return new
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message; its type where it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -235,7 +236,7 @@ def load_body(folder: Path) -> nn.Module:
     try:
         net = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {folder}: {_first_line(error)}") from error
+        raise UserError(f"model {folder}: {first_line(error)}") from error
     attach_saved(net, folder)
     return net
 

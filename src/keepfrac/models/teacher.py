@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
-from keepfrac.models.load import HEADS, silence_library_logging
+from keepfrac.models.load import HEADS, first_line, silence_library_logging
 from keepfrac.models.locate import locate_teacher
 
 SAMPLE = "A teacher's words, it's said: don't (ever) re-tokenise 3.14 naïve sub-words!"
@@ -42,7 +42,7 @@ def load_teacher(
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"distill.teacher={name}: {_first_line(error)}") from error
+        raise UserError(f"distill.teacher={name}: {first_line(error)}") from error
     _check_labels(name, config, labels, num_labels)
     _check_tokens(name, source, config, tokenizer, max_length)
     return _load(name, source, head).eval().requires_grad_(False)
@@ -55,7 +55,7 @@ def _load(name: str, source: str, head: str) -> PreTrainedModel:
             source, attn_implementation="sdpa", dtype="float32", weights_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"distill.teacher={name}: {_first_line(error)}") from error
+        raise UserError(f"distill.teacher={name}: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"distill.teacher={name} lacks {', '.join(missing[:3])}: it was not fine-tuned with a head for this task;"
@@ -94,7 +94,3 @@ def _check_tokens(name: str, source: str, config, tokenizer, max_length: int | N
     room = getattr(config, "max_position_embeddings", None)
     if max_length and room and max_length > room:
         raise UserError(f"task.max_length={max_length}: distill.teacher={name} takes at most {room} tokens")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
