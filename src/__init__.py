@@ -45,7 +45,7 @@ class _Same(Loader):
         module.__spec__ = self.spec  # the import system has put that of the other name there
 
     def get_code(self, name: str):
-        """For `python -m`: the code of the module itself."""
+        """Returns the code of the module itself, for `python -m`."""
         found = find_spec(self.name)
         assert found is not None and found.loader is not None
         return found.loader.get_code(self.name)  # type: ignore[attr-defined]

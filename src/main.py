@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "src" / "keepfrac" / "plugins"))  # Hydra finds launchers only in a `hydra_plugins` package
 BY_USER = os.environ.get("HYDRA_FULL_ERROR") == "1" and "KEEPFRAC_JOB" not in os.environ
-os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be said in one line
+os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, to be shown in one line
 
 import hydra  # noqa: E402
 from hydra.errors import HydraException  # noqa: E402
@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 from keepfrac.errors import Held, UserError  # noqa: E402
 from keepfrac.run import command_line, identity  # noqa: E402
 
-failed: list[Exception] = []  # what a run raised: Hydra would write a line of its own above ours
+failed: list[Exception] = []  # what a run raised: Hydra would add a line above ours
 
 
 @hydra.main(config_path=str(ROOT / "conf"), config_name="config", version_base="1.3")

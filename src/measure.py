@@ -1,6 +1,6 @@
 """`python -m src.measure FOLDER`: sizes of a delivered model, whole and by part.
 
---sites: what a sparse backward pass saves, place by place. --latency: times beside the dense original, kept in
+--sites: what a sparse backward pass saves, place by place. --latency: times relative to the dense original, kept in
 FOLDER/latency.json.
 
 FOLDER is a run's folder, or any Hugging Face folder (without --sites).
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def _tell(line: str) -> None:
+def _write_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -41,9 +41,9 @@ def _measured(chosen: argparse.Namespace) -> tuple[dict, Callable[[dict], None]]
 
     if chosen.latency:
         quiet = chosen.json
-        tell = (lambda line: None) if quiet else _tell
-        found = folder.latencies(chosen.folder, chosen.threads, chosen.repeats, tell)
-        return found, lambda found: _tell(json.dumps({key: one for key, one in found.items() if key != "rows"}))
+        log_line = (lambda line: None) if quiet else _write_line
+        found = folder.latencies(chosen.folder, chosen.threads, chosen.repeats, log_line)
+        return found, lambda found: _write_line(json.dumps({key: one for key, one in found.items() if key != "rows"}))
     if chosen.sites:
         from keepfrac.run import sites
 
@@ -54,14 +54,14 @@ def _measured(chosen: argparse.Namespace) -> tuple[dict, Callable[[dict], None]]
 def main(arguments: list[str]) -> int:
     """Measures and prints; returns the exit code."""
     chosen = parser().parse_args(arguments)
-    hub.settle()
+    hub.resolve_hub()
     try:
         found, show = _measured(chosen)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     if chosen.json:
-        _tell(json.dumps(found))
+        _write_line(json.dumps(found))
     else:
         show(found)
     return 0

@@ -10,7 +10,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting import terminal
 from keepfrac.reporting.build import Report, of_records, of_sweep
 from keepfrac.reporting.page.html import write_page
-from keepfrac.reporting.records import record, records_path
+from keepfrac.reporting.records import add_records, records_path
 from keepfrac.reporting.results import replace_table
 
 
@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _check(options)
         report = of_records(options.records) if options.records else of_sweep(options.folder)
-        said = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
+        written = list(_write(report, options))  # files first: a reader who leaves early (`| head`) loses none
         if options.markdown:
             sys.stdout.write(report.table())
         else:
             terminal.show(terminal.console(), report.arms, report.notes, report.problems)
-        sys.stdout.write("".join(f"{line}\n" for line in said))
+        sys.stdout.write("".join(f"{line}\n" for line in written))
         sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -74,7 +74,7 @@ def _write(report: Report, options: argparse.Namespace) -> Iterator[str]:
         written.append(write_page(report, options.folder, out / "report.html"))
     yield from (f"wrote {path}" for path in written)
     if options.record is not None:
-        added, replaced = record(report.cells, path := records_path(options.record or report.name))
+        added, replaced = add_records(report.cells, path := records_path(options.record or report.name))
         yield f"recorded {added} new cells and replaced {replaced} in {path}"
     if options.readme:
         changed = replace_table(options.readme, report.name, report.table())

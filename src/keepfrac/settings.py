@@ -36,7 +36,7 @@ class Kind:
 
 
 def setting(doc: str, kind: Kind, null: bool = False) -> Any:
-    """A field of a kind of one's own.
+    """Returns a field of a given kind.
 
     Args:
         doc: what it means, with its unit.
@@ -47,12 +47,12 @@ def setting(doc: str, kind: Kind, null: bool = False) -> Any:
 
 
 def or_null(kind: Kind) -> Kind:
-    """The values of a kind, and None."""
+    """Returns a kind that also takes None."""
     return Kind(lambda value: value is None or kind.holds(value), f"{kind.says}, or null")
 
 
 def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:
-    """Numbers between two ends, "[" and "]" with the end itself, "(" and ")" without it."""
+    """Returns the kind of numbers between two ends, "[" and "]" with the end itself, "(" and ")" without it."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -64,7 +64,7 @@ def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:
 
 
 def whole(least: int) -> Kind:
-    """Whole numbers from `least` on."""
+    """Returns the kind of whole numbers from `least` on."""
     return Kind(
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
         f"a whole number >= {least}",
@@ -72,7 +72,7 @@ def whole(least: int) -> Kind:
 
 
 def one_of(*allowed: Any) -> Kind:
-    """The values named."""
+    """Returns the kind of these values."""
     return Kind(
         lambda value: any(value == one and type(value) is type(one) for one in allowed),
         "one of " + ", ".join(map(str, allowed)),
@@ -80,37 +80,37 @@ def one_of(*allowed: Any) -> Kind:
 
 
 def number(doc: str, low: float = 0.0, high: float = math.inf, ends: str = "[]", null: bool = False) -> Any:
-    """A field for a number in a range."""
+    """Returns a field for a number in a range."""
     return setting(doc, in_range(low, high, ends), null)
 
 
 def share(doc: str, ends: str = "[]", null: bool = False) -> Any:
-    """A field for a share, between 0 and 1."""
+    """Returns a field for a share, between 0 and 1."""
     return setting(doc, in_range(0, 1, ends), null)
 
 
 def count(doc: str, least: int = 1, null: bool = False) -> Any:
-    """A field for a whole number."""
+    """Returns a field for a whole number."""
     return setting(doc, whole(least), null)
 
 
 def choice(doc: str, *allowed: Any, null: bool = False) -> Any:
-    """A field for one of some values."""
+    """Returns a field for one of some values."""
     return setting(doc, one_of(*allowed), null)
 
 
 def flag(doc: str) -> Any:
-    """A field for true or false."""
+    """Returns a field for true or false."""
     return setting(doc, Kind(lambda value: isinstance(value, bool), "true or false"))
 
 
 def text(doc: str, null: bool = False) -> Any:
-    """A field for a text that is not empty."""
+    """Returns a field for a text that is not empty."""
     return setting(doc, Kind(lambda value: isinstance(value, str) and bool(value), "a text"), null)
 
 
 def some_of(doc: str, *allowed: str, null: bool = False) -> Any:
-    """A field for a list of some values, without repetition; not empty."""
+    """Returns a field for a list of some values, without repetition; not empty."""
 
     def holds(value: Any) -> bool:
         return (
@@ -123,7 +123,7 @@ def some_of(doc: str, *allowed: str, null: bool = False) -> Any:
 
 
 def texts(doc: str, example: str, null: bool = False) -> Any:
-    """A field for a list of texts, not empty; an example is for the message."""
+    """Returns a field for a list of texts, not empty; an example is for the message."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, list | tuple) and bool(value) and all(isinstance(one, str) and one for one in value)
@@ -132,7 +132,7 @@ def texts(doc: str, example: str, null: bool = False) -> Any:
 
 
 def mapping(doc: str, each: Kind, *keys: str, null: bool = False) -> Any:
-    """A field for a mapping from some of `keys` (any names, where none are given) to values of one kind."""
+    """Returns a field for a mapping from some of `keys` (any names, where none are given) to values of one kind."""
 
     def holds(value: Any) -> bool:
         return isinstance(value, Mapping) and all(
@@ -144,7 +144,7 @@ def mapping(doc: str, each: Kind, *keys: str, null: bool = False) -> Any:
 
 
 def record(doc: str, null: bool = False, **kinds: Kind) -> Any:
-    """A field for a mapping of exactly these keys, with a kind for each."""
+    """Returns a field for a mapping of exactly these keys, with a kind for each."""
 
     def holds(value: Any) -> bool:
         return (
@@ -158,7 +158,7 @@ def record(doc: str, null: bool = False, **kinds: Kind) -> Any:
 
 
 def anything(doc: str) -> Any:
-    """A field whose values `check` looks at, or what reads them."""
+    """Returns a field that takes any value: `check`, or what reads it, looks at it."""
     return setting(doc, Kind(lambda value: True, "anything"))
 
 

@@ -214,7 +214,7 @@ def test_the_row_names_what_is_there(family):
 
 
 if __name__ == "__main__":
-    load.quieten()
+    load.silence_library_logging()
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python -m tests.contract.test_families --write")
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)

@@ -52,7 +52,7 @@ def test_two_processes_train_on_what_the_first_made(composed, monkeypatch):
     monkeypatch.setattr(maker, "load_masked_lm", lambda folder: pytest.fail("loaded again"))
     train = build_task(identity.check(settings)).splits.train
     rows, _ = build(settings["augment"])(
-        train, task="csv", leads=True, device="cpu", bf16=False, tell=lambda done, of: None
+        train, task="csv", leads=True, device="cpu", bf16=False, report_progress=lambda done, of: None
     )
     assert data["rows"]["train"] == data["augmented"]["rows_after"] == len(rows)
 

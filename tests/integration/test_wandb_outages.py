@@ -184,7 +184,7 @@ def test_a_client_that_is_killed_ends_no_run(server, reach, tmp_path, caplog):
 def test_a_sweep_asks_an_absent_server_once(server, reach, tmp_path):
     reach()
     server.hangs.set()
-    told = sync.settle(tmp_path)
+    told = sync.resolve_wandb(tmp_path)
     assert told.startswith("W&B: offline (127.0.0.1:")
     assert os.environ["KEEPFRAC_WANDB"] == "offline"
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Updates in files: a model that was saved with them beside its weights, and the folders of Hugging Face's PEFT."""
+"""Updates in files: a model saved with them, and the folders of Hugging Face's PEFT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from keepfrac.adapters.function import places
+from keepfrac.adapters.function import unravel_positions
 from keepfrac.adapters.layer import AdaptedLinear, Update
 from keepfrac.adapters.surgery import adapted, check_target
 from keepfrac.errors import UserError
@@ -194,7 +194,7 @@ def _factors(module: AdaptedLinear) -> tuple[Tensor, Tensor, float]:
         a: list[Tensor] = [part.v]
         b: list[Tensor] = [part.u]
         if part.values is not None and part.positions is not None:
-            row, column = (found.long() for found in places(part.positions, module.in_features))
+            row, column = (found.long() for found in unravel_positions(part.positions, module.in_features))
             unit = torch.eye(module.in_features, dtype=part.v.dtype)[column.cpu()]
             a.append(unit.to(part.v.device))
             b.append(torch.zeros_like(part.u[:, :1]).expand(-1, len(row)).clone())

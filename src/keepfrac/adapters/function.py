@@ -23,7 +23,7 @@ class Adapted(torch.autograd.Function):
             hidden.append(source @ v.to(dtype).t())
             y[:, rows].addmm_(hidden[-1], u.to(dtype).t(), alpha=scale)
             if values is not None:
-                into, out_of = places(positions, v.shape[1])
+                into, out_of = unravel_positions(positions, v.shape[1])
                 y[:, rows].index_add_(1, into, source[:, out_of] * (scale * values).to(dtype))
         ctx.save_for_backward(x2, z2, weight, *tensors, *hidden)
         ctx.layout, ctx.shape, ctx.dtypes = layout, x.shape, (x.dtype, None if bias is None else bias.dtype)
@@ -58,7 +58,7 @@ def _of_update(g, source, h, into, *, scale, u, v, values, positions) -> list[Te
         into.addmm_(below, v.to(g.dtype), alpha=scale)
     if values is None:
         return [du, dv, None, None]
-    out_of, columns = places(positions, v.shape[1])
+    out_of, columns = unravel_positions(positions, v.shape[1])
     picked = g[:, out_of]
     dvalues = scale * (picked * source[:, columns]).sum(0, dtype=values.dtype)
     if into is not None:
@@ -74,6 +74,6 @@ def _by_four(tensors: Sequence) -> list[Sequence]:
     return [tensors[i : i + 4] for i in range(0, len(tensors), 4)]
 
 
-def places(positions: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of flat positions."""
+def unravel_positions(positions: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Returns (rows, columns) of flat positions."""
     return positions // inputs, positions % inputs

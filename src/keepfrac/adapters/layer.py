@@ -53,7 +53,7 @@ class Update(nn.Module):
         sparse = positions is not None and len(positions) > 0
         self.values = nn.Parameter(torch.zeros(len(positions))) if sparse else None  # type: ignore[arg-type]
         self.register_buffer("positions", positions.int() if sparse else None)  # type: ignore[union-attr]
-        # saved beside the tensors, so that a file of weights says all that is needed to load them
+        # saved with the tensors, so that a file of weights has all that is needed to load them
         self.register_buffer("layout", torch.tensor([scale, start], dtype=torch.float64))
         self.scale, self.start = float(scale), int(start)
 
@@ -76,7 +76,7 @@ class Update(nn.Module):
         self.v.copy_(torch.empty(self.v.shape, device="cpu").normal_(std=INIT_STD, generator=generator))
 
     def delta(self) -> Tensor:
-        """(outputs, inputs) s (U V + S2), with a gradient; a whole matrix."""
+        """Returns (outputs, inputs) s (U V + S2), with a gradient; a whole matrix."""
         product = self.u @ self.v
         if self.values is not None and self.positions is not None:
             product = product.flatten().index_add(0, self.positions, self.values).view_as(product)
@@ -111,15 +111,15 @@ class AdaptedLinear(nn.Module):
         self._base = (base,)  # in a tuple: its parameters are listed once
 
     def parts(self) -> list[Update]:
-        """The updates."""
+        """Returns the updates."""
         return [update for update in self.updates.values() if isinstance(update, Update)]
 
     def oriented(self, matrix: Tensor) -> Tensor:
-        """A (outputs, inputs) matrix in the layout of `weight`, or the other way round."""
+        """Returns an (outputs, inputs) matrix in the layout of `weight`, or the other way round."""
         return matrix.t() if self.transposed else matrix
 
     def delta(self) -> Tensor:
-        """The whole update in the layout of `weight`, with a gradient."""
+        """Returns the whole update in the layout of `weight`, with a gradient."""
         padded = [
             F.pad(part.delta(), (0, 0, part.start, self.out_features - part.start - part.outputs))
             for part in self.parts()
@@ -131,7 +131,7 @@ class AdaptedLinear(nn.Module):
         self.mask = torch.ones_like(self.weight, dtype=torch.bool)
 
     def constrain(self, mask: Tensor | None = None) -> None:
-        """From now on the zeros of the mask, of the shape of `weight`, hold for W and its update together.
+        """Applies a mask, of the shape of `weight`, to W and its update together in each forward pass.
 
         Args:
             mask: new content of the reserved mask; None: it has its content (again, from a checkpoint).
@@ -152,7 +152,7 @@ class AdaptedLinear(nn.Module):
         return Adapted.apply(x, dropped, self.weight, self.bias, layout, *tensors)
 
     def constrained_weight(self) -> Tensor:
-        """S1 o (W + delta), in the layout of `weight`, with a gradient."""
+        """Returns S1 o (W + delta), in the layout of `weight`, with a gradient."""
         assert self.mask is not None
         # in bf16 the sum would lose what is small in delta
         with torch.autocast(self.weight.device.type, enabled=False):
@@ -163,7 +163,7 @@ class AdaptedLinear(nn.Module):
 
 
 def scale_of(alpha: float, rank: int) -> float:
-    """The scale s = alpha / r.
+    """Returns the scale s = alpha / r.
 
     Raises:
         UserError: the rank is not at least 1, or alpha is not above 0.

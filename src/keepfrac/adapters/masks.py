@@ -35,14 +35,14 @@ class Block:
     update: Update | None
 
     def score(self, kind: str) -> Tensor:
-        """(outputs, inputs) |W|, |delta| or |W + delta|; without an update |W|."""
+        """Returns (outputs, inputs) |W|, |delta| or |W + delta|; without an update |W|."""
         if self.update is None or kind == "w":
             return self.weight.abs()
         return (self.update.delta() + (self.weight if kind == "w_delta" else 0.0)).abs()
 
 
 def blocks_of(module: nn.Module) -> list[Block]:
-    """The blocks of a linear, in the order of its outputs."""
+    """Returns the blocks of a linear, in the order of its outputs."""
     weight = module.get_parameter("weight").detach()
     if not isinstance(module, AdaptedLinear):
         return [Block(weight if isinstance(module, nn.Linear) else weight.t(), None)]

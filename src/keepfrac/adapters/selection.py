@@ -68,7 +68,7 @@ def select_positions(
 
 
 def residual(w: Tensor, rank: int, generator: torch.Generator) -> Tensor:
-    """W - U V after the greedy bilateral decomposition W = U V + S + E (GreBsmo, Zhou & Tao 2013), as DSEE runs it.
+    """Returns W - U V after the greedy decomposition W = U V + S + E (GreBsmo, Zhou & Tao 2013), as DSEE runs it.
 
     Each round solves for U, V and S twice (U = qr((W - S) V^T).Q, V = U^T (W - S), S = W - U V where that is at least
     0.01), then V grows by the 5 leading directions of what is left. DSEE's text says rank r; its code lets the

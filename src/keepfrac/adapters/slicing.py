@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from keepfrac.adapters.function import places
+from keepfrac.adapters.function import unravel_positions
 from keepfrac.adapters.layer import Update
 
 
 @torch.no_grad()
 def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, gate: Tensor | None = None) -> Update:
-    """The update of a linear that was cut: of its kept outputs and inputs, the inputs scaled first.
+    """Returns the update of a linear that was cut: of its kept outputs and inputs, the inputs scaled first.
 
     Args:
         update: of all outputs, or of a slice of them.
@@ -20,7 +20,7 @@ def slice_update(update: Update, rows: Tensor | None, columns: Tensor | None, ga
         gate: (inputs,) that was folded into the weight's columns, or None.
 
     Returns:
-        U's rows, V's columns times the gate, and those of S2's positions whose row and column stay, numbered anew. It
+        U's rows, V's columns times the gate, and those of S2's positions whose row and column stay, renumbered. It
         changes what is left of its slice. The rank falls to the smaller side where that is less: U V is factorised
         again, exactly.
     """
@@ -58,7 +58,7 @@ def _renumbered(update: Update, rows: Tensor, columns: Tensor, gate: Tensor) -> 
     new_column = torch.full((update.v.shape[1],), -1, device=rows.device)
     new_row[rows] = torch.arange(len(rows), device=rows.device)
     new_column[columns] = torch.arange(len(columns), device=rows.device)
-    row, column = (found.long() for found in places(update.positions, update.v.shape[1]))
+    row, column = (found.long() for found in unravel_positions(update.positions, update.v.shape[1]))
     stays = (new_row[row] >= 0) & (new_column[column] >= 0)
     positions = new_row[row[stays]] * len(columns) + new_column[column[stays]]
     return positions, (update.values * gate[column])[stays]

@@ -33,7 +33,7 @@ class Target:
 
 
 def adapted(net: nn.Module) -> dict[str, AdaptedLinear]:
-    """The adapted linears of a model by their path."""
+    """Returns the adapted linears of a model by their path."""
     return {path: module for path, module in net.named_modules() if isinstance(module, AdaptedLinear)}
 
 
@@ -58,14 +58,14 @@ def check_target(net: nn.Module, path: str) -> nn.Module:
 
 
 def sizes_of(module: nn.Module, target: Target) -> tuple[int, int]:
-    """(outputs, inputs) of a target's part of a linear."""
+    """Returns (outputs, inputs) of a target's part of a linear."""
     weight = module.get_parameter("weight")
     outputs, inputs = weight.t().shape if is_transposed(module) else weight.shape
     return (outputs if target.size is None else target.size), inputs
 
 
 def part_of_weight(module: nn.Module, target: Target) -> Tensor:
-    """The (outputs, inputs) part of a linear's weight that a target means, without gradient; a view."""
+    """Returns the (outputs, inputs) part of a linear's weight that a target means, without gradient; a view."""
     weight = module.get_parameter("weight").detach()
     weight = weight.t() if is_transposed(module) else weight
     return weight[target.start : target.start + (target.size or len(weight))]
@@ -163,12 +163,12 @@ def _without(mask: Tensor, module: AdaptedLinear) -> Tensor:
 
 
 def trainable(net: nn.Module) -> int:
-    """Trained parameters of a model, tied ones once."""
+    """Returns how many parameters of a model are trained, tied ones once."""
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
 
 def freeze_but(net: nn.Module, trained: Iterable[str]) -> None:
-    """Only the updates and the modules at `trained` learn; a weight that these share with the rest does not."""
+    """Freezes all but the updates and the modules at `trained`; a weight that these share with the rest is frozen."""
     names: dict[int, int] = {}
     for _, parameter in net.named_parameters(remove_duplicate=False):
         names[id(parameter)] = names.get(id(parameter), 0) + 1

@@ -129,7 +129,7 @@ def _cut(updates: Updates, paths: set[str], rows: Tensor | None, columns: Tensor
 
 
 def has_update(modules: Mapping[str, object], layers: Sequence[LayerParts], family: str) -> bool:
-    """Whether a family ("heads" or "neurons") owns entries of a linear that has an update."""
+    """Returns whether a family ("heads" or "neurons") owns entries of a linear that has an update."""
     roles = (*SOURCES[family], TARGETS[family])
     paths = [getattr(layer, role) for layer in layers for role in roles]
     return any(name in modules for path in paths for name in (path, f"{path}.p", f"{path}.q"))

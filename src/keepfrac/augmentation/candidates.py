@@ -1,8 +1,8 @@
-"""Words that may stand in the place of others: made once per content and settings, in chunks that outlive a kill.
+"""Candidates to replace words: made once per content and settings, in chunks that outlive a kill.
 
 An entry of the cache is a folder named by the sha256 of all that its content depends on. A chunk holds the candidates
-of CHUNK sentences; it is written beside and then renamed, and made by one process at a time, so that jobs that start
-together share the work. An entry may be deleted at any time.
+of CHUNK sentences; it is written under a temporary name and then renamed, and made by one process at a time, so that
+jobs that start together share the work. An entry may be deleted at any time.
 """
 
 import contextlib
@@ -55,13 +55,13 @@ class Store:
         folder: where they lie.
         make: gives the candidates of some sentences; called for chunks that are not there yet.
         leads: whether this process of the run makes them; the others read.
-        tell: called with (sentences done, all sentences) after each chunk that was made.
+        report_progress: called with (sentences done, all sentences) after each chunk that was made.
     """
 
     folder: Path
     make: Make
     leads: bool
-    tell: Callable[[int, int], None]
+    report_progress: Callable[[int, int], None]
 
     def candidates(self, sentences: Sequence[str]) -> Candidates:
         """Returns the candidates of all sentences.
@@ -76,7 +76,7 @@ class Store:
             chunk = load(path, len(part))
             if chunk is None and self.leads:
                 chunk = self._made(path, part)
-                self.tell(start + len(part), len(sentences))
+                self.report_progress(start + len(part), len(sentences))
             wait_for_all()  # chunk by chunk: none waits longer than for one of them
             chunk = chunk if chunk is not None else load(path, len(part))
             if chunk is None:

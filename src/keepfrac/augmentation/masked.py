@@ -1,4 +1,4 @@
-"""What a masked language model puts in the place of words."""
+"""Replacements of words from a masked language model."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class MaskedWords:
         net.base_model.register_forward_hook(self._keep_masked)
 
     def fits(self, position: int) -> bool:
-        """Whether the model can see the piece at `position` of a sentence."""
+        """Returns whether the model can see the piece at `position` of a sentence."""
         return position < self.limit
 
     @torch.inference_mode()

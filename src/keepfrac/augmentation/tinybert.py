@@ -41,7 +41,7 @@ from keepfrac.tasks.rows import TEXTS, Rows
 log = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 10.0
-Tell = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 
 
 class TinyBertAugmentation:
@@ -96,7 +96,9 @@ class TinyBertAugmentation:
             "glove": glove_digest(glove, settings["glove_words"]) if glove else None,
         }
 
-    def __call__(self, rows: Rows, *, task: str, leads: bool, device: str, bf16: bool, tell: Tell) -> tuple[Rows, dict]:
+    def __call__(
+        self, rows: Rows, *, task: str, leads: bool, device: str, bf16: bool, report_progress: ReportProgress
+    ) -> tuple[Rows, dict]:
         """Returns the rows, each followed by its variants, and an account of how they were made.
 
         Args:
@@ -105,7 +107,7 @@ class TinyBertAugmentation:
             leads: whether this process of the run does the work; the others wait for it and read.
             device: where the masked language model runs, "cpu" or "cuda".
             bf16: whether it computes in bfloat16.
-            tell: called with (sentences done, all sentences) while the work is done.
+            report_progress: called with (sentences done, all sentences) while the work is done.
 
         Raises:
             UserError: the task has no sentences, or none of their words can be replaced.
@@ -113,7 +115,9 @@ class TinyBertAugmentation:
         own = self.settings
         if "text" not in rows:
             raise UserError(f"augment={own.name}: task {task} has no sentences; allowed are tasks of texts")
-        found = self._candidates(rows, leads, Maker(own, device, torch.bfloat16 if bf16 else torch.float32), tell)
+        found = self._candidates(
+            rows, leads, Maker(own, device, torch.bfloat16 if bf16 else torch.float32), report_progress
+        )
         words = _counted(found.values())
         if sum(words.values()) == words["none"]:
             raise UserError(f"augment={own.name}: no word of task {task}'s training rows can be replaced")
@@ -124,21 +128,23 @@ class TinyBertAugmentation:
         account = {"name": own.name, "times": times, "rows_before": len(rows), "words": words}
         return more, {**account, "model": own.model, "table": table}
 
-    def _candidates(self, rows: Rows, leads: bool, maker: Maker, tell: Tell) -> dict[str, list[WordCandidates]]:
+    def _candidates(
+        self, rows: Rows, leads: bool, maker: Maker, report_progress: ReportProgress
+    ) -> dict[str, list[WordCandidates]]:
         """Returns the candidates of each sentence, from the cache where they are: p, N and the seed come later."""
         sentences = list(dict.fromkeys(text for column in TEXTS if column in rows for text in rows[column]))
-        store = Store(cache_folder("augment") / maker.key(sentences), maker, leads, _LoggedProgress(tell))
+        store = Store(cache_folder("augment") / maker.key(sentences), maker, leads, _LoggedProgress(report_progress))
         return dict(zip(sentences, store.candidates(sentences), strict=True))
 
 
 class _LoggedProgress:
     """Passes on how far the work is, and writes a line to the log every few seconds."""
 
-    def __init__(self, tell: Tell):
-        self.tell, self.begin, self.logged = tell, time.monotonic(), 0.0
+    def __init__(self, report_progress: ReportProgress):
+        self.report_progress, self.begin, self.logged = report_progress, time.monotonic(), 0.0
 
     def __call__(self, done: int, of: int) -> None:
-        self.tell(done, of)
+        self.report_progress(done, of)
         now = time.monotonic()
         if now - self.logged > LOG_EVERY_SECONDS or done == of:
             self.logged = now

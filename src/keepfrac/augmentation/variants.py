@@ -53,7 +53,7 @@ def more_rows(
 ) -> Rows:
     """Returns the rows, each followed by its variants: of the first sentence, then of the second, the other as it is.
 
-    What is drawn depends on the seed and on a row's own texts, not on its place or on the rows around it.
+    What is drawn depends on the seed and on a row's own texts, not on its index or on the rows around it.
 
     Args:
         rows: with a column `text` and perhaps `text_pair`; all other columns are copied.
@@ -68,9 +68,9 @@ def more_rows(
     for i, own in enumerate(zip(*(rows[column] for column in columns), strict=True)):
         random = np.random.default_rng([seed, *_numbers(own)])
         made = [own]
-        for place, text in enumerate(own):
+        for index, text in enumerate(own):
             others = variants(text, candidates_of(text), times, p, random)
-            made += [(*own[:place], other, *own[place + 1 :]) for other in others]
+            made += [(*own[:index], other, *own[index + 1 :]) for other in others]
         origin += [i] * len(made)
         for column, values in zip(columns, zip(*made, strict=True), strict=True):
             texts[column] += values

@@ -59,7 +59,7 @@ class Sentence:
 
 
 def is_word(text: str) -> bool:
-    """Whether a string is nothing but letters of English."""
+    """Returns whether a string is nothing but letters of English."""
     return re.fullmatch("[A-Za-z]+", text) is not None
 
 
@@ -79,7 +79,7 @@ def find_words(tokenizer, texts: Sequence[str]) -> list[Sentence]:
 
 
 def check_tokenizer(tokenizer) -> None:
-    """Refuses a tokenizer whose whole words cannot be told from its pieces.
+    """Refuses a tokenizer whose whole words cannot be distinguished from its pieces.
 
     Raises:
         UserError: it is not a WordPiece tokenizer.

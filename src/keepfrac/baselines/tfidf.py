@@ -1,10 +1,10 @@
-"""TF-IDF and logistic regression beside a finished run: the same rows, the same splits, the same metrics.
+"""TF-IDF and logistic regression as a baseline of a finished run: same rows, same splits, same metrics.
 
     python -m src.baselines.tfidf multirun/<name>/<cell> [--words 3] [--refit]
 
 Runs of 1 to `--words` words, weighted by (1 + log tf) idf, and one logistic regression for each label, by scikit-learn.
 Its C is the one of CS with the best score on validation; the test rows are scored once, with that one. It leaves a cell
-of its own beside the run's, which `python -m src.report multirun/<name>` shows and records like any other.
+of its own next to the run's, which `python -m src.report multirun/<name>` shows and records like any other.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def truth(rows: Rows, num_labels: int) -> np.ndarray:
     return found
 
 
-def texts(rows: Rows) -> list[str]:
+def sentences_of(rows: Rows) -> list[str]:
     """Returns the text of each row; a pair is one text."""
     if "text_pair" not in rows:
         return rows["text"]
@@ -111,7 +111,7 @@ class Linear:
 def score(model: Linear, task: Task, split: str) -> dict[str, float]:
     """Returns the scores of "val" or "test" by their full names, as the task's metrics give them."""
     rows, metrics = task.splits.named()[split], task.metrics(split)
-    logits = model.logits(texts(rows))
+    logits = model.logits(sentences_of(rows))
     if task.problem == "multi_label":
         metrics.update(logits, torch.from_numpy(truth(rows, task.num_labels)))
     else:
@@ -122,20 +122,20 @@ def score(model: Linear, task: Task, split: str) -> dict[str, float]:
 def chosen(task: Task, settings: Settings) -> tuple[Linear, dict[str, float]]:
     """Returns the model of the best C on validation, and its scores on validation and test."""
     train = task.splits.train
-    sentences, found = texts(train), truth(train, task.num_labels)
+    sentences, found = sentences_of(train), truth(train, task.num_labels)
     sign = 1 if task.direction == "max" else -1
     tried = [Linear(settings.words, c).fit(sentences, found) for c in CS]
-    judged = [score(model, task, "val") for model in tried]
-    best = max(range(len(CS)), key=lambda i: sign * judged[i][f"val/{task.best_metric}"])
+    scored = [score(model, task, "val") for model in tried]
+    best = max(range(len(CS)), key=lambda i: sign * scored[i][f"val/{task.best_metric}"])
     model, validated = tried[best], score(tried[best], task, "val")  # again: its temperature is to serve the test
     if settings.refit:
         held_out = task.splits.validation
         found = np.concatenate([found, truth(held_out, task.num_labels)])
-        model = Linear(settings.words, model.c).fit(sentences + texts(held_out), found)
+        model = Linear(settings.words, model.c).fit(sentences + sentences_of(held_out), found)
     return model, validated | score(model, task, "test")
 
 
-def beside(folder: Path, settings: Settings) -> Path:
+def baseline_of(folder: Path, settings: Settings) -> Path:
     """Makes the baseline of a finished run's task, unless it is there; returns its folder.
 
     Raises:
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--refit", action="store_true", help="fit the chosen C again on train and validation")
     options = parser.parse_args(argv)
     try:
-        folder = beside(options.folder, Settings(options.words, options.refit))
+        folder = baseline_of(options.folder, Settings(options.words, options.refit))
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}: pip install -c .ci/constraints.txt 'scikit-learn' (make gaiic does it)\n")
         return 1

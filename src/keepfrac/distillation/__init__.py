@@ -1,1 +1,1 @@
-"""A teacher, and what a student is held to: for every method, beside its own losses."""
+"""A teacher, and the distillation losses: for every method, in addition to its own losses."""

@@ -37,7 +37,7 @@ class Activations(NamedTuple):
 
 
 class Distiller(nn.Module):
-    """A teacher beside a student.
+    """A teacher of a student.
 
     Args:
         teacher: without gradients.

@@ -1,4 +1,4 @@
-"""A teacher's own score on the task, before anyone learns from it."""
+"""A teacher's own score on the task, before distillation."""
 
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from keepfrac.errors import UserError
 
-MAPS = ("uniform", "last")
-
 
 def layer_map(kind: str | Sequence[int], student: int, teacher: int) -> list[int]:
     """Returns the teacher's layer (from 1) of each of the student's layers, first to last.

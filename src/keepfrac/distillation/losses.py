@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax, mse_loss
 
-PADDINGS = ("masked", "included")
-
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor, padding: str) -> Tensor:
     """Returns the squared difference of two layers' scores; where their heads differ in number, of their means.

@@ -31,7 +31,7 @@ class Recipe(Settings):
     layer_map: str | Sequence[int] = anything(
         "uniform, last, or a list of the teacher's layers, from 1: see `layers.layer_map`"
     )
-    projection: bool = flag("whether a learnt linear brings the student's hidden states to the teacher's width")
+    projection: bool = flag("whether a learnt linear projects the student's hidden states to the teacher's width")
     padding: str = choice(
         "masked: real tokens alone; included: all positions, as SparseBERT's code has it", "masked", "included"
     )

@@ -1,4 +1,4 @@
-"""What is measured of a folder: sizes of the model in it, and its times beside the dense original."""
+"""What is measured of a folder: sizes of the model in it, and its times relative to the dense original."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,14 +38,14 @@ def show(found: Mapping, console: Console) -> None:
     sparsity.show(found["sparsity"], console)
 
 
-def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict:
+def latencies(folder: Path, threads: int, repeats: int, log_line: Callable[[str], None]) -> dict:
     """Measures the delivered model and its dense original in turns, and writes latency.json into the folder.
 
     Args:
         folder: a run's, or a model's.
         threads: of the CPU, >= 1.
         repeats: rounds at each place, >= 1.
-        tell: is told what has been measured, line by line.
+        log_line: called with each line of what was measured.
 
     Raises:
         UserError: no model in it, or a number below 1.
@@ -53,6 +53,6 @@ def latencies(folder: Path, threads: int, repeats: int, tell: Callable[[str], No
     for key, value in {"threads": threads, "repeats": repeats}.items():
         if value < 1:
             raise UserError(f"--{key} {value}: must be a whole number >= 1")
-    found = latency(model_folder(folder), threads, repeats, tell)
+    found = latency(model_folder(folder), threads, repeats, log_line)
     save(found, folder / "latency.json")
     return found

@@ -1,4 +1,4 @@
-"""Latency of a delivered model beside its dense original: p50, p95 and throughput, file size, peak memory.
+"""Latency of a delivered model and its dense original: p50, p95 and throughput, file size, peak memory.
 
 The two are timed in turns, in one process with a fixed number of threads, after a warm-up; the peak of memory is that
 of a process of its own. The dense original has random weights: its time does not depend on them.
@@ -21,7 +21,7 @@ import torch
 
 from keepfrac.measurement.costs import bytes_on_disk
 from keepfrac.models.dense_reference import blueprint
-from keepfrac.models.load import load_body, quieten
+from keepfrac.models.load import load_body, silence_library_logging
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
 from keepfrac.tensors.clock import interleaved_seconds
@@ -33,7 +33,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Conditions:
-    """One place of the grid.
+    """One set of conditions of the grid.
 
     Args:
         way: eager | compile.
@@ -58,12 +58,12 @@ GRID = tuple(
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of the sorted values lie, by the nearest rank."""
+    """Returns the value below which `share` of the sorted values lie, by the nearest rank."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """The figures of one place: of both sides p50 and p95 in ms and sentences per second, and own p50 to dense p50."""
+    """Returns one row: p50 and p95 in ms and sentences per second of both models, and the ratio of their p50."""
     figures: dict[str, Any] = {**vars(where)}
     for side in SIDES:
         p50 = percentile(seconds[side], 0.50)
@@ -74,7 +74,7 @@ def row(where: Conditions, seconds: Mapping[str, list[float]]) -> dict[str, Any]
 
 @torch.inference_mode()
 def grid(nets: Mapping[str, Any], places: tuple[Conditions, ...], repeats: int) -> Iterator[dict[str, Any]]:
-    """Yields a row per place; one that cannot be measured says why in `failed`."""
+    """Yields a row per set of conditions; one that cannot be measured says why in `failed`."""
     for where in places:
         torch.compiler.reset()
         forwards = {side: _forward(net, where) for side, net in nets.items()}
@@ -96,8 +96,8 @@ def _forward(net: Any, where: Conditions) -> Callable[[], object]:
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The delivered model of a folder, and its dense original."""
-    quieten()
+    """Returns the delivered model of a folder, and its dense original."""
+    silence_library_logging()
     own = load_body(folder).to(DEVICE).eval()
     return {"own": own, "dense": blueprint(own)(DEVICE)}
 
@@ -110,7 +110,7 @@ def file_bytes(nets: Mapping[str, Any], folder: Path) -> dict[str, int]:
 
 
 def peaks(folder: Path, threads: int) -> dict[str, float]:
-    """MiB that each model's own process takes at most, for one forward of 32 sentences of 128 tokens."""
+    """Returns the peak MiB of each model's own process, for one forward of 32 sentences of 128 tokens."""
     found = {}
     for side in SIDES:
         command = [sys.executable, "-m", "keepfrac.measurement.latency", str(folder), side, str(threads)]
@@ -120,14 +120,14 @@ def peaks(folder: Path, threads: int) -> dict[str, float]:
     return found
 
 
-def latency(folder: Path, threads: int, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def latency(folder: Path, threads: int, repeats: int, log_line: Callable[[str], None]) -> dict[str, Any]:
     """Measures all of it.
 
     Args:
         folder: a model's.
         threads: of the CPU.
-        repeats: rounds at each place, after the warm-up.
-        tell: is told what has been measured, line by line.
+        repeats: rounds of each measurement, after the warm-up.
+        log_line: called with each line of what was measured.
     """
     torch.set_num_threads(threads)
     nets = load(folder)
@@ -141,31 +141,31 @@ def latency(folder: Path, threads: int, repeats: int, tell: Callable[[str], None
     }
     for one in grid(nets, GRID, repeats):
         found["rows"].append(one)
-        tell(line(one))
+        log_line(line(one))
     return found
 
 
 def line(one: Mapping[str, Any]) -> str:
-    """A row in words."""
-    place = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
+    """Returns a row in words."""
+    conditions = f"{one['way']:8s}{one['dtype']:9s} batch {one['batch']:<3d} length {one['length']:<4d}"
     if "failed" in one:
-        return f"{place} not measured: {one['failed']}"
+        return f"{conditions} not measured: {one['failed']}"
     sides = "   ".join(
         f"{side} p50 {one[f'{side}_p50_ms']:.2f} p95 {one[f'{side}_p95_ms']:.2f} ms, {one[f'{side}_per_second']:.1f}/s"
         for side in SIDES
     )
-    return f"{place} {sides}   to dense {one['ratio']:.3f}"
+    return f"{conditions} {sides}   to dense {one['ratio']:.3f}"
 
 
 def _peak(arguments: list[str]) -> float:
-    """Is what a process of its own runs: MiB that it took."""
+    """The peak MiB of one forward pass, measured in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("threads", type=int)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    quieten()
+    silence_library_logging()
     net = load_body(chosen.folder).to(DEVICE)
     if chosen.side == "dense":
         build = blueprint(net)

@@ -101,7 +101,7 @@ def _modules(body: Anatomy) -> Iterator[tuple[str, str]]:
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The rows as text: counts, and each part's share of the parameters."""
+    """Returns the rows as text: counts, and each part's share of the parameters."""
     total = max(1, sum(row["params"] for row in rows))
     head = f"{'part':14s} {'params':>16s} {'share':>7s} {'parameter bytes':>16s} {'MACs (128 tokens)':>18s}"
     return [head] + [

@@ -14,7 +14,7 @@ _EVENT = "[memory]"  # the profiler's name of an allocation (bytes above 0) or o
 def peak_bytes(step: Callable[[], object], device: torch.device | None = None) -> int:
     """Returns the largest sum of bytes that live at once during `step()`, less what lives when it begins.
 
-    Every tensor's storage counts, temporary ones of an operator too; so do gradients that the step makes anew. What
+    Every tensor's storage counts, temporary ones of an operator too; so do gradients that the step creates. What
     a library takes without torch's allocator (a matmul's own workspace) does not.
 
     Args:
@@ -45,7 +45,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device | None = None) -
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Within it nothing written to the standard error is seen: the profiler's library writes there what helps none."""
+    """Silences the standard error within it: the profiler's library writes there."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -34,7 +34,7 @@ def matrices(net: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in named if weight.ndim == 2}
 
 
-def account(counts: Mapping[str, tuple[int, int]], params: int, nonzeros: int) -> dict:
+def totals(counts: Mapping[str, tuple[int, int]], params: int, nonzeros: int) -> dict:
     """Returns the totals of matrices given as (nonzeros, elements), and of the whole model.
 
     Args:
@@ -71,7 +71,7 @@ def sparsity(net: nn.Module, macs: int) -> dict:
     total, nonzeros = (sum(map(of, parameters)) for of in (torch.Tensor.numel, lambda p: int(torch.count_nonzero(p))))
     zeros = sum(elements - kept for kept, elements in counts.values())
     return {
-        **account(counts, total, nonzeros),
+        **totals(counts, total, nonzeros),
         "macs_nonzero": macs - LENGTH * zeros,
         "bytes_dense": sum(p.numel() * p.element_size() for p in parameters),
         "bytes_packed": packed_bytes(net.state_dict()),

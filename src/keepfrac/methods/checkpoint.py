@@ -3,7 +3,7 @@
 The forward pass saves each layer's input alone; the backward pass runs the layer again before it can go through it.
 Gradients are exact (dropout draws the same masks again). About a third more arithmetic.
 
-keep_frac is 1: nothing is left out of any gradient. No layer is changed, so that `backward=` may be set beside it.
+keep_frac is 1: nothing is left out of any gradient. No layer is changed, so that `backward=` may be set too.
 
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"; Transformers' own switch, PyTorch's
 non-reentrant implementation.

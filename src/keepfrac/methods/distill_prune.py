@@ -15,7 +15,7 @@ keep_frac is the share of the weights of the encoder's six linears a layer that 
 
 Departures from the paper's released code (`method=sparsebert`): a phase of recovery, exact counts, gradients and
 moments of pruned weights at zero, a decaying rate with warm-up, the best checkpoint among those of the final size, a
-teacher without dropout, no padding in the losses, labels beside the teacher.
+teacher without dropout, no padding in the losses, the labels' loss too.
 """
 
 from keepfrac.errors import UserError

@@ -8,8 +8,8 @@ feed-forward neuron with them, under a loss of l1 sum |c|. Then the units of the
               and its column
     w_delta   the same of |W + alpha / r (U V + S2)|, over all linears
 
-The rest of the fit tunes the updates, and the rate begins anew. In the end heads and neurons are sliced away, out of
-W, U, V and S2, and the updates are merged. With score=w_delta and settled_at=0 the cut comes first, and training is as
+The rest of the fit tunes the updates, and the learning rate restarts. In the end heads and neurons are sliced out of W,
+U, V and S2, and the updates are merged. With score=w_delta and settled_at=0 the cut comes first, and training is as
 fast as the small model is.
 
 keep_frac is the share of the heads and, unless neurons_keep_frac says another, of the neurons that stays. 3 of 12 heads

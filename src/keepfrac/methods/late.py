@@ -6,7 +6,7 @@ when G has arrived, by its norm, the right criterion, unknown in the forward pas
 
 keep_frac is the share of the real tokens that form each weight gradient: it sets arithmetic alone.
 
-Beneath another method the same is `backward=late`: see `sparse.act8bit.saver`.
+With another method the same is `backward=late`: see `sparse.act8bit.saver`.
 
 Sources: 8-bit storage after Mesa and GACT; winner-take-all rows after WTA-CRS (Liu et al., NeurIPS 2023), whose
 gradient norms come from the epoch before. Departures: the norms are those of this very step; padding never counts.

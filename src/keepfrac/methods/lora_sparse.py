@@ -1,8 +1,8 @@
 """LoRA-sparse (DSEE): y = (W o S1) x + (alpha / r) (U V + S2) x, with W frozen, and merged without losing its zeros.
 
 U V is a low-rank update and S2 N trained values at chosen positions. S1 keeps a share of the frozen weights: until
-`settled_at` the updates are tuned on the whole model, then S1 is chosen and stays, the rate begins anew, and the
-updates are tuned to what is left. With schedule=cubic the share falls on the way there. S1 is chosen by |W|, by the
+`settled_at` the updates are tuned on the whole model, then S1 is chosen and stays, the learning rate restarts, and the
+updates are tuned to the pruned model. With schedule=cubic the share falls on the way there. S1 is chosen by |W|, by the
 size of the update where there is one, or by that of the sum; pooler and classifier stay whole.
 
 Both stages are one fit; as two runs: method=lora_sparse keep_frac=1 merge=keep, then model=from_run settled_at=0.
@@ -146,7 +146,7 @@ class LoraSparse(AdapterTuning):
         self.s1.update(masks)
         self.s1.apply_to(self.net)  # once: frozen weights stay at zero
         if self.ema is not None:
-            self.ema.prune(masks)  # else they would remember the weights from before
+            self.ema.prune(masks)  # else they would keep the old values of pruned weights
         self.adapters.apply_mask_in_forward(self.net, masks)
 
     def _settle(self) -> None:

@@ -63,7 +63,8 @@ class TaylorPrune(UnitPruner):
         score_split: str = setting(
             "split whose rows are scored",
             Kind(
-                lambda value: value == "train", "train; what chooses a model's units must not be what it is judged by"
+                lambda value: value == "train",
+                "train; what chooses a model's units must not be what it is evaluated on",
             ),
         )
         score_seed: int = count("seed of the choice of these rows, and of drawn labels", least=0)
@@ -101,7 +102,7 @@ class TaylorPrune(UnitPruner):
             if any(self.wanted.values()):
                 self.keep_frac = self._implied()
             if self._trainer is not None:
-                self.net.to(self._trainer.strategy.root_device)  # where Lightning will bring it after this
+                self.net.to(self._trainer.strategy.root_device)  # where Lightning will move it after this
         super().prepare(batches)
 
     def after_step(self) -> None:
@@ -151,7 +152,7 @@ class TaylorPrune(UnitPruner):
         return self.rounds < self.settings.iterations
 
     def _round(self) -> None:
-        """Scores what is left, removes this round's share, and masks it."""
+        """Scores the remaining units, removes this round's share, and masks it."""
         assert self.cost is not None
         self.rounds += 1
         done, last = self.rounds / self.settings.iterations, self.rounds == self.settings.iterations
@@ -224,14 +225,14 @@ class TaylorPrune(UnitPruner):
             yield (batch if self.drawn is None else {**batch, "labels": self.drawn[rows].to(batch["labels"].device)})
 
     def _rows(self) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Yields (places among the scored rows, batch); rows of similar length stand together."""
+        """Yields (positions among the scored rows, batch); rows of similar length stand together."""
         data = self.task.encoded(self.settings.score_split)
         order = np.random.default_rng(self.settings.score_seed).permutation(len(data))[: self.settings.score_rows]
-        places = np.argsort(np.asarray(data.lengths)[order], kind="stable")
+        positions = np.argsort(np.asarray(data.lengths)[order], kind="stable")
         device = next(self.net.parameters()).device
-        cuts = [*range(0, len(places), self.task.batch_size), len(places)]
+        cuts = [*range(0, len(positions), self.task.batch_size), len(positions)]
         for start, end in pairwise(cuts):
-            rows = places[start:end]
+            rows = positions[start:end]
             batch = self.task.collate([data[int(i)] for i in order[rows]])
             yield rows, self.task.to_device(batch, device)
 

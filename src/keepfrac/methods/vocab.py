@@ -75,17 +75,17 @@ class VocabPrune(FineTune):
         if tokenizer is None or not hasattr(data, "tokens"):
             raise UserError(f"method={self.name} counts the tokens of texts, and task={self.task.name} has none")
         before, logits = data.tokens, self._logits(data.tokens) if self.settings.min_count == 1 else []
-        seen = np.flatnonzero(np.bincount(before.ids) >= self.settings.min_count)
+        used = np.flatnonzero(np.bincount(before.ids) >= self.settings.min_count)
         state = state_of(tokenizer)
         always = special_token_ids(tokenizer, self.net)
-        smaller, old = remap_ids(state, tokens_to_keep(state, seen.tolist(), always, self.settings.characters))
+        smaller, old = remap_ids(state, tokens_to_keep(state, used.tolist(), always, self.settings.characters))
         embeddings = keep_rows(self.net, old)
         self._slice_masks(old)
         self.task.use(rebuilt(tokenizer, smaller))
         moved = self._compare(before, np.array(old), logits) if self.settings.min_count == 1 else {}
         original = embeddings["original_rows"]
         self.account = {
-            "asked": round(len(seen) / original, 4),
+            "asked": round(len(used) / original, 4),
             "achieved": len(old) / original,
             "unit": "rows of the word embeddings",
             "of": f"{original} tokens",
@@ -113,9 +113,9 @@ class VocabPrune(FineTune):
                 f"the pruned {type(self.task.tokenizer).__name__} divides the training texts in another way than the"
                 " whole one: this vocabulary cannot be pruned"
             )
-        said = slice(None) if self.net.get_output_embeddings() is None else old  # type: ignore[operator]
+        ids = slice(None) if self.net.get_output_embeddings() is None else old  # type: ignore[operator]
         pairs = zip(logits, self._logits(after), strict=True)
-        return {"logits_moved_by": max(float((now - had[..., said]).abs().max()) for had, now in pairs)}
+        return {"logits_moved_by": max(float((now - had[..., ids]).abs().max()) for had, now in pairs)}
 
     @torch.no_grad()
     def _logits(self, tokens: Tokens) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.families import FAMILIES, PRUNED, Family
-from keepfrac.tensors.layouts import Layout
+from keepfrac.tensors.layouts import LinearLayout
 
 ATTENTION = ("attention", "query", "key", "value", "attention_output", "probability_dropout", "attention_dropout")
 FEED_FORWARD = ("ffn_gate", "ffn_in", "ffn_out", "activation", "ffn_dropout")
@@ -54,10 +54,10 @@ class Layer:
     transposed: bool
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> LinearLayout:
         """The linears that are there by role, and how they hold their matrices."""
         paths = {role: path for role in LINEARS if (path := getattr(self, role)) is not None}
-        return Layout(paths, self.transposed)
+        return LinearLayout(paths, self.transposed)
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Anatomy:
         embeddings: path of the module whose output the first layer reads.
         layers: the transformer layers, first to last.
         pooler: path of the pooler, None where there is none.
-        head: paths of the modules beside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
+        head: paths of the modules outside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
     """
 
     model_type: str
@@ -132,7 +132,7 @@ def family_of(net: nn.Module) -> Family:
 
 
 def check_attention_interface(net: nn.Module, wanted: str, instead: str) -> None:
-    """Refuses what watches or replaces the attention function where a model does not ask Transformers for it.
+    """Refuses features that record or replace the attention function where a model does not ask Transformers for it.
 
     Args:
         net: the model.

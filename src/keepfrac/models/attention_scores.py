@@ -2,7 +2,7 @@
 
 Transformers hands out probabilities, and its fused attention not even these. Here an attention function of our own is
 registered with its AttentionInterface for each implementation that is met: it calls that implementation and, where the
-module is being recorded, forms the scores beside it. So the fused kernels stay, the price is one more product Q K^T,
+module is being recorded, also forms the scores. So the fused kernels stay, the price is one more product Q K^T,
 and outside of `recorded` a model is untouched.
 """
 
@@ -99,8 +99,8 @@ def _record(
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention as `base` does; keeps the scores where the module is recorded."""
-    if (place := getattr(module, ATTRIBUTE, None)) is not None:
-        found, number = place
+    if (recorded := getattr(module, ATTRIBUTE, None)) is not None:
+        found, number = recorded
         shared = query.shape[1] // key.shape[1]  # queries that read the same key
         keys = key.repeat_interleave(shared, 1) if shared > 1 else key
         found[number] = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)

@@ -45,7 +45,7 @@ def encoder_layers(net: PreTrainedModel) -> list[Layer]:
 
 
 def is_cut(net: PreTrainedModel) -> bool:
-    """Whether a model is what `cut` makes."""
+    """Returns whether a model is what `cut` makes."""
     return net.config.model_type.startswith(PRUNED)
 
 
@@ -178,7 +178,7 @@ def _attention_of(net: PreTrainedModel) -> str:
 def _ranks_of(
     net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[Layer], kept: list[int]
 ) -> dict[str, int]:
-    """Low-rank linears by their name inside the encoder, layers numbered anew."""
+    """Low-rank linears by their name inside the encoder, layers renumbered."""
     base, found = f"{base_path(net)}.", {}
     for new, old in enumerate(kept):
         for role in ROLES:

@@ -37,7 +37,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_ready(kind: str) -> None:
-    """Says before a run what its end would stumble over.
+    """Checks before a run that its export can be written at the end.
 
     Raises:
         UserError: an unknown form, or one whose packages are not installed.
@@ -82,7 +82,7 @@ def export(net: PreTrainedModel, kind: str, folder: Path, example: Mapping[str, 
 
 
 def stock_uniform(net: PreTrainedModel) -> PreTrainedModel:
-    """The model as a plain Transformers class of the sizes that it has, if a stock configuration can say them.
+    """Returns the model as a plain Transformers class of the sizes that it has, if a stock configuration can say them.
 
     Stock encoders have hidden = heads * head_dim and one feed-forward width: all heads must be kept, the same number
     of neurons in each layer, nothing low-rank. Dropped layers are fine.
@@ -109,7 +109,7 @@ def stock_uniform(net: PreTrainedModel) -> PreTrainedModel:
 
 
 def stock_padded(net: PreTrainedModel) -> PreTrainedModel:
-    """The model as a plain Transformers class of the dense sizes, with zeros where units were cut.
+    """Returns the model as a plain Transformers class of the dense sizes, with zeros where units were cut.
 
     Low-rank linears are multiplied out. Outputs are equal up to the order of summation. Kept units take the first
     places: which they were in the dense model is not recorded in a cut model.

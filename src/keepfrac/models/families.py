@@ -1,13 +1,13 @@
 """The model families, one row each: the only file that spells how a family calls its parts.
 
 Everything else asks here, most of it by `models.anatomy`: which linear is the query, where the LayerNorm stands, what
-the configuration calls the number of layers, whether attention can be watched, what is left of a removed sub-layer.
+the configuration calls the number of layers, whether attention can be recorded, what replaces a removed sub-layer.
 
 To add a family, write its row in FAMILIES under its `config.model_type` (often `replace` of a row that is there), and a
 tiny configuration of it in `tests/unit/models/tiny.py`; then `python -m tests.contract.test_families --write` tries
 every feature on it and writes what works into this folder's README.
 
-This file leans on nothing but Python: a cut model is delivered with a copy of it, beside `pruned.py`.
+This file imports nothing but Python: a cut model is delivered with a copy of it and of `pruned.py`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Family:
         width: attribute with num_heads * head_dim, where the forward pass reads it.
         layout: how a linear holds its matrix: "plain" (outputs, inputs), or "conv1d" (inputs, outputs).
         causal: whether a token sees only what stands before it: a decoder.
-        attention_interface: whether attention goes through Transformers' AttentionInterface. Without it nobody can
-            watch or replace the attention function, and what has to is refused.
+        attention_interface: whether attention goes through Transformers' AttentionInterface. Without it nothing can
+            record or replace the attention function, and features that must are refused.
         removed: what stands where a cut removed a sub-layer: "norm", its LayerNorm of the residual alone, or "zeros",
             which its caller adds to the residual. None: a model of this family cannot be cut.
         why_not_cut: the rest of that refusal, where there is more to say.
         depth, neurons, function: keys of the configuration: number of layers, feed-forward width, activation.
         dropouts, attention_dropouts: keys of the configuration with the rates of hidden and of attention dropout.
-        new_parts: names of modules that a task brings anew: heads, and an encoder's pooler.
+        new_parts: names of modules that a task creates: heads, and an encoder's pooler.
         first_token_readers: classes of poolers and heads that are given all hidden states and read the first token.
         first_token_views: modules of the head that are given the first token as a view of all hidden states.
     """

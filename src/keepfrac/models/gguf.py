@@ -1,6 +1,6 @@
 """Weights of a GGUF file as a Hugging Face folder: dequantised once, then kept in the cache.
 
-The numbers stay those that the file's few bits can say; only their type is float32 again.
+The values stay those of the file's few bits; only their type is float32 again.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def _digest(path: Path) -> str:
 def _unpack(path: Path, folder: Path) -> None:
     """Writes the folder whole or not at all; jobs that start together may all do it."""
     log.info("unpacking %s into %s, once", path.name, folder)
-    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with replacing(folder) as new:
-            config = AutoConfig.from_pretrained(**place)
-            tokenizer = AutoTokenizer.from_pretrained(**place, model_max_length=config.max_position_embeddings)
+            config = AutoConfig.from_pretrained(**source)
+            tokenizer = AutoTokenizer.from_pretrained(**source, model_max_length=config.max_position_embeddings)
             tokenizer.save_pretrained(new)
-            loaded = AutoModelForCausalLM.from_pretrained(**place, config=config, dtype=torch.float32)
+            loaded = AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
             plain = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32
             )  # transformers calls `loaded` quantised

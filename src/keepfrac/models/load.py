@@ -30,7 +30,7 @@ from keepfrac.storage.redact import first_line
 
 log = logging.getLogger(__name__)
 
-pruned.register()  # from here on the Auto classes know cut models
+pruned.register_classes()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
@@ -98,7 +98,7 @@ def load_net(
         UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing; or
             any, in a run's model that will not be trained.
     """
-    quieten()
+    silence_library_logging()
     net = _net(settings, head, labels, num_labels, vocab_size, learns)
     if settings["hidden_act"]:
         use_activation(net, settings["hidden_act"])
@@ -143,7 +143,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
     Raises:
         UserError: it is not a model's, or weights other than the head's and the pooler's are missing.
     """
-    quieten()
+    silence_library_logging()
     try:
         net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
@@ -198,7 +198,7 @@ def _refuse_missing(source: str, info: dict) -> list[str]:
 def save_model(
     net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, masks: Masks | None = None
 ) -> None:
-    """Writes a plain Hugging Face folder, with the masks beside the weights, whole or not at all."""
+    """Writes a plain Hugging Face folder, with the masks, atomically."""
     try:
         with replacing(folder) as new:
             net.save_pretrained(new)
@@ -244,7 +244,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return next(known, transformers.AutoModel)
 
 
-def quieten() -> None:
+def silence_library_logging() -> None:
     """Silences what transformers says on every load."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from keepfrac.errors import UserError
-from keepfrac.models.load import PACKED, auto_class, quieten
+from keepfrac.models.load import PACKED, auto_class, silence_library_logging
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _empty(folder: Path) -> PreTrainedModel:
 
 
 def restore(folder: Path, target: Path) -> None:
-    """Writes a plain Hugging Face folder: the dense weights, and all else that lies in the packed one.
+    """Writes a plain Hugging Face folder: the dense weights, and the other files of the packed one.
 
     Raises:
         UserError: both are the same folder, or the packed weights cannot be read.
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m src.models.packed FOLDER NEW_FOLDER\n")
         return 2
-    quieten()
+    silence_library_logging()
     try:
         restore(*map(Path, arguments))
     except UserError as error:

@@ -278,7 +278,7 @@ def auto_map(config_class: type) -> dict[str, str]:
     return {"AutoConfig": f"{module}.{config_class.__name__}", **names}
 
 
-def register() -> None:
+def register_classes() -> None:
     """Makes `AutoConfig` and the `AutoModel*` classes know the models in this process."""
     for config_class, classes in CLASSES.items():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -288,4 +288,4 @@ def register() -> None:
 
 # A copy beside weights is found through auto_map; it must not take the name from an installed project's own class.
 if not __name__.startswith("transformers_modules"):
-    register()
+    register_classes()

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
-from keepfrac.models.load import HEADS, quieten
+from keepfrac.models.load import HEADS, silence_library_logging
 from keepfrac.models.locate import locate_teacher
 from keepfrac.storage.redact import first_line
 
@@ -38,7 +38,7 @@ def load_teacher(
     Raises:
         UserError: it cannot be read, has no head for the task, other labels or another order, or other tokens.
     """
-    quieten()
+    silence_library_logging()
     source = locate_teacher(name)
     try:
         config = AutoConfig.from_pretrained(source)

@@ -1,7 +1,7 @@
-"""What was kept, in numbers: as the original project counted it, and honestly beside it.
+"""What was kept, in numbers: as the original project counted it, and in full.
 
 The original (FLOP for BERT) writes eight lines into `info.txt`, and its published example has these eight; the nine
-honest lines below them are ours. Its `dense_total_params` is the size of a *full* singular value decomposition, which
+full counts below them are ours. Its `dense_total_params` is the size of a *full* singular value decomposition, which
 for the 3072 x 768 matrix holds 2304 directions of singular value 0: 233,570,304 for BERT-base's 84,934,656 prunable
 weights. Its `non_kernel_params` forgets the pooler's matrix.
 """
@@ -37,7 +37,7 @@ class Account:
     pooler: int
 
     def original_lines(self) -> list[str]:
-        """The eight lines of the original's `info.txt`, in its order, its omissions included."""
+        """Returns the eight lines of the original's `info.txt`, in its order and with its omissions."""
         others = self.others_kept - self.pooler
         whole, pruned = self.prunable + others, self.kept + others
         return [
@@ -52,7 +52,7 @@ class Account:
         ]
 
     def honest_lines(self) -> list[str]:
-        """The same model against the dense original, nothing left out."""
+        """Returns lines that count the same model in full, against the dense original."""
         dense, pruned = self.prunable + self.others, self.kept + self.others_kept
         return [
             f"encoder_linear_weights_dense: {self.prunable}",
@@ -67,7 +67,7 @@ class Account:
         ]
 
     def info_txt(self) -> str:
-        """The whole file: the original's lines, then the honest ones."""
+        """Returns the whole file: the original's lines, then the full counts."""
         return "\n".join([*self.original_lines(), *self.honest_lines()]) + "\n"
 
 
@@ -100,7 +100,7 @@ def inflated(shape: ModelShape) -> int:
 
 
 def kept(cost: Cost, asked: float, counts: Sequence[LayerCounts]) -> dict[str, float | str]:
-    """The `kept` entry of a result: asked, achieved, unit, of."""
+    """Returns the `kept` entry of a result: asked, achieved, unit, of."""
     return {
         "asked": asked,
         "achieved": float(fraction(cost, counts)),

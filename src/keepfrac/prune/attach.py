@@ -27,19 +27,19 @@ from keepfrac.prune.structure import ROLES, LayerCounts, LayerParts, Number, Str
 
 
 class GateValues(Protocol):
-    """Who knows the gates of this forward; None = no gate there (open)."""
+    """Gates of the current forward pass; None: no gate (open)."""
 
     def units(self, layer: int, family: str) -> Tensor | None:
-        """The gates of a layer's "heads" (heads,) or "neurons" (neurons,)."""
+        """Returns the gates of a layer's "heads" (heads,) or "neurons" (neurons,)."""
 
     def sub_layer(self, layer: int, part: str) -> Tensor | None:
-        """The scalar gate of "attention" or "ffn"."""
+        """Returns the scalar gate of "attention" or "ffn"."""
 
     def rank(self, layer: int, role: str) -> Tensor | None:
-        """The gates of a low-rank linear's directions (rank,)."""
+        """Returns the gates of a low-rank linear's directions (rank,)."""
 
     def dropped(self, layer: int) -> bool:
-        """Whether the layer is the identity, layer norms included."""
+        """Returns whether the layer is the identity, layer norms included."""
 
 
 def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> list[RemovableHandle]:
@@ -70,7 +70,7 @@ def attach(net: nn.Module, layers: Sequence[LayerParts], gates: GateValues) -> l
 
 
 def read_counts(net: nn.Module, layers: Sequence[LayerParts]) -> list[LayerCounts]:
-    """The heads, neurons and ranks that the model has now, read from its modules."""
+    """Returns the heads, neurons and ranks that the model has now, read from its modules."""
     found = []
     for layer in layers:
         heads = _inputs(net, layer.attention_output) // layer.unit_width
@@ -101,7 +101,7 @@ def role_weight(net: nn.Module, layer: LayerParts, role: str) -> Tensor:
 
 
 def rank_of(linear: nn.Module) -> int | None:
-    """The rank of a linear held as two factors `p` and `q`, None of a whole one."""
+    """Returns the rank of a linear held as two factors `p` and `q`, None of a whole one."""
     factor = getattr(linear, "p", None)
     return getattr(factor, "out_features", None) if isinstance(factor, nn.Module) else None
 
@@ -156,7 +156,7 @@ class RankGate:
 
 @dataclass(frozen=True)
 class SubLayerGate:
-    """Behind the last linear of a sub-layer, its bias included."""
+    """After the last linear of a sub-layer, its bias included."""
 
     gates: GateValues
     layer: int
@@ -173,13 +173,13 @@ class SubLayerGate:
 
 @dataclass(frozen=True)
 class Bypass:
-    """Behind a layer norm: in a dropped layer it hands on its input."""
+    """After a layer norm: in a dropped layer it returns its input."""
 
     gates: GateValues
     layer: int
 
     def dropped(self) -> bool:
-        """Whether the layer is the identity."""
+        """Returns whether the layer is the identity."""
         return self.gates.dropped(self.layer)
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
@@ -226,7 +226,7 @@ class FixedGates:
 
 
 def gates_of(structure: Structure, counts: Sequence[LayerCounts], device: torch.device | None = None) -> FixedGates:
-    """The 0/1 gates of a `Structure` on a model with these counts: what cutting by it must equal."""
+    """Returns the 0/1 gates of a `Structure` on a model with these counts: what cutting by it must equal."""
 
     def indicator(units: tuple[int, ...], size: Number) -> Tensor:
         z = torch.zeros(int(size), device=device)

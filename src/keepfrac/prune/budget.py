@@ -1,4 +1,4 @@
-"""Units, their scores, and the account that a selection keeps while it spends its budget."""
+"""Units, their scores, and the cost of a selection while it is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from keepfrac.prune.structure import LayerCounts, LayerStructure, Structure
 
 FAMILIES = ("heads", "neurons", "ranks")
 PARTS = ("attention", "ffn")
-Place = tuple[int, str, str]
+Component = tuple[int, str, str]
 """(layer, family, role): the role is empty for heads and neurons."""
 
 
@@ -26,8 +26,8 @@ class UnitScores:
         heads: per layer (heads,).
         neurons: per layer (neurons,).
         ranks: per layer, role -> (rank,).
-        whole: families whose units stay or go together in each layer, because only their sub-layers were judged.
-        together: whether both sub-layers of a layer stay or go together, because only layers were judged.
+        whole: families whose units stay or go together in each layer, because only their sub-layers were scored.
+        together: whether both sub-layers of a layer stay or go together, because only layers were scored.
     """
 
     counts: Sequence[LayerCounts]
@@ -37,22 +37,22 @@ class UnitScores:
     whole: frozenset[str] = frozenset()
     together: bool = False
 
-    def places(self) -> dict[Place, Tensor]:
-        """Every scored vector by its place, families in order, on the CPU in float64."""
-        found: dict[Place, Tensor] = {}
+    def components(self) -> dict[Component, Tensor]:
+        """Returns every scored vector by its component, families in order, on the CPU in float64."""
+        found: dict[Component, Tensor] = {}
         for family, scored in (("heads", self.heads), ("neurons", self.neurons)):
             found |= {(i, family, ""): s for i, s in enumerate(scored or ())}
         found |= {(i, "ranks", role): s for i, by_role in enumerate(self.ranks or ()) for role, s in by_role.items()}
         if not found:
             raise UserError("no family of units is scored: there is nothing to prune")
-        return {place: s.detach().double().cpu() for place, s in found.items()}
+        return {component: s.detach().double().cpu() for component, s in found.items()}
 
 
 @dataclass
 class Group:
-    """Units of one place that are taken together; `must`: whatever the budget says."""
+    """Units of one component that are taken together; `must`: whatever the budget says."""
 
-    place: Place
+    component: Component
     units: list[int]
     score: float
     must: bool
@@ -63,7 +63,7 @@ class Spending:
 
     def __init__(self, scores: UnitScores, cost: Cost) -> None:
         self.cost, self.scores = cost, scores
-        self.units: dict[Place, list[int]] = {place: [] for place in scores.places()}
+        self.units: dict[Component, list[int]] = {component: [] for component in scores.components()}
         self.sub_layers = {
             (i, part): self._sub_cost(i, part, None) for i in range(len(scores.counts)) for part in PARTS
         }
@@ -72,11 +72,11 @@ class Spending:
         self.full |= {(i, "ffn"): float(cost.ffn(c.neurons, c.ranks)) for i, c in enumerate(scores.counts)}
 
     def _count(self, layer: int, family: str, role: str, extra: Group | None) -> int:
-        place = (layer, family, role)
-        if place not in self.units:
+        component = (layer, family, role)
+        if component not in self.units:
             have = self.scores.counts[layer]
             return int(have.ranks[role] if family == "ranks" else getattr(have, family))
-        return len(self.units[place]) + (len(extra.units) if extra and extra.place == place else 0)
+        return len(self.units[component]) + (len(extra.units) if extra and extra.component == component else 0)
 
     def _sub_cost(self, layer: int, part: str, extra: Group | None) -> float:
         ranks = {role: self._count(layer, "ranks", role, extra) for role in self.scores.counts[layer].ranks}
@@ -85,22 +85,22 @@ class Spending:
         return float(self.cost.ffn(self._count(layer, "neurons", "", extra), ranks))
 
     @staticmethod
-    def part_of(place: Place) -> str:
-        return "ffn" if place[1] == "neurons" or place[2].startswith("ffn") else "attention"
+    def part_of(component: Component) -> str:
+        return "ffn" if component[1] == "neurons" or component[2].startswith("ffn") else "attention"
 
     def price(self, group: Group) -> float:
-        key = (group.place[0], self.part_of(group.place))
+        key = (group.component[0], self.part_of(group.component))
         return self._sub_cost(*key, group) - self.sub_layers[key]
 
     def take(self, group: Group) -> float:
         price = self.price(group)
-        self.units[group.place] += group.units
-        self.sub_layers[group.place[0], self.part_of(group.place)] += price
+        self.units[group.component] += group.units
+        self.sub_layers[group.component[0], self.part_of(group.component)] += price
         self.spent += price
         return price
 
     def budget(self, layers: Sequence[int], families: Sequence[str], keep_frac: float) -> float:
-        """What a pool may still spend: its layers' share of the whole budget; heads alone: attention's share."""
+        """Returns the cost left to a pool: its layers' share of the whole budget; heads alone: attention's share."""
         share = keep_frac * self.cost.dense / sum(self.full.values())
         parts = ("attention",) if families == ("heads",) else PARTS
         return min(
@@ -111,13 +111,13 @@ class Spending:
 
     def fill(self, ordered: Iterable[Group], budget: float) -> None:
         """Takes groups in order while they fit into the budget."""
-        closed: set[Place] = set()
+        closed: set[Component] = set()
         slack = 1e-9 * self.cost.dense
         for group in ordered:
-            if group.place in closed:
+            if group.component in closed:
                 continue
             if self.price(group) > budget + slack:
-                closed.add(group.place)
+                closed.add(group.component)
             else:
                 budget -= self.take(group)
 

@@ -31,18 +31,18 @@ class Coefficients(nn.Module):
         self.values = nn.ParameterDict({key: nn.Parameter(torch.ones(size)) for key, size in sizes.items() if size})
 
     def freeze(self, structure: Structure) -> None:
-        """From now on: units outside the structure 0, the others their coefficient, without gradient."""
+        """Fixes the coefficients: 0 for units outside the structure, the others as they are, without gradient."""
         structure.check(self.counts)
         self.structure = structure
 
     def sizes(self, family: str) -> list[Tensor]:
-        """|c| of each layer's units, detached."""
+        """Returns |c| of each layer's units, detached."""
         none = torch.zeros(0)
         keys = [f"{family}/{i}" for i in range(len(self.counts))]
         return [self.values[key].detach().abs() if key in self.values else none for key in keys]
 
     def l1(self, family: str) -> Tensor:
-        """The sum of |c| over all layers' units of a family."""
+        """Returns the sum of |c| over all layers' units of a family."""
         return torch.stack([v.abs().sum() for key, v in self.values.items() if key.startswith(family)]).sum()
 
     def units(self, layer: int, family: str) -> Tensor | None:

@@ -25,10 +25,10 @@ class AugmentedLagrangian(nn.Module):
 
     Gates that are wide open hardly move, so lambda_1 piles up while the target falls; Adam takes it down as slowly as
     it rose, whatever the violation, and the share meanwhile falls far below its target. `anti_windup` ends that as a
-    Clegg integrator does (Clegg 1958): lambda_1 begins anew at 0 when v falls below 0.
+    Clegg integrator does (Clegg 1958): lambda_1 is reset to 0 when v falls below 0.
 
     Args:
-        anti_windup: whether lambda_1 begins anew; false: as published.
+        anti_windup: whether lambda_1 is reset; false: as published.
     """
 
     def __init__(self, anti_windup: bool = False) -> None:
@@ -38,7 +38,7 @@ class AugmentedLagrangian(nn.Module):
         self.lambda2 = nn.Parameter(torch.zeros((), dtype=torch.float32))
 
     def loss(self, violation: Tensor) -> Tensor:
-        """The scalar term to add to the loss; may be negative (lambda_1 v is)."""
+        """Returns the scalar term to add to the loss; may be negative (lambda_1 v is)."""
         v = violation.float()
         return self.lambda1 * v + self.lambda2 * v.square()
 
@@ -47,7 +47,7 @@ class AugmentedLagrangian(nn.Module):
         """Takes the violation of the step just made; the optimizer has moved the multipliers.
 
         Returns:
-            The multipliers that begin anew: what the optimizer remembers of their gradients is void.
+            The multipliers that were reset: the optimizer's state of them is to be cleared.
         """
         if not self.anti_windup or not violation < 0 < self.lambda1.item():
             return []

@@ -37,12 +37,12 @@ class Cost(Protocol):
 
 
 def total(cost: Cost, counts: Sequence[LayerCounts]) -> Number:
-    """The cost of all layers, in the cost's unit."""
+    """Returns the cost of all layers, in the cost's unit."""
     return sum(cost.attention(c.heads, c.ranks) + cost.ffn(c.neurons, c.ranks) for c in counts)
 
 
 def fraction(cost: Cost, counts: Sequence[LayerCounts]) -> Number:
-    """The share of the original dense model's cost: a number, or a scalar tensor for expected counts."""
+    """Returns the share of the original dense model's cost: a number, or a scalar tensor for expected counts."""
     return total(cost, counts) / cost.dense
 
 

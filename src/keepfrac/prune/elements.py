@@ -92,7 +92,7 @@ def _pooled(name: str, scores: Tensor, edge: int) -> Tensor:
 
 
 class ElementScores(nn.Module):
-    """Scores of the elements of some matrices; what they remember of gradients is in buffers.
+    """Scores of the elements of some matrices; their gradient statistics are buffers.
 
     Args:
         kind: magnitude | movement | fisher.

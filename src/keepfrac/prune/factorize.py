@@ -3,7 +3,7 @@
 Thin singular value decomposition, never the full one: a full one adds directions whose singular value is 0, which
 inflate the count (233,570,304 for BERT-base's 84,934,656 weights) and can be "pruned" for nothing.
 Factors cost r (m + n) against m n, so they pay only below the break-even rank r* = m n / (m + n); at or above it
-`merge` gives back one exact dense linear.
+`models.slicing` multiplies them into one dense weight again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from keepfrac.errors import UserError
 
 
-class LowRankLinear(nn.Module):
+class FactorizedLinear(nn.Module):
     """y = q(p(x)); `p` (inputs -> rank) has no bias, `q` (rank -> outputs) has the linear's bias."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
@@ -37,12 +37,12 @@ class LowRankLinear(nn.Module):
 
 
 def break_even_rank(in_features: int, out_features: int) -> int:
-    """The largest rank whose factors are not larger than the dense matrix: floor(m n / (m + n))."""
+    """Returns the largest rank whose factors are not larger than the dense matrix: floor(m n / (m + n))."""
     return in_features * out_features // (in_features + out_features)
 
 
 def dense_weight(linear: nn.Module) -> Tensor:
-    """The (outputs, inputs) weight of a linear, whole or in two factors."""
+    """Returns the (outputs, inputs) weight of a linear, whole or in two factors."""
     p, q = getattr(linear, "p", None), getattr(linear, "q", None)
     if isinstance(p, nn.Linear) and isinstance(q, nn.Linear):
         return q.weight @ p.weight
@@ -50,7 +50,7 @@ def dense_weight(linear: nn.Module) -> Tensor:
 
 
 def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The best rank-r factors of a weight W (outputs, inputs), and its singular values.
+    """Returns the best rank-r factors of a weight W (outputs, inputs), and its singular values.
 
     Plain: W = U S V^T, so P = V^T and Q = U S minimise |W - Q P| (Eckart-Young). Whitened: with the inputs' second
     moments M = E[x x^T] = C C^T, the decomposition of W C minimises the error of the *outputs*, E|W x - Q P x|^2
@@ -75,10 +75,10 @@ def decompose(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple
     return p, u[:, :rank] * s[:rank], s[:rank]
 
 
-def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> LowRankLinear:
-    """The low-rank twin of a linear, its bias on the second factor; exact at full rank (up to rounding)."""
+def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> FactorizedLinear:
+    """Returns a linear as two factors, its bias on the second; exact at full rank (up to rounding)."""
     p, q, _ = decompose(linear.weight, rank, moments)
-    twin = LowRankLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
+    twin = FactorizedLinear(linear.in_features, linear.out_features, rank, linear.bias is not None)
     twin = twin.to(linear.weight.device, linear.weight.dtype)
     with torch.no_grad():
         twin.p.weight.copy_(p)
@@ -88,22 +88,10 @@ def factorize(linear: nn.Linear, rank: int, moments: Tensor | None = None) -> Lo
     return twin
 
 
-@torch.no_grad()
-def merge(linear: LowRankLinear, gate: Tensor | None = None) -> nn.Linear:
-    """The dense linear with W = Q diag(z) P, computed in float64."""
-    q = linear.q.weight.double()
-    dense = nn.Linear(linear.in_features, linear.out_features, linear.q.bias is not None)
-    dense = dense.to(linear.q.weight.device, linear.q.weight.dtype)
-    dense.weight.copy_((q if gate is None else q * gate.double()) @ linear.p.weight.double())
-    if linear.q.bias is not None:
-        dense.bias.copy_(linear.q.bias)
-    return dense
-
-
 def factorize_(
     net: nn.Module, paths: Sequence[str], rank: int | None, moments: dict[str, Tensor] | None = None
 ) -> dict[str, int]:
-    """Replaces linears of a model by their low-rank twins, in place.
+    """Replaces linears of a model by two factors each, in place.
 
     Args:
         net: the model.
@@ -136,7 +124,7 @@ def factorize_(
 def input_moments(
     net: nn.Module, paths: Sequence[str], batches: Iterable, run: Callable[[object], object]
 ) -> dict[str, Tensor]:
-    """E[x x^T] of the inputs of linears over *training* batches, in float64 on the CPU.
+    """Returns E[x x^T] of the inputs of linears over *training* batches, in float64 on the CPU.
 
     Args:
         net: the model; put into eval mode by the caller.

@@ -84,7 +84,7 @@ class Gates(nn.Module):
             self._handles.pop().remove()
 
     def draw(self) -> None:
-        """New noise, from the next forward on."""
+        """Draws new noise for the next forward pass."""
         self.step += 1
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class Gates(nn.Module):
             a.clamp_(-self.limit, self.limit)
 
     def freeze(self, structure: Structure) -> None:
-        """From now on: units outside the structure 0, the others their deterministic gate, without gradient.
+        """Fixes the gates: 0 for units outside the structure, the others as in evaluation, without gradient.
 
         What is kept stands at KEPT_AT_LEAST at least: units, ranks, and the gates of their sub-layers and layers. A
         sub-layer without units is closed with its bias, so that it equals its removal.
@@ -103,17 +103,17 @@ class Gates(nn.Module):
         self.structure, self._fixed = structure, None
 
     def expected(self) -> list[LayerCounts]:
-        """The expected counts of each layer, differentiable; gates are independent, so nested ones multiply."""
+        """Returns the expected counts of each layer, differentiable; gates are independent, so nested ones multiply."""
         found = []
         for i, c in enumerate(self.counts):
             nest = {"heads": self._nested(i, "attention"), "neurons": self._nested(i, "ffn")}
-            units = {f: self._expected_units(i, f, getattr(c, f)) * nest[f] for f in nest}
-            ranks = {role: self._expected_rank(i, role, rank) for role, rank in c.ranks.items()}
+            units = {f: self._expected(f"{f}/{i}", getattr(c, f)) * nest[f] for f in nest}
+            ranks = {role: self._expected(f"ranks/{i}/{role}", rank) for role, rank in c.ranks.items()}
             found.append(LayerCounts(units["heads"], units["neurons"], ranks))
         return found
 
     def scores(self) -> UnitScores:
-        """The probability that each unit is open, through its sub-layer and layer: comparable in all families."""
+        """Returns each unit's probability to be open, with its sub-layer and layer: comparable across families."""
         with torch.no_grad():
             by_family = {f: self._unit_scores(f, part) for f, part in (("heads", "attention"), ("neurons", "ffn"))}
             ranks = None
@@ -127,7 +127,7 @@ class Gates(nn.Module):
         return UnitScores(self.counts, **by_family, ranks=ranks, whole=whole, together=together)
 
     def fixed(self) -> FixedGates:
-        """The gates as evaluation has them, as values without gradient: what cutting folds into the weights."""
+        """Returns the gates as evaluation has them, as values without gradient: what cutting folds into the weights."""
         structure = self.structure or Structure.full(self.counts)
         masks = gates_of(structure, self.counts, self._device())
         with torch.no_grad():
@@ -198,15 +198,8 @@ class Gates(nn.Module):
                 result = result * self._probability(key)[layer]
         return result
 
-    def _expected_units(self, layer: int, family: str, have: Number) -> Number:
-        key = f"{family}/{layer}"
+    def _expected(self, key: str, have: Number) -> Number:
         return self._probability(key).sum() if key in self.log_alpha else have
-
-    def _expected_rank(self, layer: int, role: str, have: Number) -> Number:
-        key = f"ranks/{layer}/{role}"
-        if key not in self.log_alpha:
-            return have
-        return self._probability(key).sum()
 
     def _unit_scores(self, family: str, part: str) -> list[Tensor] | None:
         """Where only the sub-layer has gates, its units share its score: they stay or go together."""

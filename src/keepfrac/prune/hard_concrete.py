@@ -18,7 +18,7 @@ _LOG_RATIO = math.log(-GAMMA / ZETA)
 
 
 def sample(log_alpha: Tensor, uniform: Tensor, beta: float) -> Tensor:
-    """A training sample z of each gate, eq. (10)-(11) of Louizos et al. 2018; differentiable in log_alpha.
+    """Returns a training sample z of each gate, eq. (10)-(11) of Louizos et al. 2018; differentiable in log_alpha.
 
     Args:
         log_alpha: a, any shape.
@@ -31,17 +31,17 @@ def sample(log_alpha: Tensor, uniform: Tensor, beta: float) -> Tensor:
 
 
 def open_probability(log_alpha: Tensor, beta: float) -> Tensor:
-    """P(z > 0) = sigmoid(a - beta log(-gamma / zeta)), eq. (12) of Louizos et al. 2018: what an L0 norm sums."""
+    """Returns P(z > 0) = sigmoid(a - beta log(-gamma / zeta)), eq. (12) of Louizos et al. 2018."""
     return torch.sigmoid(log_alpha.float() - beta * _LOG_RATIO)
 
 
 def deterministic(log_alpha: Tensor) -> Tensor:
-    """The gate at evaluation, clip(sigmoid(a) (zeta - gamma) + gamma, 0, 1): eq. (13) of Louizos et al. 2018."""
+    """Returns the gate in evaluation, clip(sigmoid(a) (zeta - gamma) + gamma, 0, 1), eq. (13) of Louizos et al."""
     return (torch.sigmoid(log_alpha.float()) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
 def log_alpha_of(probability: float, beta: float) -> float:
-    """The a at which a gate is open with this probability: logit(p) + beta log(-gamma / zeta).
+    """Returns the a at which a gate is open with this probability: logit(p) + beta log(-gamma / zeta).
 
     Raises:
         ValueError: the probability is not inside (0, 1).

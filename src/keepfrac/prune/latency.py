@@ -71,7 +71,7 @@ class LatencyTable:
 
 
 def interpolate(points: Points, count: Number) -> Number:
-    """Linear between the points, constant outside them; a tensor stays on its device and keeps its gradient."""
+    """Interpolates linearly between points, constant outside; a tensor stays on its device and keeps its gradient."""
     if isinstance(count, Tensor):
         return _interpolate_tensor(points, count)
     x = min(max(float(count), points[0][0]), points[-1][0])
@@ -133,7 +133,7 @@ def measure_table(
 def cached_table(
     folder: Path, shape: ModelShape, batch: int, length: int, device: torch.device, dtype: torch.dtype, repeats: int
 ) -> LatencyTable:
-    """The table of `measure_table`, measured once for each shape, setting, device and number of threads.
+    """Returns the table of `measure_table`, measured once for each shape, setting, device and number of threads.
 
     Args:
         folder: of the cache.

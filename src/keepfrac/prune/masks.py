@@ -1,4 +1,4 @@
-"""Element masks (True = keep): exact by rank, held as buffers, re-applied after every step, saved beside the model."""
+"""Element masks (True = keep): exact by rank, held as buffers, re-applied after every step, saved with the model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FILE = "masks.safetensors"
 
 
 def num_kept(keep_frac: float, size: int) -> int:
-    """How many of `size` elements a keep fraction means: rounded to the nearest, halves up."""
+    """Returns how many of `size` elements a keep fraction means: rounded to the nearest, halves up."""
     if not 0.0 <= keep_frac <= 1.0:
         raise UserError(f"keep_frac is {keep_frac}: it must be in [0, 1]")
     return int(keep_frac * size + 0.5)
 
 
 def top_mask(scores: Tensor, kept: int) -> Tensor:
-    """Boolean mask of exactly `kept` highest scores, of any shape; among ties the first in memory order stay."""
+    """Returns a boolean mask of exactly the `kept` highest scores; among ties the first in memory order stay."""
     flat = scores.detach().flatten()
     if not 0 <= kept <= flat.numel():
         raise UserError(f"{kept} of {flat.numel()} elements to keep")
@@ -60,7 +60,7 @@ def top_masks(scores: Mapping[str, Tensor], keep_frac: float, scope: str, floor:
 
 
 def n_of_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """Boolean mask of the n highest of every m neighbours along the last dimension, exactly."""
+    """Returns a boolean mask of exactly the n highest of every m consecutive scores along the last dimension."""
     if not 0 < n <= m or scores.shape[-1] % m:
         raise UserError(f"{n}:{m} on rows of {scores.shape[-1]}: it must hold 0 < n <= m, m a divisor of the row")
     groups = scores.detach().unflatten(-1, (-1, m))
@@ -86,7 +86,7 @@ class Masks(nn.Module):
         return [(_name(key), mask) for key, mask in self.named_buffers()]
 
     def update(self, masks: Mapping[str, Tensor]) -> None:
-        """New content for masks that are there."""
+        """Overwrites existing masks."""
         for name, mask in masks.items():
             self.get_buffer(_key(name)).copy_(mask)
 
@@ -97,7 +97,7 @@ class Masks(nn.Module):
             self._parameter(net, name).masked_fill_(~mask, 0.0)
 
     def mask_gradients(self, net: nn.Module) -> list[RemovableHandle]:
-        """From now on gradients of what is not kept are zero (before clipping); the masks are read at each call."""
+        """Hooks parameters: gradients of pruned elements become zero (before clipping), by the masks of each call."""
         return [self._parameter(net, n).register_hook(self._gradient_hook(_key(n))) for n, _ in self.items()]
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Masks(nn.Module):
                     value.masked_fill_(~mask, 0.0)
 
     def counts(self) -> tuple[int, int]:
-        """(kept elements, all elements) of the masked parameters."""
+        """Returns (kept elements, all elements) of the masked parameters."""
         return sum(int(m.sum()) for m in self.buffers()), sum(m.numel() for m in self.buffers())
 
     def save(self, folder: Path) -> Path:
@@ -122,7 +122,7 @@ class Masks(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Masks | None:
-        """The masks beside a model, or None where there are none.
+        """Returns the masks saved with a model, or None where there are none.
 
         Raises:
             UserError: the file cannot be read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def ramp(progress: float, start: float, end: float) -> float:
-    """0 up to `start`, 1 from `end` on, linear between: min(1, max(0, (progress - start) / (end - start)))."""
+    """Returns 0 up to `start`, 1 from `end` on, linear between: min(1, max(0, (progress - start) / (end - start)))."""
     if not 0.0 <= start <= end:
         raise ValueError(f"a ramp from {start} to {end}: it must hold 0 <= start <= end")
     if progress >= end:
@@ -13,7 +13,7 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def linear(progress: float, final: float, start: float, end: float, first: float = 1.0) -> float:
-    """The keep target at `progress`, `first` before `start`, `final` from `end` on, falling linearly.
+    """Returns the keep target at `progress`, `first` before `start`, `final` from `end` on, falling linearly.
 
     t(step) of Wang et al. 2020 (FLOP, section 3.2) and of Xia et al. 2022 (CoFi), written for what is kept; `first` is
     1 but for a model that does not begin as the dense one.
@@ -22,7 +22,7 @@ def linear(progress: float, final: float, start: float, end: float, first: float
 
 
 def cubic(progress: float, final: float, start: float, end: float) -> float:
-    """The keep target with a cubic fall: s = s_f (1 - (1 - ramp)^3), eq. (1) of Zhu & Gupta 2017, kept = 1 - s.
+    """Returns the keep target with a cubic fall: s = s_f (1 - (1 - ramp)^3), eq. (1) of Zhu & Gupta 2017, kept = 1 - s.
 
     Fast at first, slow near the end, where each weight matters more.
     """
@@ -30,17 +30,19 @@ def cubic(progress: float, final: float, start: float, end: float) -> float:
 
 
 def constant_rate(progress: float, warmup: float) -> float:
-    """The factor of a rate: linear from 0 to 1 over `warmup`, then 1."""
+    """Returns the factor of a rate: linear from 0 to 1 over `warmup`, then 1."""
     return progress / warmup if progress < warmup else 1.0
 
 
 def warmup_then_linear(progress: float, warmup: float) -> float:
-    """The factor of a rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
+    """Returns the factor of a rate: linear from 0 to 1 over `warmup`, then linear to 0 at progress 1."""
     return progress / warmup if progress < warmup else max(0.0, (1.0 - progress) / (1.0 - warmup))
 
 
 def inverse_root_rate(progress: float, warmup: float) -> float:
-    """The factor of a rate: linear to 1 over `warmup`, then sqrt(warmup / progress): Vaswani et al. 2017, section 5.3.
+    """Returns the factor of a rate: linear to 1 over `warmup`, then sqrt(warmup / progress).
+
+    Vaswani et al. 2017, section 5.3.
 
     Written for a peak of 1: Noam's peak is d^-0.5 warmup_steps^-0.5.
     """

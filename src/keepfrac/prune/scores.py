@@ -19,7 +19,7 @@ from keepfrac.prune.structure import LayerParts
 
 @torch.no_grad()
 def magnitude(net: nn.Module, layers: Sequence[LayerParts]) -> UnitScores:
-    """The l2 norm of all weights that a head (its slices of Q, K, V, O) or a neuron (row and column) owns.
+    """Returns the l2 norm of all weights that a head (its slices of Q, K, V, O) or a neuron (row and column) owns.
 
     Heads and neurons own different numbers of weights: compare them within their family only.
     """
@@ -31,7 +31,7 @@ def magnitude(net: nn.Module, layers: Sequence[LayerParts]) -> UnitScores:
 
 
 def random(net: nn.Module, layers: Sequence[LayerParts], seed: int) -> UnitScores:
-    """Uniform scores from a generator of their own."""
+    """Returns uniform scores from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     counts = read_counts(net, layers)
     return UnitScores(
@@ -42,7 +42,7 @@ def random(net: nn.Module, layers: Sequence[LayerParts], seed: int) -> UnitScore
 
 
 def layers_to_keep(num_layers: int, kept: int, order: str) -> list[int]:
-    """Which layers layer dropping keeps (Sajjad et al. 2023, section 3.1), for `structure.keep_layers`.
+    """Returns which layers layer dropping keeps (Sajjad et al. 2023, section 3.1), for `structure.keep_layers`.
 
     Args:
         num_layers: of the model.

@@ -55,7 +55,7 @@ class Limits:
 
 
 def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, scope: Scope) -> Structure:
-    """The structure of the best units whose exact cost is at most `keep_frac` of the dense model's.
+    """Returns the structure of the best units whose exact cost is at most `keep_frac` of the dense model's.
 
     Args:
         scores: of the model as it stands. Families without scores are kept whole and paid for.
@@ -76,17 +76,17 @@ def select(scores: UnitScores, cost: Cost, keep_frac: float, limits: Limits, sco
         if group.must:
             state.take(group)
     for part, families in _pools(scope, len(scores.counts)):
-        pool = [g for g in groups if g.place[0] in part and g.place[1] in families and not g.must]
+        pool = [g for g in groups if g.component[0] in part and g.component[1] in families and not g.must]
         budget = state.budget(part, families, keep_frac)
-        # among equals a layer's two sub-layers come together, where they were judged as one
-        state.fill(sorted(pool, key=lambda g: (-g.score, g.place[0] if scores.whole else 0)), budget)
+        # among equals a layer's two sub-layers come together, where they were scored as one
+        state.fill(sorted(pool, key=lambda g: (-g.score, g.component[0] if scores.whole else 0)), budget)
     if scores.together:
         state.drop_halves()
     return state.structure()
 
 
 def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, even: bool) -> list[Indices]:
-    """The `count` best of all layers' units (exactly), or the count // layers best of each where `even`.
+    """Returns the `count` best of all layers' units (exactly), or the count // layers best of each where `even`.
 
     Args:
         scores: per layer (units,).
@@ -124,17 +124,17 @@ def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, 
 
 def _groups(scores: UnitScores, limits: Limits) -> list[Group]:
     groups = []
-    for place, values in scores.places().items():
+    for component, values in scores.components().items():
         if not torch.isfinite(values).all():
-            raise UserError(f"a score of layer {place[0]}'s {place[1]} is not a finite number")
+            raise UserError(f"a score of layer {component[0]}'s {component[1]} is not a finite number")
         values, order = torch.sort(values, descending=True, stable=True)
         start = 0
         count = len(values)
-        sizes = [count] * bool(count) if place[1] in scores.whole else limits.group_sizes(place[1], count)
+        sizes = [count] * bool(count) if component[1] in scores.whole else limits.group_sizes(component[1], count)
         for n, size in enumerate(sizes):
             part = slice(start, start + size)
-            must = n == 0 and (not limits.allow_empty or place[1] == "ranks")
-            groups.append(Group(place, order[part].tolist(), values[part].mean().item(), must))
+            must = n == 0 and (not limits.allow_empty or component[1] == "ranks")
+            groups.append(Group(component, order[part].tolist(), values[part].mean().item(), must))
             start += size
     return groups
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from keepfrac.errors import UserError
-from keepfrac.tensors.layouts import Layout
+from keepfrac.tensors.layouts import LinearLayout
 
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 """The six linears of an encoder layer, by the names that `models.anatomy` gives them."""
@@ -51,7 +51,7 @@ class LayerParts(Protocol):
     @property
     def unit_width(self) -> int: ...
     @property
-    def layout(self) -> Layout: ...
+    def layout(self) -> LinearLayout: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ModelShape:
                 raise UserError(f"the shape's {name} is {value}: it must be at least 1")
 
     def linear(self, role: str, heads: Number, neurons: Number) -> tuple[Number, Number]:
-        """(inputs, outputs) of one of a layer's linears (`roles`) that has `heads` heads and `neurons` neurons."""
+        """Returns (inputs, outputs) of a layer's linear (`roles`) with `heads` heads and `neurons` neurons."""
         width = heads * self.head_dim
         return {
             "query": (self.hidden, width * self.group),
@@ -105,7 +105,7 @@ class ModelShape:
         return "decoder" if self.causal else "encoder"
 
     def counts(self) -> list[LayerCounts]:
-        """The counts of the dense model."""
+        """Returns the counts of the dense model."""
         return [LayerCounts(self.num_heads, self.num_neurons) for _ in range(self.num_layers)]
 
 
@@ -162,7 +162,7 @@ class Structure:
 
     @classmethod
     def full(cls, counts: Iterable[LayerCounts]) -> Structure:
-        """Everything kept of a model with these (whole) counts."""
+        """Returns the structure of a whole model with these counts."""
         return cls(
             tuple(
                 LayerStructure(
@@ -178,7 +178,7 @@ class Structure:
         return [layer.counts for layer in self.layers]
 
     def without_empty_layers(self) -> Structure:
-        """The structure in which a layer with neither sub-layer is dropped whole, its two layer norms too.
+        """Returns the structure in which a layer with neither sub-layer is dropped whole, its two layer norms too.
 
         Not exact: the norms of an emptied layer still act. Do it before recovery, and train on.
         """
@@ -200,7 +200,7 @@ class Structure:
                     raise UserError(f"layer {i} has {available} {name}; the structure keeps number {kept[-1]}")
 
     def to_json(self) -> str:
-        """One JSON object: `{"layers": [{"heads": [...], "neurons": [...], "ranks": {...}, "dropped": false}]}`."""
+        """Returns JSON: `{"layers": [{"heads": [...], "neurons": [...], "ranks": {...}, "dropped": false}]}`."""
         return json.dumps(
             {
                 "layers": [
@@ -217,7 +217,7 @@ class Structure:
 
     @classmethod
     def from_json(cls, text: str) -> Structure:
-        """The inverse of `to_json`.
+        """Returns the inverse of `to_json`.
 
         Raises:
             UserError: not JSON, or not a structure.
@@ -235,7 +235,7 @@ def _layer_from(entry: dict) -> LayerStructure:
 
 
 def keep_layers(counts: Sequence[LayerCounts], kept: Iterable[int]) -> Structure:
-    """The structure in which the layers `kept` stay whole and the others are dropped, layer norms too."""
+    """Returns the structure in which the layers `kept` stay whole and the others are dropped, layer norms too."""
     kept = set(kept)
     if not kept or not kept <= set(range(len(counts))):
         raise UserError(f"layers to keep are {sorted(kept)}: name at least one of 0..{len(counts) - 1}")

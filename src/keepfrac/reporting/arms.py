@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from keepfrac.reporting.cells import DENSE, Cell
+from keepfrac.reporting.cells import DENSE, FinishedRun
 from keepfrac.reporting.statistics import Difference, Sample, paired, summarise
 
 T = TypeVar("T")
@@ -102,17 +102,17 @@ def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Any, list[
 
 
 def group_of(arm: Arm) -> Group:
-    """Returns what must be equal for two arms to stand in one table: task, model, setup, metric."""
+    """Returns what must be equal for two arms to share a table: task, model, setup, metric."""
     return arm.task, arm.model, arm.setup, arm.metric
 
 
-def summarise_cells(cells: Sequence[Cell]) -> list[Arm]:
+def summarise_cells(cells: Sequence[FinishedRun]) -> list[Arm]:
     """Returns all arms of some cells, sorted: the dense baseline first, then by method, variant and keep."""
     setups = _names(cells, lambda cell: (cell.task, cell.model), _common)
     variants = _names(cells, lambda cell: (cell.task, cell.model, cell.method), _own)
     arms: list[Arm] = []
-    for members in grouped(latest(cells), _base).values():
-        families = list(grouped(members, family_of).values())
+    for group in grouped(latest(cells), _base).values():
+        families = list(grouped(group, tuned_together).values())
         baseline = [one for family in families if family[0].method == DENSE for one in _chosen(family) if one[1]]
         dense = _test_by_seed(baseline[0][0]) if len(baseline) == 1 else {}
         for family in families:
@@ -122,18 +122,18 @@ def summarise_cells(cells: Sequence[Cell]) -> list[Arm]:
     return sorted(arms, key=_order)
 
 
-def latest(cells: Iterable[Cell]) -> list[Cell]:
+def latest(cells: Iterable[FinishedRun]) -> list[FinishedRun]:
     """Returns one cell for each arm, lr and seed (the one begun last), so that no seed counts twice."""
     by_date = sorted(cells, key=lambda cell: cell.date or "")
-    return [same[-1] for same in grouped(by_date, lambda cell: (family_of(cell), cell.lr, cell.seed)).values()]
+    return [same[-1] for same in grouped(by_date, lambda cell: (tuned_together(cell), cell.lr, cell.seed)).values()]
 
 
-def family_of(cell: Cell) -> tuple:
+def tuned_together(cell: FinishedRun) -> tuple:
     """Returns what is equal in cells that differ by lr and seed alone."""
     return *_base(cell), cell.method, json.dumps(_own(cell), sort_keys=True), cell.keep_asked
 
 
-def choose_lr(by_lr: Mapping[float | None, Sequence[Cell]], direction: str) -> float | None:
+def choose_lr(by_lr: Mapping[float | None, Sequence[FinishedRun]], direction: str) -> float | None:
     """Returns the lr of the best mean validation score, among those with the most seeds; the smaller of equals.
 
     Returns:
@@ -147,32 +147,32 @@ def choose_lr(by_lr: Mapping[float | None, Sequence[Cell]], direction: str) -> f
 
 
 def differing(settings: Sequence[Mapping[str, object]]) -> list[str]:
-    """Returns the keys in which some settings differ, less those that a group's name tells."""
+    """Returns the keys in which some settings differ, less those that a group's name implies."""
     keys = sorted({key for one in settings for key in one})
     varying = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
     return [key for key in varying if not _told_by_name(key, settings)]
 
 
 def _told_by_name(key: str, settings: Sequence[Mapping[str, object]]) -> bool:
-    """Whether a key differs only in that its group is absent elsewhere, which the group's name tells."""
+    """Whether a key differs only in that its group is absent elsewhere, which the group's name implies."""
     name = f"{key.rpartition('.')[0]}.name"
     values = {json.dumps(one[key]) for one in settings if key in one}
     return key != name and len(values) == 1 and all((key in one) == (name in one) for one in settings)
 
 
-def _names(cells: Iterable[Cell], within: Callable, settings_of: Callable) -> dict[str, str]:
+def _names(cells: Iterable[FinishedRun], within: Callable, settings_of: Callable) -> dict[str, str]:
     """By identity: "key=value" of those settings that are not the same in all cells with equal `within`."""
     names = {}
-    for members in grouped(cells, within).values():
-        settings = [settings_of(cell) for cell in members]
+    for group in grouped(cells, within).values():
+        settings = [settings_of(cell) for cell in group]
         keys = differing(settings)
-        for cell, one in zip(members, settings, strict=True):
+        for cell, one in zip(group, settings, strict=True):
             shown = (f"{key.removeprefix('method.')}={one[key]}" for key in keys if key in one)
             names[cell.identity] = " ".join(shown)
     return names
 
 
-def _chosen(family: list[Cell]) -> list[tuple[list[Cell], bool]]:
+def _chosen(family: list[FinishedRun]) -> list[tuple[list[FinishedRun], bool]]:
     """(cells of one lr, whether it was decided on): one of them, or each lr where nothing can choose."""
     by_lr = grouped(family, lambda cell: cell.lr)
     if len(by_lr) == 1:
@@ -181,7 +181,7 @@ def _chosen(family: list[Cell]) -> list[tuple[list[Cell], bool]]:
     return [(cells, False) for cells in by_lr.values()] if lr is None else [(by_lr[lr], True)]
 
 
-def _hindsight(family: list[Cell]) -> float | None:
+def _hindsight(family: list[FinishedRun]) -> float | None:
     by_lr = grouped(family, lambda cell: cell.lr).values()
     means = [summarise(cell.test_score for cell in cells).mean for cells in by_lr]
     known = [mean for mean in means if mean is not None]
@@ -190,7 +190,12 @@ def _hindsight(family: list[Cell]) -> float | None:
 
 
 def _arm(
-    cells: list[Cell], family: list[Cell], decided: bool, dense: Mapping[int, float], setup: str, variant: str
+    cells: list[FinishedRun],
+    family: list[FinishedRun],
+    decided: bool,
+    dense: Mapping[int, float],
+    setup: str,
+    variant: str,
 ) -> Arm:
     first, is_dense = cells[0], cells[0].method == DENSE
     values: dict[str, Any] = {name: getattr(first, name) for name in _ALIKE}
@@ -215,24 +220,24 @@ def _arm(
     )
 
 
-def _test_by_seed(cells: Iterable[Cell]) -> dict[int, float]:
+def _test_by_seed(cells: Iterable[FinishedRun]) -> dict[int, float]:
     return {cell.seed: cell.test_score for cell in cells if cell.seed is not None and cell.test_score is not None}
 
 
-def _ratio(cell: Cell, field: str) -> float | None:
+def _ratio(cell: FinishedRun, field: str) -> float | None:
     ours, dense = getattr(cell, field), getattr(cell, f"{field}_dense")
     return ours / dense if ours is not None and dense else None
 
 
-def _common(cell: Cell) -> dict[str, object]:
+def _common(cell: FinishedRun) -> dict[str, object]:
     return {key: value for key, value in cell.settings.items() if not key.startswith("method.")}
 
 
-def _own(cell: Cell) -> dict[str, object]:
+def _own(cell: FinishedRun) -> dict[str, object]:
     return {key: value for key, value in cell.settings.items() if key.startswith("method.")}
 
 
-def _base(cell: Cell) -> tuple:
+def _base(cell: FinishedRun) -> tuple:
     return cell.task, cell.model, cell.best_metric, json.dumps(_common(cell), sort_keys=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from keepfrac.errors import UserError
 from keepfrac.reporting import tables
 from keepfrac.reporting.arms import Arm, latest, summarise_cells
-from keepfrac.reporting.cells import Cell, Problem, read_sweep
+from keepfrac.reporting.cells import FinishedRun, Problem, read_sweep
 from keepfrac.reporting.files import write_text
 from keepfrac.reporting.records import read_rows
 
@@ -24,13 +24,13 @@ class Report:
     """
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[FinishedRun, ...]
     problems: tuple[Problem, ...]
     arms: tuple[Arm, ...]
     notes: tuple[str, ...]
 
     def table(self) -> str:
-        """Returns the tables and notes in markdown, as they stand in a document."""
+        """Returns the tables and notes in markdown."""
         return tables.markdown(self.arms, self.notes)
 
     def markdown(self, picture: str | None) -> str:
@@ -52,7 +52,7 @@ class Report:
         ]
 
 
-def build(name: str, cells: Sequence[Cell], problems: Sequence[Problem] = ()) -> Report:
+def build(name: str, cells: Sequence[FinishedRun], problems: Sequence[Problem] = ()) -> Report:
     """Summarises cells."""
     arms = summarise_cells(cells)
     repeated = len(cells) - len(latest(cells))

@@ -25,7 +25,7 @@ def at(*places: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class FinishedRun:
     """One finished run. Every field is one column of the records, in this order.
 
     `settings` is the flat configuration less seed, lr, keep_frac and what does not change a score: two cells of
@@ -88,7 +88,7 @@ class Problem:
     error: str
 
 
-def read_sweep(folder: Path) -> tuple[list[Cell], list[Problem]]:
+def read_sweep(folder: Path) -> tuple[list[FinishedRun], list[Problem]]:
     """Returns the finished cells of a sweep's folder (or of one run's folder) and those without a result.
 
     Raises:
@@ -99,11 +99,11 @@ def read_sweep(folder: Path) -> tuple[list[Cell], list[Problem]]:
     found = [read_cell(path) for path in _cell_folders(folder)]
     if not found:
         raise UserError(f"{folder} holds no results.json: run a sweep into it first (python -m src.main name=...).")
-    return [one for one in found if isinstance(one, Cell)], [one for one in found if isinstance(one, Problem)]
+    return [one for one in found if isinstance(one, FinishedRun)], [one for one in found if isinstance(one, Problem)]
 
 
-def read_cell(folder: Path) -> Cell | Problem:
-    """Returns one run's folder as a Cell when it is done, else as a Problem."""
+def read_cell(folder: Path) -> FinishedRun | Problem:
+    """Returns one run's folder as a FinishedRun when it is done, else as a Problem."""
     content = results.read(folder)
     if content is None:
         if (folder / results.FILE).exists():
@@ -117,15 +117,15 @@ def read_cell(folder: Path) -> Cell | Problem:
         return Problem(folder.name, "unreadable", _one_line(f"{results.FILE}: {error!r}"))
 
 
-def cell_of(content: Mapping[str, Any]) -> Cell:
-    """Returns the `Cell` of a results.json of status done.
+def cell_of(content: Mapping[str, Any]) -> FinishedRun:
+    """Returns the `FinishedRun` of a results.json of status done.
 
     Raises:
         ValueError, KeyError, TypeError: something is missing, or is not what it should be.
     """
     config, kept, provenance, scores = (_part(content, key) for key in ("config", "kept", "provenance", "scores"))
     model, metric = _part(config, "model"), content["best_metric"]
-    values = {one.name: _first(content, one.metadata["at"]) for one in fields(Cell) if one.metadata} | {
+    values = {one.name: _first(content, one.metadata["at"]) for one in fields(FinishedRun) if one.metadata} | {
         "command": _safe(provenance.get("command") or ""),
         "task": _safe(_part(config, "task").get("name") or "?"),
         "model": _safe(model.get("name") or Path(str(model.get("run") or "?")).name),
@@ -142,11 +142,11 @@ def cell_of(content: Mapping[str, Any]) -> Cell:
         "date": _moment(provenance.get("started")),
         "settings": settings_of(config, provenance.get("precision")),
     }
-    return Cell(**{name: typed(name, value) for name, value in values.items()})
+    return FinishedRun(**{name: typed(name, value) for name, value in values.items()})
 
 
 def typed(name: str, value: Any) -> Any:
-    """Returns a value as the field `name` of a Cell holds it; a number that is not finite is None.
+    """Returns a value as the field `name` of a FinishedRun holds it; a number that is not finite is None.
 
     Raises:
         ValueError: it is of another type, or is missing and may not be.
@@ -167,9 +167,9 @@ def typed(name: str, value: Any) -> Any:
 
 @cache
 def kinds() -> dict[str, tuple[type, bool]]:
-    """Returns of each field of a Cell its type (float, int, str or dict) and whether it may be None."""
+    """Returns of each field of a FinishedRun its type (float, int, str or dict) and whether it may be None."""
     found = {}
-    for name, hint in typing.get_type_hints(Cell).items():
+    for name, hint in typing.get_type_hints(FinishedRun).items():
         may_be_none = isinstance(hint, types.UnionType)
         kind = typing.get_args(hint)[0] if may_be_none else hint
         found[name] = (typing.get_origin(kind) or kind, may_be_none)

@@ -2,7 +2,7 @@
 
 The score's axis spans several standard errors of the test set, so that noise looks like noise; one arm far off does
 not squeeze the others: it is drawn at the edge with its value. A panel's keep axis has one unit: a fraction of
-activations never stands beside a fraction of parameters. This module imports matplotlib, which takes a second.
+activations never shares an axis with a fraction of parameters. This module imports matplotlib, which takes a second.
 """
 
 import itertools
@@ -91,8 +91,8 @@ def style_of(arms: Sequence[Arm]) -> dict[str, Style]:
     """Returns colour, marker and name of each series: one colour per method, its variants by their markers."""
     methods = grouped((arm for arm in arms if not arm.is_dense), lambda arm: arm.method)
     short, styles = letters(arms), {}
-    for colour, (method, members) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
-        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in members}.values(), strict=False):
+    for colour, (method, of_method) in zip(itertools.cycle(_COLOURS), methods.items(), strict=False):
+        for marker, arm in zip(itertools.cycle(_MARKERS), {arm.label: arm for arm in of_method}.values(), strict=False):
             name = f"{method} {short[arm.variant]}: {arm.variant}" if arm.variant in short else arm.label
             styles[arm.label] = {"color": colour, "marker": marker, "label": name}
     return styles
@@ -142,7 +142,7 @@ def _row(axes: Sequence[Axes], arms: list[Arm], styles: dict[str, Style]) -> Non
 
 
 def _over(arms: list[Arm]) -> str:
-    """How many seeds the points and bars stand for."""
+    """How many seeds the points and bars are means over."""
     least, most = min(arm.test.n for arm in arms), max(arm.test.n for arm in arms)
     if most < 2:
         return "one seed: spread over seeds not known"
@@ -159,7 +159,7 @@ def _scores(
     arms: Sequence[Arm],
     styles: dict[str, Style],
     x_of: Callable[[Arm], Sample],
-    beside: Sequence[Arm] | None = None,
+    row: Sequence[Arm] | None = None,
 ) -> None:
     """Draws the score of each arm with its spread, and dense with the test set's error.
 
@@ -168,9 +168,9 @@ def _scores(
         arms: what is drawn.
         styles: of each series.
         x_of: where an arm stands.
-        beside: all arms of the row, whose scores share one axis.
+        row: all arms of the row, whose scores share one axis.
     """
-    ends = score_limits(beside or arms)
+    ends = score_limits(row or arms)
     for label, style in styles.items():
         points = [(x, arm.test) for arm in arms if arm.label == label and (x := x_of(arm)).mean is not None]
         series(axis, [point for point in points if point[1].mean is not None], style, ends)
@@ -181,7 +181,7 @@ def _scores(
 
 
 def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:
-    """Draws markers and error bars of one series; a score beyond the axis stands at its end with its value."""
+    """Draws markers and error bars of one series; a score beyond the axis is drawn at its end, with its value."""
     if not points:
         return
     xs = [x.mean or 0.0 for x, _ in points]
@@ -221,10 +221,10 @@ def bars(axis: Axes, names: Sequence[str], ratios: Sequence[Sample], colours: Se
     end = limits(means, 0, 1.2)[1]
     errors = [ratio.sd or 0.0 for ratio in ratios]
     axis.barh(range(len(means)), means, xerr=errors if any(errors) else None, color=colours, height=0.7, capsize=3)
-    for place, (mean, error) in enumerate(zip(means, errors, strict=True)):
+    for row, (mean, error) in enumerate(zip(means, errors, strict=True)):
         beyond = mean + error > end
         written = f" {mean:.2f}{' >' * beyond}"
-        axis.text(end if beyond else mean + error, place, written, va="center", fontsize=9, bbox=_WHITE)
+        axis.text(end if beyond else mean + error, row, written, va="center", fontsize=9, bbox=_WHITE)
     axis.axvline(1.0, color=DENSE, linewidth=1.4, zorder=2)
     axis.set_yticks(range(len(means)), names, fontsize=8)
     axis.invert_yaxis()

@@ -20,7 +20,7 @@ from keepfrac.reporting.tables import heading, standard_error
 from keepfrac.reporting.terminal import interval, scale
 
 _SIZE = (10.5, 3.9)  # inches of one row
-_MOST = 12  # arms whose names find room beside their points
+_MOST = 12  # arms, at most, whose names are drawn next to their points
 _BESIDE = ((0, 9, "center", "bottom"), (0, -9, "center", "top"), (10, 0, "left", "center"), (-10, 0, "right", "center"))
 Styles = dict[str, figure.Style]
 
@@ -29,7 +29,7 @@ def draw(arms: Sequence[Arm], path: Path) -> Path:
     """Writes the picture, a row per table that has a dense baseline.
 
     Raises:
-        UserError: the file cannot be written, or no arm has both a score beside dense's and its bytes.
+        UserError: the file cannot be written, or no arm has both a difference to dense and its bytes.
     """
     placed = [arm for arm in arms if arm.difference and arm.saved_ratio.mean is not None]
     if not placed:

@@ -24,7 +24,7 @@ _MOST = 12  # runs in one picture
 
 
 def constrained(folder: Path) -> list[tuple[str, dict[str, Curve]]]:
-    """(name of the cell, its curves) of a sweep's runs that held a constraint."""
+    """Returns (name of the cell, its curves) of a sweep's runs that held a constraint."""
     places = [folder] if (folder / "metrics.csv").exists() else sorted(p for p in folder.iterdir() if p.is_dir())
     found = [(place.name, curves(place / "metrics.csv")) for place in places if (place / "metrics.csv").exists()]
     return [(name, one) for name, one in found if "kept/target" in one]

@@ -1,4 +1,4 @@
-"""Which settings tell two runs apart, so that runs that differ by seed alone are pooled."""
+"""Which settings distinguish two runs, so that runs that differ by seed alone are pooled."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _TOP_LEFT_OUT = {
     "fidelity_every", "probe_steps",
 }  # fmt: skip
 _LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
-# Beside the method's settings, what tells the arms of one table apart; all else makes another table.
+# With the method's settings, what distinguishes the arms of one table; all else makes another table.
 _OWN = ("backward", "distill", "augment", "fgm", "ema", "r_drop", "layer_decay")
 _FORMER_RUNS = ("model.run", "method.distill.teacher")
 _SEED_AND_IDENTITY = re.compile(r"_s\d+(?=_)|-[0-9a-f]{8}(?=/|$)")
@@ -34,7 +34,7 @@ def settings_of(config: Mapping[str, Any], precision: str | None = None) -> dict
 
 
 def without_left_out(settings: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Returns flat settings, also as older records have them, less what tells no two arms apart.
+    """Returns flat settings, also as older records have them, less what distinguishes no two arms.
 
     That is what is off (null, false, a group's name none), so that cells from before an option pool with later ones;
     copies of the run's seed (method.selection_seed); and of a former run, from which a model comes, its seed.

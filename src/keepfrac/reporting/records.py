@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from keepfrac.errors import UserError
-from keepfrac.reporting.cells import Cell, Problem, kinds, typed
+from keepfrac.reporting.cells import FinishedRun, Problem, kinds, typed
 from keepfrac.reporting.files import csv_rows, csv_text, read_text, write_text
 from keepfrac.reporting.pooling import without_left_out
 
-COLUMNS = [field.name for field in fields(Cell)]
+COLUMNS = [field.name for field in fields(FinishedRun)]
 # columns that older records do not have
 _LATER = {"latency_seconds", "latency_seconds_dense", "pinned", "trained_frac", "unmerged_score"}
 
@@ -29,7 +29,7 @@ def records_path(name: str) -> Path:
     return Path(os.environ.get("KEEPFRAC_MULTIRUN", "multirun")) / "records" / f"{name}.csv"
 
 
-def record(cells: Iterable[Cell], path: Path) -> tuple[int, int]:
+def add_records(cells: Iterable[FinishedRun], path: Path) -> tuple[int, int]:
     """Adds finished cells to the records; a cell of the same identity is replaced in its place.
 
     Returns:
@@ -48,7 +48,7 @@ def record(cells: Iterable[Cell], path: Path) -> tuple[int, int]:
     return added, len(new) - added
 
 
-def read_records(path: Path) -> list[Cell]:
+def read_records(path: Path) -> list[FinishedRun]:
     """Returns the cells of a records file.
 
     Raises:
@@ -60,7 +60,7 @@ def read_records(path: Path) -> list[Cell]:
     return cells
 
 
-def read_rows(path: Path) -> tuple[list[Cell], list[Problem]]:
+def read_rows(path: Path) -> tuple[list[FinishedRun], list[Problem]]:
     """Returns the cells of a records file, and the rows that are none.
 
     Raises:
@@ -70,17 +70,17 @@ def read_rows(path: Path) -> tuple[list[Cell], list[Problem]]:
     if missing := [name for name in COLUMNS if name not in _LATER.union(columns)]:
         raise UserError(f"{path} is not a records file of this version: it has no column {', '.join(missing)}.")
     found = [_cell(row, f"line {number}") for number, row in enumerate(rows, start=2)]
-    return [one for one in found if isinstance(one, Cell)], [one for one in found if isinstance(one, Problem)]
+    return [one for one in found if isinstance(one, FinishedRun)], [one for one in found if isinstance(one, Problem)]
 
 
-def _row(cell: Cell) -> dict[str, Any]:
+def _row(cell: FinishedRun) -> dict[str, Any]:
     return {k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v for k, v in asdict(cell).items()}
 
 
-def _cell(row: dict[str, str], line: str) -> Cell | Problem:
+def _cell(row: dict[str, str], line: str) -> FinishedRun | Problem:
     try:
         values = {name: typed(name, _parse(row.get(name, ""), *kind)) for name, kind in kinds().items()}
-        return Cell(**values | {"settings": without_left_out(values["settings"], values["seed"])})
+        return FinishedRun(**values | {"settings": without_left_out(values["settings"], values["seed"])})
     except (ValueError, OverflowError) as error:
         return Problem(line, "unreadable", str(error))
 

@@ -17,7 +17,7 @@ _OPENING = re.compile(r"^<!-- (table|stages):([\w.-]+) -->$", re.MULTILINE)
 
 
 def results(text: str, records: Path) -> str:
-    """Returns a document with each of its tables made anew.
+    """Returns a document with each of its tables generated again.
 
     Args:
         text: the document.
@@ -34,7 +34,7 @@ def results(text: str, records: Path) -> str:
 
 
 def write(path: Path) -> bool:
-    """Makes the tables of a document anew from the folder records/ beside it; returns whether it changed.
+    """Generates the tables of a document from the folder records/ next to it; returns whether it changed.
 
     Raises:
         UserError: the document, or the records of a table, are not there.

@@ -17,12 +17,12 @@ from typing import Any
 
 from keepfrac.errors import UserError
 from keepfrac.reporting.arms import differing, grouped
-from keepfrac.reporting.cells import Cell, read_sweep
+from keepfrac.reporting.cells import FinishedRun, read_sweep
 from keepfrac.reporting.statistics import summarise
 from keepfrac.reporting.tables import markdown_table, number
 
 RECIPE = "method.distill."
-Value = Callable[[Cell], float | None]
+Value = Callable[[FinishedRun], float | None]
 
 
 def _score(name: str) -> Value:
@@ -43,7 +43,7 @@ COLUMNS: dict[str, tuple[Value, str]] = {
 }
 
 
-def table(cells: Sequence[Cell]) -> str:
+def table(cells: Sequence[FinishedRun]) -> str:
     """Returns the table of one sweep's finished cells; columns that no cell has are left out.
 
     Raises:
@@ -67,16 +67,16 @@ def table(cells: Sequence[Cell]) -> str:
     return markdown_table(rows)
 
 
-def _settings(cell: Cell) -> dict[str, Any]:
+def _settings(cell: FinishedRun) -> dict[str, Any]:
     return {key: value for key, value in cell.settings.items() if key != "model.run"} | {"lr": cell.lr}
 
 
-def _stage(cell: Cell) -> tuple:
+def _stage(cell: FinishedRun) -> tuple:
     """What two cells share that differ by seed alone."""
     return cell.method, cell.keep_asked, cell.steps, json.dumps(_settings(cell), sort_keys=True)
 
 
-def _names(stages: Sequence[Sequence[Cell]]) -> list[str]:
+def _names(stages: Sequence[Sequence[FinishedRun]]) -> list[str]:
     """The name of each line: the method, and the settings in which lines of its size differ."""
     alike = grouped((stage[0] for stage in stages), lambda cell: (cell.method, cell.keep_asked))
     names = []

@@ -1,10 +1,10 @@
-"""Arms as tables in markdown and csv, with the notes that make them honest."""
+"""Arms as tables in markdown and csv, with notes on what limits a comparison."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 
 from keepfrac.reporting.arms import Arm, group_of, grouped
-from keepfrac.reporting.cells import Cell, Problem
+from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.files import csv_text
 from keepfrac.reporting.statistics import Difference, Sample, accuracy_error
 
@@ -41,7 +41,7 @@ def short(model: str) -> str:
 
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """Returns one row of text per arm of a table: column -> what stands in it; '-' for what is not known."""
+    """Returns one row of text per arm of a table: column -> cell; '-' for what is unknown."""
     columns = _usual(arms[0].metric) | _further(arms)
     return [{name: show(arm) for name, show in columns.items()} for arm in arms]
 
@@ -83,7 +83,7 @@ def _further(arms: Sequence[Arm]) -> Columns:
 
 
 def of_several_sizes(arms: Sequence[Arm]) -> bool:
-    """Whether the delivered models differ in their number of parameters by more than a task's head."""
+    """Returns whether the delivered models differ in their number of parameters by more than a task's head."""
     known = [arm.params for arm in arms if arm.params]
     return bool(known) and min(known) < _SMALLER * max(known)
 
@@ -98,9 +98,9 @@ def what(arm: Arm) -> str:
 
 
 def letters(arms: Sequence[Arm]) -> dict[str, str]:
-    """Returns a letter for each variant whose name is too long for a narrow place."""
+    """Returns a letter for each variant whose name is too long for a narrow column."""
     long = dict.fromkeys(arm.variant for arm in arms if len(arm.variant) > _LONGEST_VARIANT)
-    return {variant: f"({chr(ord('a') + place)})" for place, variant in enumerate(long)}
+    return {variant: f"({chr(ord('a') + index)})" for index, variant in enumerate(long)}
 
 
 def number(value: float | None, form: str, unit: float = 1) -> str:
@@ -130,7 +130,7 @@ def _difference(difference: Difference | None) -> str:
     return f"{difference.mean:+.4f} {interval}{pairs}"
 
 
-def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list[str]:
+def notes(arms: Sequence[Arm], cells: Sequence[FinishedRun], repeated: int = 0) -> list[str]:
     """Returns what a reader must know to read the table rightly.
 
     Args:
@@ -143,11 +143,11 @@ def notes(arms: Sequence[Arm], cells: Sequence[Cell], repeated: int = 0) -> list
         found.append(DIFFERENCES)
     found += _one_test_set(arms) + _unit_notes(arms)
     for arm in arms:
-        place = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
+        which = f"{arm.label} at {number(arm.keep_asked, '{:g}')} ({heading([arm])})"
         if arm.fallbacks:
-            found.append(f"{place}: {arm.fallbacks} sites fell back to dense.")
+            found.append(f"{which}: {arm.fallbacks} sites fell back to dense.")
         if arm.pinned:
-            found.append(f"{place}: {arm.pinned} linears stay dense: attention saves their input itself.")
+            found.append(f"{which}: {arm.pinned} linears stay dense: attention saves their input itself.")
     if repeated:
         found.append(f"{repeated} cells repeat a seed of the same arm and lr; the one begun last counts.")
     return found + _measured(cells)
@@ -168,11 +168,11 @@ def _lr_notes(arms: Sequence[Arm]) -> list[str]:
 def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     """The error that seeds do not show: that of the one test set that all of them share."""
     found = []
-    for members in grouped(arms, group_of).values():
-        arm, error = members[0], standard_error(members)
+    for group in grouped(arms, group_of).values():
+        arm, error = group[0], standard_error(group)
         if arm.metric == "accuracy" and error is not None:
             found.append(
-                f"{heading(members)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
+                f"{heading(group)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
                 f"do not show, is sqrt(p(1-p)/{arm.test_rows}) = {error:.4f} at p = {arm.test.mean:.4f}."
             )
     return found
@@ -196,7 +196,7 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
     return [f"keep counts unlike things here ({'; '.join(units)}): they are not comparable and never share an axis."]
 
 
-def _measured(cells: Sequence[Cell]) -> list[str]:
+def _measured(cells: Sequence[FinishedRun]) -> list[str]:
     probes = sorted({cell.probe for cell in cells if cell.probe})
     places = {", ".join(filter(None, (c.device, c.precision, c.torch and f"torch {c.torch}"))) for c in cells}
     cost = [f"Saved for backward and step time: on a probe of {'; '.join(probes)}."] if probes else []

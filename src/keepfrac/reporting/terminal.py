@@ -41,13 +41,13 @@ def console() -> Console:
 
 def show(to: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Sequence[Problem]) -> None:
     """Prints the tables, the notes, and the cells without a result."""
-    for members in grouped(arms, group_of).values():
-        to.print(Text(heading(members), style="bold"))
-        to.print(Text(gain(members)), _table(lines(members)))
-        for words, same in grouped((arm for arm in members if what(arm) != "-"), what).items():
+    for group in grouped(arms, group_of).values():
+        to.print(Text(heading(group), style="bold"))
+        to.print(Text(gain(group)), _table(lines(group)))
+        for words, same in grouped((arm for arm in group if what(arm) != "-"), what).items():
             methods = ", ".join(dict.fromkeys(arm.method for arm in same))
             to.print(Text(f"- kept by {methods}: {words}", style="dim"))
-        for variant, letter in letters(members).items():
+        for variant, letter in letters(group).items():
             to.print(Text(f"- {letter}: {variant}", style="dim"))
     for remark in [_READING] * bool(arms) + [one for one in remarks if one not in (MEANS, DIFFERENCES)]:
         to.print(Text(f"- {remark}", style="dim"))
@@ -58,10 +58,10 @@ def show(to: Console, arms: Sequence[Arm], remarks: Sequence[str], problems: Seq
 def gain(arms: Sequence[Arm]) -> str:
     """Returns what was gained: of the arms that cost more than dense in nothing, the cheapest that is not worse."""
     error = standard_error(arms)
-    judged = [(arm, verdict(arm, error), spent) for arm in arms if arm.difference and (spent := costs(arm, arms))]
-    if not judged:
+    compared = [(arm, verdict(arm, error), spent) for arm in arms if arm.difference and (spent := costs(arm, arms))]
+    if not compared:
         return "What was gained is not known: it takes a dense baseline (nosp) and measured costs."
-    cheap = [one for one in judged if max(one[2].values()) <= _ALIKE and min(one[2].values()) * _ALIKE < 1]
+    cheap = [one for one in compared if max(one[2].values()) <= _ALIKE and min(one[2].values()) * _ALIKE < 1]
     if not cheap:
         return "Nothing was gained: no arm beside dense costs less in all that was measured."
     arm, found, spent = min(cheap, key=lambda one: (one[1] == "worse", sum(one[2].values()) / len(one[2])))
@@ -106,7 +106,7 @@ def verdict(arm: Arm, error: float | None) -> str:
 
 
 def lines(arms: Sequence[Arm]) -> list[dict[str, str]]:
-    """Returns one row of text per arm: column -> what stands in it. Scores between 0 and 1 are shown as per cent."""
+    """Returns one row of text per arm: column -> cell. Scores between 0 and 1 are shown as per cent."""
     error, (unit, digits), short = standard_error(arms), scale(arms), letters(arms)
     rows = []
     for arm in arms:

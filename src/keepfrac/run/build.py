@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from keepfrac.distillation.build import distiller_of
-from keepfrac.models.load import load_masks, quieten
+from keepfrac.models.load import load_masks, silence_library_logging
 from keepfrac.run.identity import Cell
 from keepfrac.run.settings import RunSettings
 from keepfrac.storage.build import build
@@ -58,14 +58,14 @@ def build_whole_module(settings: RunSettings, net, task, steps: int, tokenizer) 
     return module
 
 
-def more_rows(settings: RunSettings, task, leads: bool, tell: Callable[[int, int], None]) -> Callable | None:
+def augmenter(settings: RunSettings, task, leads: bool, report_progress: Callable[[int, int], None]) -> Callable | None:
     """Returns what gives the training split the rows of `augment`; None: it stays as it is.
 
     Args:
         settings: of the run.
         task: what is learnt.
         leads: whether this process makes them; the others read.
-        tell: is told how many sentences are done, and of how many.
+        report_progress: called with (sentences done, all sentences).
     """
     if settings.augment["name"] == "none" or not settings.epochs:
         return None
@@ -75,7 +75,7 @@ def more_rows(settings: RunSettings, task, leads: bool, tell: Callable[[int, int
         leads=leads,
         device=settings.hardware.device,
         bf16=settings.hardware.resolved_precision == "bf16-mixed",
-        tell=tell,
+        report_progress=report_progress,
     )
 
 
@@ -132,4 +132,4 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("pytorch_lightning", "lightning_fabric"):
         warnings.filterwarnings("ignore", module=module)
-    quieten()
+    silence_library_logging()

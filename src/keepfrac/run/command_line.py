@@ -1,4 +1,4 @@
-"""What people type, brought into order, and what they are told when it cannot be."""
+"""The command line: normalises overrides, and turns errors into messages for users."""
 
 import difflib
 import re
@@ -159,7 +159,7 @@ def _keys(group: str) -> set[str]:
 
 
 def foreign_error(error: BaseException) -> str:
-    """Returns an error that nobody wrote for users: what it is, and the line of their code, or ours, it is from."""
+    """Returns an unexpected error as a message: its type, its text and the line it comes from."""
     text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
     frames = traceback.extract_tb(error.__traceback__)
     libraries = (sys.prefix, sys.base_prefix, "<", str(ROOT / "src" / "main.py"))

@@ -1,4 +1,4 @@
-"""What a run hands over beside the weights: sizes, the count of a cut model, another form of it."""
+"""What a run delivers in addition to the weights: sizes, the counts of a cut model, another form of it."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 def sizes(net, loaded, folder: Path) -> dict:
-    """Returns the sizes of the delivered model, beside those of the dense original, however many runs ago it was cut.
+    """Returns the sizes of the delivered model and of its dense original, however many runs ago it was cut.
 
     Args:
         net: what is delivered.
@@ -41,7 +41,7 @@ def sizes(net, loaded, folder: Path) -> dict:
 
 
 def write_account(net, folder: Path) -> None:
-    """Writes info.txt where the model is a cut one: what is left of what, as the original counted and honestly."""
+    """Writes info.txt where the model is a cut one: what was kept, as the original counted and in full."""
     if is_cut(net):
         write_atomically(folder / "info.txt", account_of(net).info_txt())
 
@@ -67,13 +67,13 @@ def read_model(folder: Path, head: str, attention: str) -> nn.Module:
 
 
 def write_examples(examples: Mapping[str, list[dict]], folder: Path) -> None:
-    """Writes examples.json where the task generates: by split, what was said of each meaning, and its references."""
+    """Writes examples.json where the task generates: by split, what was generated for each MR, and its references."""
     if examples:
         write_atomically(folder / EXAMPLES, json.dumps(examples, indent=1, ensure_ascii=False) + "\n")
 
 
 def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: str) -> dict[str, str | int]:
-    """Writes another form of the delivered model into export/, with what lies beside the weights in model/.
+    """Writes another form of the delivered model into export/, with the other files of model/.
 
     Args:
         net: what is delivered.
@@ -93,12 +93,12 @@ def export_form(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: 
         files = path.rglob("*") if path.is_dir() else [path]
         weights = sum(file.stat().st_size for file in files if file.is_file())
         if form in FOLDERS:
-            _copy_beside(folder / "model", path, with_masks=form.startswith("sparse"))
+            _copy_other_files(folder / "model", path, with_masks=form.startswith("sparse"))
     except Exception as error:  # a tracer raises many kinds
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         again = f"epochs=0 task={task} model=from_run model.run={folder}"
         raise UserError(
-            f"{said}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
+            f"{reason}; the model itself is there: go on with {again} export=... (and the task.* words of this run)"
         ) from error
     return {"form": form, "path": str(path.relative_to(folder)), "bytes": weights}
 
@@ -113,7 +113,7 @@ def try_export(net, form: str, folder: Path, rows: Mapping[str, Tensor], task: s
         return {"form": form, "error": redact(" ".join(str(error).split()))}
 
 
-def _copy_beside(model: Path, target: Path, *, with_masks: bool) -> None:
+def _copy_other_files(model: Path, target: Path, *, with_masks: bool) -> None:
     """Copies tokenizer and the like; the masks only where the weights have the shapes that they were made for."""
     for path in model.iterdir():
         weights = path.name.endswith(WEIGHTS) and not (with_masks and path.name == masks.FILE)

@@ -55,10 +55,10 @@ class Execution:
         self.tokenizer = load_tokenizer(settings.model.plain(), task.training_texts)
         self.trained_on, self.stages = lineage.trained_on(settings, task), lineage.stages(settings.model.run)
 
-        def tell(done: int, of: int) -> None:
-            Progress(path, of, "").tell("augment", done)
+        def report_progress(done: int, of: int) -> None:
+            Progress(path, of, "").report("augment", done)
 
-        if grow := build.more_rows(settings, task, self.rank.is_rank_zero, tell):
+        if grow := build.augmenter(settings, task, self.rank.is_rank_zero, report_progress):
             task.enlarge(grow)
         task.use(self.tokenizer)
         task.setup()
@@ -126,7 +126,7 @@ class Execution:
         }
 
     def _examine_teacher(self) -> dict:
-        """Scores the teacher, where there is one, before anyone learns from it."""
+        """Scores the teacher, where there is one, before distillation."""
         if self.module.distiller is None:
             return {}
         teacher, device = self.module.distiller.teacher, self.trainer.strategy.root_device
@@ -160,7 +160,7 @@ class Execution:
         times = self.settings.probe_steps
         if not (self.steps and times and self.rank.is_rank_zero):
             return {}
-        self.progress.tell("measure", self.steps)
+        self.progress.report("measure", self.steps)
         return self.probe.cost(times)
 
     def _latency(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ class Execution:
         self.module.net = delivery.read_model(self.cell.folder, self.task.head, self.settings.model.attention)
 
     def _score(self) -> dict[str, float]:
-        self.progress.tell("evaluate", self.steps)
+        self.progress.report("evaluate", self.steps)
         scores = {**self.trainer.validate(self.module, datamodule=self.task, verbose=False)[0]}
         scores |= self.trainer.test(self.module, datamodule=self.task, verbose=False)[0]
         for name, loader in self.task.extra_dataloaders().items():

@@ -26,7 +26,7 @@ from keepfrac.storage.fingerprint import fingerprint_of_folder
 
 __all__ = ["Cell", "cell", "check", "identify", "plain", "register", "sweep_folder"]
 
-# They change where a run goes and how it is told, never its result.
+# They change where a run is stored and how it is logged, never its result.
 NOT_PART_OF_IT = ("hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size", "fidelity_every")
 
 
@@ -52,7 +52,7 @@ def _task_fingerprint(settings: str) -> str:
 
 def identify(settings: dict) -> str:
     """Returns the identity of a resolved configuration."""
-    hub.settle()
+    hub.resolve_hub()
     part = {key: value for key, value in settings.items() if key not in NOT_PART_OF_IT}
     hardware = part.pop("hardware")
     if hardware["devices"] != 1:
@@ -129,8 +129,8 @@ def _short(value: object) -> str:
 def cell(cfg: DictConfig | dict | RunSettings) -> Cell:
     """Checks a configuration and returns its cell."""
     settings = cfg if isinstance(cfg, RunSettings) else check(cfg)
-    identity, method, beneath = identify(settings.plain()), settings.method, settings.backward["name"]
-    name = method["name"] if beneath == "none" else f"{method['name']}+{beneath}"
+    identity, method, backward = identify(settings.plain()), settings.method, settings.backward["name"]
+    name = method["name"] if backward == "none" else f"{method['name']}+{backward}"
     parts = [name, f"k{method['keep_frac']:.4g}", f"lr{settings.lr:g}", f"s{settings.seed}"]
     parts += [_short(settings.task["name"]), "from_run" if settings.model.run else _short(settings.model.name)]
     label = "_".join(map(_short, parts))

@@ -109,7 +109,7 @@ class Probe:
 
     @contextmanager
     def _equal_dropout(self) -> Iterator[None]:
-        """Within it both models drop the same: by one seed, or nothing where the method draws masks of its own."""
+        """Gives both models the same dropout within it: by one seed; none where the method draws masks of its own."""
         saver = self.module.backward_saver
         nets = (self.module.net, self.dense) if saver is not None and saver.draws_masks else ()
         rates = [(m, m.p) for net in nets for m in net.modules() if isinstance(m, nn.Dropout)]

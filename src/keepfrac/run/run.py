@@ -82,7 +82,7 @@ def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
 
 def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> dict:
     """Does this process's part of the work; what provenance learns goes into `made`."""
-    hub.settle()
+    hub.resolve_hub()
     from keepfrac.run.execution import Execution
 
     with distributed.process_group(rank, settings.hardware.accelerator):
@@ -95,7 +95,7 @@ def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> d
 @contextlib.contextmanager
 def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
     """Writes into results.json why the run failed, and ends W&B's part of it."""
-    hub.settle()
+    hub.resolve_hub()
     from keepfrac.tracking.wandb_run import finish_wandb
 
     text: str | None = "stopped"
@@ -106,11 +106,11 @@ def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
         results.write(folder, record | {"status": "failed", "error": text})
         raise
     except Exception as error:
-        said = _of_disk(error)
-        text = redact(" ".join(f"{type(said).__name__}: {said}".split()))
+        reported = _of_disk(error)
+        text = redact(" ".join(f"{type(reported).__name__}: {reported}".split()))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             results.write(folder, record | {"status": "failed", "error": text})
-        if not isinstance(said, UserError):
+        if not isinstance(reported, UserError):
             log.error("%s", redact(traceback.format_exc()), extra={"for_file": True})
         raise
     finally:
@@ -122,9 +122,9 @@ def _full_disk_in_words() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (said := _of_disk(error)) is error:
+        if (reported := _of_disk(error)) is error:
             raise
-        raise said from error
+        raise reported from error
 
 
 def _of_disk(error: Exception) -> Exception:
@@ -166,7 +166,7 @@ def _check_devices(hardware: Hardware) -> None:
 def _log_into(folder: Path) -> Iterator[None]:
     """Writes the log into the folder's run.log, unless a launcher already sends all output there.
 
-    Tracebacks go there alone: the terminal is told in one line.
+    Tracebacks go there alone: the terminal shows one line.
     """
     if os.environ.get("KEEPFRAC_JOB"):
         yield

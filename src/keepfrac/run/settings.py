@@ -100,7 +100,7 @@ class RunSettings(LoopSettings):
     backward: dict = setting("what is saved for the backward pass", GROUP)
     distill: dict = setting("a teacher", GROUP)
     augment: dict = setting("more training rows", GROUP)
-    logger: dict = setting("where curves go, beside metrics.csv", GROUP)
+    logger: dict = setting("where curves go, in addition to metrics.csv", GROUP)
     export: dict = setting("another form of the delivered model", GROUP)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: scores, what was kept, what it cost beside dense, and what to type next."""
+"""The summary of a finished run: scores, what was kept, cost relative to dense, and what to type next."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is saved for the backward pass: a second axis beside what is trained. The forward pass is the dense model's.
+"""What is saved for the backward pass: an axis independent of what is trained. The forward pass is dense.
 
     protocol         a `BackwardSaver`: attached to a network, asked what it kept, and taken off again
     convert          `norm`, `rand`, `bkrz`: a `Selector` says which part of an activation is kept; a `Site` is where

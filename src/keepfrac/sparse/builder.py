@@ -1,4 +1,4 @@
-"""Puts the sites of a network in place, one kind after the other. What each does is told in `convert`."""
+"""Creates the sites of a network, one kind after the other; `convert` describes each."""
 
 import functools
 import itertools
@@ -61,7 +61,7 @@ class Builder:
         self.undo.append(change_class(module, new, **attributes).undo)
 
     def linear(self) -> None:
-        """The linears of each layer; query, key and value share one selection."""
+        """Converts the linears of each layer; query, key and value share one selection."""
         for layer in self.parts.layers:
             if layer.query and layer.key and layer.value and layer.attention_output:
                 self._linear(tuple(dict.fromkeys((layer.query, layer.key, layer.value))))
@@ -121,7 +121,7 @@ class Builder:
         self._change(relu, PackedReLU, behind=behind, site=self._site(path, "activation"))
 
     def activation(self) -> None:
-        """One-bit ReLU; where the linears are sites it is there already."""
+        """Converts ReLU to save one bit; where the linears are sites it is converted already."""
         for layer in self.parts.layers:
             if not (layer.activation and layer.ffn_out):
                 continue
@@ -136,7 +136,7 @@ class Builder:
             self._pack(layer.activation, activation, None)
 
     def dropout(self) -> None:
-        """Dropout of the embeddings and the layers; that of the attention weights belongs to the attention function."""
+        """Converts the dropout of embeddings and layers; that of attention weights is the attention function's."""
         weights = {layer.probability_dropout for layer in self.parts.layers}
         inside = (self.parts.embeddings, *(layer.path for layer in self.parts.layers))
         for path, module in list(self.net.named_modules()):
@@ -147,7 +147,7 @@ class Builder:
             raise UserError("site dropout: this model has no dropout in its layers (model.dropout=0)")
 
     def layer_norm(self) -> None:
-        """The LayerNorms after attention and feed-forward block."""
+        """Converts the LayerNorms after attention and feed-forward block."""
         for path in (path for layer in self.parts.layers for path in layer.layer_norms):
             norm = find(self.net, path)
             if not isinstance(norm, nn.LayerNorm):
@@ -155,7 +155,7 @@ class Builder:
             self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
 
     def attention(self) -> None:
-        """The products Q K^T and P V."""
+        """Converts the products Q K^T and P V."""
         for path, heads, sites in self._attention_sites("attention"):
             sites.query = self._site(f"{path} query", "attention")
             sites.key = self._site(f"{path} key", "attention")
@@ -163,7 +163,7 @@ class Builder:
             sites.weights = self._site(path, "attention", heads=heads)
 
     def softmax(self) -> None:
-        """Softmax and P V, fused."""
+        """Converts softmax and P V, fused."""
         for path, heads, sites in self._attention_sites("softmax"):
             if sites.weights is not None:  # the fused operation saves what P V would have
                 self.sites.remove(sites.weights)

@@ -1,4 +1,4 @@
-"""What the sites need to know about the current batch: which tokens are real, and which draw is due.
+"""State of the current batch that sites share: which tokens are real, and the random draw.
 
 Padding is never selected and never counts: a kept row of padding would buy nothing, and a budget counted over padding
 would keep more than it says. The attention mask reaches the sites by a forward pre-hook on the network.
@@ -68,7 +68,7 @@ class Draw:
     step: int
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Returns a generator for this draw; each call returns the same sequence anew."""
+        """Returns a generator for this draw; each call returns the same sequence again."""
         return torch.Generator(device=device).manual_seed(seed32(self.seed, self.site, self.step))
 
     def rotation(self, n: int, count: int, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """Turns a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
 
-| site       | replaces                                      | error it brings                         |
+| site       | replaces                                      | error                                   |
 | ---------- | --------------------------------------------- | --------------------------------------- |
 | linear     | the six linears of each layer                 | none in dX; dW is that of the kept part |
 | activation | ReLU by one that saves one bit per number     | none                                    |

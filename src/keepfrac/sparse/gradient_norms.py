@@ -1,10 +1,10 @@
-"""How large the gradient of each token was when its sentence came by last: what a choice in the forward pass lacks.
+"""Gradient norms of each token from the last pass over its sentence, for a choice in the forward pass.
 
 A linear's weight gradient is a sum over tokens, dW = sum_t g_t x_t^T, and the best chance of a token to be kept is
-proportional to ||g_t|| ||x_t||. In the forward pass ||g_t|| is unknown, but sentences come by once per epoch: the norms
-of the epoch before stand in for it (WTA-CRS, Liu et al. 2023, section 3.3, which keeps them by the number of the row).
-Here a sentence is known by its token ids, so that no data loader has to number its rows. A sentence that is new gets
-the mean of those that are known; where none is, the norm of the input decides alone.
+proportional to ||g_t|| ||x_t||. In the forward pass ||g_t|| is unknown, but each sentence is read once per epoch: the
+norms of the previous epoch replace it (WTA-CRS, Liu et al. 2023, section 3.3, which keeps them by row number). Here the
+key is the sentence's token ids, so that no data loader has to number its rows. A new sentence gets the mean of the
+known ones; where none is known, the norm of the input decides alone.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ class GradientNorms:
 
     def __init__(self, net: nn.Module, sparsified: Sparsified) -> None:
         self.sites = {site.number: site for site in sparsified.sites if site.kind == "linear"}
-        self.places = {number: place for place, number in enumerate(sorted(self.sites))}
+        self.row_of_site = {number: row for row, number in enumerate(sorted(self.sites))}
         self.table: dict[bytes, Tensor] = {}  # sentence -> (sites, tokens) in bfloat16
         self._open: list[tuple[list[bytes], Tensor]] = []
         self._handles = [net.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for module in net.modules():
             if isinstance(module, SparseLinear):
-                self._handles.append(module.register_forward_hook(self._watch))
+                self._handles.append(module.register_forward_hook(self._hook_gradient))
 
     def remove(self) -> None:
         """Takes the hooks off."""
@@ -52,16 +52,16 @@ class GradientNorms:
         ids, mask = named.get("input_ids"), named.get("attention_mask")
         if ids is None:
             raise UserError("gradient norms are kept by sentence: the model must be given input_ids by name")
-        self.settle()
+        self.fill_table()
         sentences = _sentences(ids, mask)
         factors = self._factors(sentences, ids.shape).to(ids.device)
         for number, site in self.sites.items():
-            site.factors = None if self.table == {} else factors[self.places[number]].reshape(-1)
-        self._open.append((sentences, torch.zeros(len(self.places), *ids.shape, device=ids.device)))
+            site.factors = None if self.table == {} else factors[self.row_of_site[number]].reshape(-1)
+        self._open.append((sentences, torch.zeros(len(self.row_of_site), *ids.shape, device=ids.device)))
 
     def _factors(self, sentences: list[bytes], shape: torch.Size) -> Tensor:
         """Returns the norms of a batch as they were, (sites, batch, length), float32."""
-        factors = torch.full((len(self.places), *shape), torch.nan)
+        factors = torch.full((len(self.row_of_site), *shape), torch.nan)
         for row, sentence in enumerate(sentences):
             known = self.table.get(sentence)
             if known is not None:
@@ -69,18 +69,18 @@ class GradientNorms:
         mean = factors.flatten(1).nanmean(1).nan_to_num(1.0).clamp_min(1e-30)
         return torch.where(factors.isnan(), mean[:, None, None], factors)
 
-    def _watch(self, linear: Any, args: tuple[Any, ...], y: Tensor) -> None:
+    def _hook_gradient(self, linear: Any, args: tuple[Any, ...], y: Tensor) -> None:
         if linear.training and y.requires_grad and y.dim() == 3 and self._open:
-            y.register_hook(self._noting(self._open[-1][1][self.places[linear.site.number]]))
+            y.register_hook(self._adds_squares_to(self._open[-1][1][self.row_of_site[linear.site.number]]))
 
     @staticmethod
-    def _noting(squares: Tensor) -> Callable[[Tensor], None]:
-        def note(grad: Tensor) -> None:
+    def _adds_squares_to(squares: Tensor) -> Callable[[Tensor], None]:
+        def add(grad: Tensor) -> None:
             squares.add_(grad.detach().float().square().sum(-1))
 
-        return note
+        return add
 
-    def settle(self) -> None:
+    def fill_table(self) -> None:
         """Enters the norms of the backward passes that are over into the table."""
         for sentences, squares in self._open:
             if not bool(squares.any()):
@@ -92,7 +92,7 @@ class GradientNorms:
 
     def state(self) -> dict[str, Any]:
         """Returns the table for a checkpoint, as tensors."""
-        self.settle()
+        self.fill_table()
         keys = [torch.frombuffer(bytearray(key), dtype=torch.uint8) for key in self.table]
         return {
             "keys": torch.stack(keys) if keys else torch.zeros(0, dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""What every way to save less for the backward pass has in common. It knows torch, and no training loop.
+"""The protocol of backward savers, which save less for the backward pass. It knows torch, and no training loop.
 
     saver = Act8bit(Act8bit.Settings.of(yaml))
     saver.attach(net)      the network is changed in place: parameters, their names and the forward pass stay
@@ -10,35 +10,50 @@ While it is attached a saver holds the `Handle` of the changed network; `sparsif
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from keepfrac import settings as written
 from keepfrac.settings import settings, share, text
 
+EVERYTHING = {"asked": 1.0, "achieved": 1.0, "unit": None, "of": "everything"}
 
-class Handle(Protocol):
-    """A network that was changed in place."""
+
+class Handle:
+    """A network that was changed in place. Its defaults are for what leaves nothing out and has no state.
+
+    Args:
+        undo: what puts the stock modules back, to be called in reverse order.
+    """
+
+    def __init__(self, undo: list[Callable[[], None]]) -> None:
+        self._undo = undo
 
     def restore(self) -> None:
         """Puts the stock modules back; parameters stay as they are trained."""
+        while self._undo:
+            self._undo.pop()()
 
     def report(self) -> list[dict[str, Any]]:
-        """Returns one row per place, of the last forward pass: site, kind, asked, achieved, fallback and bytes."""
+        """Returns one row per site, of the last forward pass: site, kind, asked, achieved, fallback and bytes."""
+        return []
 
     def kept(self) -> dict[str, Any]:
         """Returns what was asked for, what was achieved, the unit, and of what."""
+        return dict(EVERYTHING)
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, of plain values and tensors."""
+        return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from `state()` of an earlier process."""
 
 
 class BackwardSaver(ABC):
-    """A way to save less, by its settings.
+    """A method to save less for the backward pass.
 
     Args:
         settings: checked.
@@ -91,7 +106,7 @@ class BackwardSaver(ABC):
         return self._kept if self.handle is None else self.figures()
 
     def report(self) -> list[dict[str, Any]]:
-        """Returns one row per place where less is saved; empty while it is not attached."""
+        """Returns one row per site where less is saved; empty while it is not attached."""
         return [] if self.handle is None else self.handle.report()
 
     def state(self) -> dict[str, Any]:

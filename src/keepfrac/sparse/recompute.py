@@ -14,11 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.pruned import LowRankLinear
-from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.sparse.protocol import BackwardSaver, Handle
 from keepfrac.tensors.change_class import change_class
 from keepfrac.tensors.surgery import find, replace
-
-EVERYTHING = {"asked": 1.0, "achieved": 1.0, "unit": None, "of": "everything"}
 
 
 class _OfActivation:
@@ -48,38 +46,7 @@ class LowRankOfActivation(_OfActivation, LowRankLinear):
 CLASSES: dict[type, Any] = {nn.Linear: LinearOfActivation, LowRankLinear: LowRankOfActivation}
 
 
-class Recomputing:
-    """The handle of a changed network.
-
-    Args:
-        undo: what puts the stock modules back.
-    """
-
-    def __init__(self, undo: list[Callable[[], None]]) -> None:
-        self._undo = undo
-
-    def restore(self) -> None:
-        """Puts the stock modules back; parameters stay as they are trained."""
-        while self._undo:
-            self._undo.pop()()
-
-    def kept(self) -> dict[str, Any]:
-        """Returns that nothing is left out of any gradient."""
-        return dict(EVERYTHING)
-
-    def report(self) -> list[dict[str, Any]]:
-        """Returns no rows: no place keeps a part."""
-        return []
-
-    def state(self) -> dict[str, Any]:
-        """Returns nothing: there is no state."""
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes nothing over."""
-
-
-def recompute_activations(net: nn.Module) -> Recomputing:
+def recompute_activations(net: nn.Module) -> Handle:
     """Makes every feed-forward block save its activation function's input alone, in place.
 
     Parameters, their names and the results stay. Sub-layers that a cut removed are skipped.
@@ -106,13 +73,13 @@ def recompute_activations(net: nn.Module) -> Recomputing:
         replace(net, function, nn.Identity())
         undo.append(functools.partial(replace, net, function, activation))
         undo.append(change_class(linear, CLASSES[type(linear)], activation=activation).undo)
-    return Recomputing(undo)
+    return Handle(undo)
 
 
 class RecomputedActivations(BackwardSaver):
     """`recompute_gelu`: the output of each feed-forward block's activation function is computed again."""
 
-    def convert(self, net: nn.Module) -> Recomputing:
+    def convert(self, net: nn.Module) -> Handle:
         return recompute_activations(net)
 
 
@@ -122,9 +89,9 @@ class CheckpointedLayers(BackwardSaver):
     It changes no layer, so that another saver may be attached too.
     """
 
-    def convert(self, net: Any) -> Recomputing:
+    def convert(self, net: Any) -> Handle:
         if not getattr(net, "supports_gradient_checkpointing", False):
             raise UserError(f"method checkpoint: a {type(net).__name__} cannot be checkpointed")
         if not net.is_activation_checkpointing:
             net.activation_checkpointing_enable({"use_reentrant": False})
-        return Recomputing([net.activation_checkpointing_disable])
+        return Handle([net.activation_checkpointing_disable])

@@ -1,4 +1,4 @@
-"""`save_less`: a stock model, made to save less for its backward pass in anybody's training loop."""
+"""`save_less`: makes a stock model save less for its backward pass, in any training loop."""
 
 import difflib
 from typing import Any

@@ -5,6 +5,7 @@ from typing import Any
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context
+from keepfrac.sparse.protocol import Handle
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 
@@ -14,7 +15,7 @@ EXACT = ("activation", "dropout")
 ATTENTION = ("attention", "softmax")
 
 
-class Sparsified:
+class Sparsified(Handle):
     """The sites of a network, for reports and for resuming.
 
     Args:
@@ -27,19 +28,15 @@ class Sparsified:
     def __init__(
         self, sites: list[Site], context: Context, selector: Selector, *, undo: list[Callable[[], None]]
     ) -> None:
-        self.sites, self.context, self.selector, self._undo = sites, context, selector, undo
-
-    def restore(self) -> None:
-        """Puts the stock modules back; parameters stay as they are trained."""
-        while self._undo:
-            self._undo.pop()()
+        super().__init__(undo)
+        self.sites, self.context, self.selector = sites, context, selector
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per site, of the last forward pass in training: see `Site.report`."""
         return [site.report() for site in self.sites]
 
     def fallbacks(self) -> list[Site]:
-        """Returns the sites that had to stay dense, beside those whose tensor is saved elsewhere."""
+        """Returns the sites that had to stay dense, without those whose tensor is saved elsewhere."""
         return [site for site in self.sites if site.fallback is not None and not site.saved_elsewhere]
 
     def check(self) -> None:
@@ -78,14 +75,18 @@ class Sparsified:
 
     def never_selected(self) -> float | None:
         """Returns the share of the linears' input columns never chosen so far; None where columns are not the unit."""
-        seen = [site.seen for site in self.sites if site.kind == "linear" and site.seen is not None]
+        seen = [
+            site.selected_columns for site in self.sites if site.kind == "linear" and site.selected_columns is not None
+        ]
         if not seen:
             return None
         return 1 - sum(int(s.sum()) for s in seen) / sum(s.numel() for s in seen)
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
-        seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
+        seen = {
+            site.number: site.selected_columns.cpu().clone() for site in self.sites if site.selected_columns is not None
+        }
         return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -93,7 +94,7 @@ class Sparsified:
         self.context.seed, self.context.step = state["seed"], state["step"]
         for site in self.sites:
             seen = state["seen"].get(site.number)
-            site.seen = None if seen is None else seen.clone()
+            site.selected_columns = None if seen is None else seen.clone()
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:

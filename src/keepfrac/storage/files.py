@@ -73,7 +73,7 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the lock of a folder."""
+    """Returns whether another process holds the lock of a folder."""
     if not (folder / LOCK).exists():
         return False
     try:

@@ -1,6 +1,6 @@
 """Whether the model hub answers: decided once per sweep, handed to child processes by the environment.
 
-Call `settle()` before `transformers` or `datasets` are imported: both read HF_HUB_OFFLINE while they are imported,
+Call `resolve_hub()` before `transformers` or `datasets` are imported: both read HF_HUB_OFFLINE while they are imported,
 and without it each of their calls tries for most of a minute where nothing answers.
 """
 
@@ -34,8 +34,8 @@ def hub_answers() -> bool:
     return decision == "online"
 
 
-def settle() -> bool:
-    """Decides, and keeps the Hugging Face libraries of this process and its children from trying in vain."""
+def resolve_hub() -> bool:
+    """Returns whether the hub can be reached; if not, sets this process and its children to offline mode."""
     answers = hub_answers()
     if not answers:
         for switch in OFFLINE_SWITCHES:

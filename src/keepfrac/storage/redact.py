@@ -62,7 +62,7 @@ def redact(text: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def redact_all(texts: Iterable[str]) -> list[str]:
-    """`redact` on each of several texts (an argv), where a secret may also follow the option that names it."""
+    """Applies `redact` to each of several texts (an argv), where a secret may also follow the option that names it."""
     texts = list(texts)
     return [
         MASK if _OPTION_NAME.fullmatch(before) and not text.startswith("-") else redact(text)
@@ -71,7 +71,7 @@ def redact_all(texts: Iterable[str]) -> list[str]:
 
 
 def redact_tree(value: Any) -> Any:
-    """`redact` on every string in nested dicts and lists; a string under a secret's name (api_key) goes whole."""
+    """Applies `redact` to every string in nested dicts and lists; one under a secret's name (api_key) goes whole."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):

@@ -39,7 +39,7 @@ def read(folder: Path) -> dict | None:
 
 
 def is_done(folder: Path, identity: str) -> bool:
-    """Whether this folder holds the finished run of exactly this cell."""
+    """Returns whether this folder holds the finished run of exactly this cell."""
     results = read(folder)
     return results is not None and results.get("status") == "done" and results.get("identity") == identity
 

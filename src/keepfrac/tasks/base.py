@@ -1,4 +1,4 @@
-"""Task: what a run learns and is judged by. How rows are encoded and what the loss is, is the subclasses'."""
+"""Task: what a run learns, and its metrics. How rows are encoded and what the loss is, is the subclasses'."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -157,7 +157,7 @@ class Task(BatchedData):
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their numbers; None: a regression."""
+        """Names of the classes in the order of their ids; None: a regression."""
         return self.splits.labels
 
     @property

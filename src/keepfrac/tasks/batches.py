@@ -54,7 +54,7 @@ class TrainingBatches:
             self.epoch, self.position = epoch, 0
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """The next iteration begins at this batch of this epoch; later epochs begin at their first."""
+        """Makes the next iteration begin at this batch of this epoch; later epochs begin at their first."""
         self.epoch, self.position = epoch, batch
 
     def __len__(self) -> int:

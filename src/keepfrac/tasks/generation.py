@@ -31,7 +31,7 @@ class GenerationTask(Task):
     """Text from an MR. Rows have `text` (the MR) and `reference` or `references`, these with `number`.
 
     A batch holds input_ids, attention_mask and labels (tokens of the reference, -100 elsewhere), int64 (batch,
-    length); to generate from, prompt_ids and prompt_mask (batch, longest prompt) and numbers (batch,) beside them.
+    length); to generate from, also prompt_ids and prompt_mask (batch, longest prompt) and numbers (batch,).
     """
 
     @settings
@@ -146,7 +146,7 @@ class GenerationTask(Task):
         return int((batch["labels"][:, 1:] != NO_LOSS).sum())
 
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Not of the outputs: see `generate`."""
+        """Refuses: texts come from `generate`."""
         raise NotImplementedError
 
     def generate(self, net, batch: Batch) -> tuple[Tensor, Tensor]:

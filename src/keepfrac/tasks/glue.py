@@ -41,7 +41,9 @@ class GlueTask(TextTask):
         )
         folder: str | None = text("name of the task's folder, where it is not the classic one", null=True)
         test: str = choice("which labelled rows are the test set", *TEST)
-        overlaps: Sequence[str] = setting("tasks that share rows with this one: no model may be judged on both", LIST)
+        overlaps: Sequence[str] = setting(
+            "tasks that share rows with this one: no model may be evaluated on both", LIST
+        )
 
         def check(self) -> None:
             allowed = LAYOUTS[self.name].tests

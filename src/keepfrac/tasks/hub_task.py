@@ -41,7 +41,9 @@ class HubTask(TextTask):
             " as numbers) that is read instead of the hub; null: the hub",
             null=True,
         )
-        overlaps: Sequence[str] = setting("tasks that share rows with this one: no model may be judged on both", LIST)
+        overlaps: Sequence[str] = setting(
+            "tasks that share rows with this one: no model may be evaluated on both", LIST
+        )
 
     settings: Settings
     problem = "classification"

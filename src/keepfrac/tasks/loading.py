@@ -94,13 +94,13 @@ class BatchedData(pl.LightningDataModule):
             self.encoded(split)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Training goes on at this batch of this epoch, in the order of a run that was never interrupted."""
+        """Makes training continue at this batch of this epoch, in the order of an uninterrupted run."""
         self._start = (epoch, batch)
         if self._batches is not None:
             self._batches.start_at(epoch, batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration over training data is that of `epoch`."""
+        """Sets the epoch of the next iteration over training data."""
         if epoch != self._start[0]:
             self._start = (epoch, 0)
         if self._batches is not None:

@@ -34,16 +34,16 @@ class Masking:
     continues: np.ndarray
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (what the model sees, what it has to guess: -100 where nothing), both (tokens,) int64."""
-        seen, labels = ids.astype(np.int64), np.full(len(ids), IGNORED)
+        """Returns input ids and labels (-100 where there is no loss), both (tokens,) int64."""
+        inputs, labels = ids.astype(np.int64), np.full(len(ids), IGNORED)
         chosen = self._chosen(ids, rng)
         labels[chosen] = ids[chosen]
         lot = rng.random(len(chosen))
-        seen[chosen[lot < MASKED]] = self.mask_id
+        inputs[chosen[lot < MASKED]] = self.mask_id
         swapped = chosen[(lot >= MASKED) & (lot < RANDOM)]
         ordinary = np.flatnonzero(~self.special)
-        seen[swapped] = ordinary[rng.integers(len(ordinary), size=len(swapped))]
-        return seen, labels
+        inputs[swapped] = ordinary[rng.integers(len(ordinary), size=len(swapped))]
+        return inputs, labels
 
     def _chosen(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the chosen positions: as `frac` says, one at least; fewer where a whole word would be too many."""

@@ -20,7 +20,7 @@ from keepfrac.storage.build import build
 from keepfrac.tasks.base import Batch, Task, token_sums
 from keepfrac.tasks.data.files import read_text, split_lines
 from keepfrac.tasks.masking import IGNORED, Masking, masking_of
-from keepfrac.tasks.rows import TEXTS, Rows, Splits, cut, hash_buckets, subset
+from keepfrac.tasks.rows import TEXTS, Rows, Splits, hash_buckets, held_out_mask, subset
 from keepfrac.tasks.text import TextTask
 from keepfrac.tasks.tokens import Tokens
 
@@ -57,8 +57,8 @@ class MaskedTokens:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         ids, types = self.tokens.row(index)
-        seen, labels = self.masking(np.asarray(ids), np.random.default_rng([*self.draw(), index]))
-        return seen, types, labels
+        inputs, labels = self.masking(np.asarray(ids), np.random.default_rng([*self.draw(), index]))
+        return inputs, types, labels
 
 
 class MlmTask(TextTask):
@@ -100,7 +100,7 @@ class MlmTask(TextTask):
                 f"task {self.name}: type either task@task.of=<a task, such as gaiic> or task.text_file=<a file>"
             )
         train, held_out, source, how, notes = _of_task(of) if of else _of_file(str(text_file))
-        half = cut(hash_buckets([f"half {text}" for text in held_out]), 0.5)
+        half = held_out_mask(hash_buckets([f"half {text}" for text in held_out]), 0.5)
         validation, test = (_rows(np.array(held_out, dtype=object)[mask].tolist()) for mask in (~half, half))
         how += ", halved by another hash, is validation and test"
         return Splits(
@@ -134,7 +134,7 @@ class MlmTask(TextTask):
 
     def collate(self, items: list) -> Batch:
         """Pads rows to the longest of them; labels are -100 where nothing is to be guessed, (batch, longest)."""
-        batch = self.padded([(seen, types) for seen, types, _ in items])
+        batch = self.padded([(inputs, types) for inputs, types, _ in items])
         labels = torch.full(batch["input_ids"].shape, IGNORED)
         for row, (_, _, hidden) in enumerate(items):
             labels[row, : len(hidden)] = torch.from_numpy(hidden)
@@ -179,7 +179,7 @@ def _of_file(name: str) -> tuple[list[str], list[str], str, str, dict]:
     path = Path(name).expanduser()
     lines = split_lines(read_text(path))
     texts = np.array([line for line in lines if line.strip()], dtype=object)
-    mask = cut(hash_buckets(texts.tolist()), HELD_OUT, MOST_HELD_OUT)
+    mask = held_out_mask(hash_buckets(texts.tolist()), HELD_OUT, MOST_HELD_OUT)
     how = f"10 % of the lines ({MOST_HELD_OUT:,} at most) by a hash"
     notes = {"empty_lines": len(lines) - len(texts)}
     return texts[~mask].tolist(), texts[mask].tolist(), f"file {path}", how, notes

@@ -78,8 +78,10 @@ def write(tokenizer, prompts: Sequence[str], texts: Sequence[str], prompt_length
     end = end_token(tokenizer)
     first = list(dict.fromkeys(prompts))
     closing = {end, getattr(tokenizer, "sep_token_id", None)}
-    opened = {text: _open(ids, closing) for text, ids in zip(first, _encoded(tokenizer, first, True), strict=True)}
-    before = [opened[text] for text in prompts]
+    stripped = {
+        text: _without_closing(ids, closing) for text, ids in zip(first, _encoded(tokenizer, first, True), strict=True)
+    }
+    before = [stripped[text] for text in prompts]
     after = [[*ids, end] for ids in _encoded(tokenizer, [f" {text}" for text in texts], False)]
     pairs = zip(before, after, strict=True)
     truncated = sum(len(p) > prompt_length or len(t) > text_length for p, t in pairs)
@@ -100,8 +102,8 @@ def _encoded(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
     ]
 
 
-def _open(ids: list[int], closing: set) -> list[int]:
-    """Leaves out the tokens that close a sequence."""
+def _without_closing(ids: list[int], closing: set) -> list[int]:
+    """Returns tokens without those that close a sequence."""
     end = len(ids)
     while end > 1 and ids[end - 1] in closing:
         end -= 1

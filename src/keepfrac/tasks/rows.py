@@ -100,7 +100,7 @@ def hash_buckets(texts: Sequence[str]) -> np.ndarray:
     return np.fromiter((hash_bucket(text) for text in texts), dtype=np.float64, count=len(texts))
 
 
-def cut(buckets: np.ndarray, frac: float, most: int | None = None) -> np.ndarray:
+def held_out_mask(buckets: np.ndarray, frac: float, most: int | None = None) -> np.ndarray:
     """Returns a mask of the rows whose hash bucket is below `frac`; True: cut off.
 
     With more than `most` such rows the limit falls until there are not; rows of one bucket stay together.
@@ -112,7 +112,7 @@ def cut(buckets: np.ndarray, frac: float, most: int | None = None) -> np.ndarray
 
 def cut_validation(rows: Rows, column: str = "text") -> tuple[Rows, Rows]:
     """Returns (train, validation): validation is 10 % of the rows by the hash of `column`, 5,000 at most."""
-    mask = cut(hash_buckets(rows[column]), VALIDATION_FRAC, VALIDATION_MOST)
+    mask = held_out_mask(hash_buckets(rows[column]), VALIDATION_FRAC, VALIDATION_MOST)
     return rows.take(np.flatnonzero(~mask)), rows.take(np.flatnonzero(mask))
 
 

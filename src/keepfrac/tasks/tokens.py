@@ -1,7 +1,7 @@
-"""Texts to token numbers: once per content, tokenizer and length, kept on disk.
+"""Texts to token ids: once per content, tokenizer and length, kept on disk.
 
-An entry of the cache is a folder named by the sha256 of all it depends on, written beside and then renamed, so that
-jobs that start together may all write it. It may be deleted at any time.
+An entry of the cache is a folder named by the sha256 of all it depends on. It is written under a temporary name, then
+renamed, so that jobs that start together may all write it. It may be deleted at any time.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ CHUNK = 8_192
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token numbers of many rows, laid end to end.
+    """Token ids of many rows, concatenated.
 
     Args:
         ids: (tokens,) int32.
@@ -48,7 +48,7 @@ class Tokens:
         return np.diff(self.starts)
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns token numbers and segments of one row, views."""
+        """Returns token ids and segment ids of one row, views."""
         part = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.ids[part], None if self.types is None else self.types[part]
 

@@ -12,18 +12,18 @@ KINDS = ("weight", "bias")
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it multiplies by a matrix `weight`, as nn.Linear and Conv1D do; an embedding looks up."""
+    """Returns whether it multiplies by a matrix `weight`, as nn.Linear and Conv1D do; an embedding looks up."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
 
 
 def is_transposed(linear: nn.Module) -> bool:
-    """Whether a linear holds its weight as (inputs, outputs): Conv1D, and what took one's place."""
+    """Returns whether a linear holds its weight as (inputs, outputs): Conv1D, and what took one's place."""
     return bool(getattr(linear, "transposed", not isinstance(linear, nn.Linear)))
 
 
 @dataclass(frozen=True)
-class Layout:
+class LinearLayout:
     """The linears of one layer.
 
     Args:

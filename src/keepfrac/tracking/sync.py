@@ -56,7 +56,7 @@ def trouble() -> str | None:
     return why_not() if has_wandb_key() else "no key is configured: `wandb login` stores one"
 
 
-def settle(folder: Path) -> str | None:
+def resolve_wandb(folder: Path) -> str | None:
     """Decides for a whole sweep; returns what to tell the user where it is not online.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the adapter methods share: updates on frozen linears, what is trained beside them, and how they are merged.
+"""What the adapter methods share: updates of frozen linears, what else is trained, and how updates are merged.
 
 The body of the model is frozen; the updates learn, and the task's classifier. `merge` says what the
 delivered model is:
@@ -10,9 +10,9 @@ delivered model is:
                              `models.load.reload` and `model=from_run` load all of it; `from_pretrained` alone loads
                              W, and names the others as unexpected
 
-The scores of the model before it was merged stand in the results beside those of the delivered one.
+The results have the scores before merging too.
 
-A method overrides `begin`, beside the hooks of FineTune:
+A method overrides `begin`, in addition to the hooks of FineTune:
 
     begin()   runs once, when the updates are there
 """
@@ -68,7 +68,7 @@ class AdapterSettings(LoraSettings):
 
 @settings
 class SparseAdapterSettings(AdapterSettings):
-    """The same, with S2 beside the low-rank updates."""
+    """The same, with S2 in addition to the low-rank updates."""
 
     sparse: int = count("N, values of S2 in each updated weight; 0: no S2", least=0)
     selector: str = choice("how the places of S2's values are chosen", *SELECTORS)
@@ -113,12 +113,12 @@ class Adapters:
         self.freeze(module)
 
     def freeze(self, module: FineTune) -> None:
-        """Only the updates learn, and the head where the task brings a new one."""
+        """Freezes all but the updates, and the head where the task brings a new one."""
         new_head = self.settings.train_head and module.task.head == "sequence_classification"
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
     def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        """With merge=sparse_by_construction: from now on training sees the masks' zeros in the updated weights."""
+        """Makes training see the masks' zeros in the updated weights, with merge=sparse_by_construction."""
         if self.settings.merge == "sparse_by_construction":
             for path, one in adapted(net).items():
                 one.constrain(masks.get(f"{path}.weight"))

@@ -146,7 +146,7 @@ def resumed_at(checkpoint: Path) -> int:
     except (OSError, MemoryError):
         raise  # that says nothing of the file
     except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
-        log.warning("%s is damaged (%s); the run begins anew", checkpoint, type(error).__name__)
+        log.warning("%s is damaged (%s); the run starts again", checkpoint, type(error).__name__)
         checkpoint.replace(checkpoint.with_suffix(".damaged"))
         return 0
 
@@ -172,8 +172,8 @@ class Progress(pl.Callback):
         self._written = 0.0
 
     @rank_zero_only
-    def tell(self, phase: str, step: int) -> None:
-        """Writes the file now."""
+    def report(self, phase: str, step: int) -> None:
+        """Writes the file: the phase and its step."""
         self._written = time.monotonic()
         text = f'{{"step": {step}, "steps": {self.steps}, "score": {_json(self.score)}, "phase": "{phase}"}}\n'
         write_atomically(self.path, text)
@@ -181,7 +181,7 @@ class Progress(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         first = trainer.global_step <= 1
         if trainer.is_global_zero and (first or time.monotonic() - self._written > 2.0):
-            self.tell("train", trainer.global_step)
+            self.report("train", trainer.global_step)
 
     def on_validation_end(self, trainer, module) -> None:
         if self.monitor in trainer.callback_metrics:

@@ -50,7 +50,7 @@ class RankInfo:
 def rank_info(devices: int) -> RankInfo:
     """Returns which process this is in a run on `devices` devices."""
     environment = os.environ
-    # not SLURM_NTASKS: a batch script that runs us without srun has it too, and there nobody else would come
+    # not SLURM_NTASKS: a batch script that runs us without srun has it too, and there is no other process
     if devices > 1 and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == devices:
         port = 20000 + int(environment["SLURM_JOB_ID"]) % 10000
         return RankInfo(int(environment["SLURM_PROCID"]), devices, port, by_srun=True)
@@ -65,7 +65,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def process_group(info: RankInfo, accelerator: str) -> Iterator[None]:
-    """Within it the run's processes can talk to one another; one process alone has nobody to talk to."""
+    """Opens the process group of a run; of one process alone, none."""
     if info.world_size == 1:
         yield
         return

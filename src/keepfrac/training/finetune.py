@@ -13,7 +13,7 @@ The defaults of the hooks are dense fine-tuning (`nosp`), so a comparison of two
     get_extra_state()       state that is neither parameter nor buffer, for checkpoints
     set_extra_state(state)  takes it back
     settled_at              progress from which the model has its final size
-    replaces_backward       whether the method brings a backward pass of its own, so that none can run beneath it
+    replaces_backward       whether the method has a backward pass of its own, so that none can be combined with it
 
 Masks that came with the model hold whatever the method: they are applied after each optimizer step.
 
@@ -70,7 +70,7 @@ class FineTune(pl.LightningModule):
     """Progress from which the model has its final size; the best checkpoint is chosen from there on."""
 
     replaces_backward = False
-    """Whether the method brings a backward pass of its own, so that none can run beneath it."""
+    """Whether the method has a backward pass of its own, so that none can be combined with it."""
 
     def __init__(self, net: nn.Module, task: Task, loop: Loop, settings: Settings):
         super().__init__()
@@ -156,7 +156,7 @@ class FineTune(pl.LightningModule):
                 self.ema = EMA(self.net, self.loop.ema)
 
     def attach_saver(self) -> None:
-        """Where `backward` says so: saves less for the backward pass of the model as `prepare` left it."""
+        """Attaches the saver that `backward` names to the model as `prepare` left it."""
         if self.backward_saver is not None:
             self.backward_saver.attach(self.net)
 

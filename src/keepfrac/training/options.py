@@ -215,10 +215,10 @@ class FGM:
 
     @contextmanager
     def on(self, net: nn.Module) -> Iterator[None]:
-        """Inside the block the model computes as if its word embeddings were W + eps g / ||g||."""
+        """Adds eps g / ||g|| to the word embeddings within the block."""
         assert self._handle is not None and self.gradient is not None, "watch(net) and a backward pass come first"
         self._handle.remove()
-        words, shift = _words(net), direction(mean_over_processes(self.gradient), self.eps)
+        words, shift = _words(net), fgm_direction(mean_over_processes(self.gradient), self.eps)
 
         def attacked(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             return output + embedding(args[0], shift).to(output.dtype)
@@ -231,7 +231,7 @@ class FGM:
             self._handle = self.gradient = None
 
 
-def direction(gradient: Tensor, eps: float) -> Tensor:
+def fgm_direction(gradient: Tensor, eps: float) -> Tensor:
     """Returns eps g / ||g||; zeros where there is no direction."""
     norm = gradient.norm()
     usable = torch.isfinite(norm) & (norm > 0)
@@ -274,5 +274,5 @@ def _together() -> bool:
 
 
 def _words(net: Any) -> nn.Embedding:
-    """The word embeddings, by what they are and not by a name."""
+    """The word embeddings: the input embeddings' weight, whatever its name."""
     return net.get_input_embeddings()

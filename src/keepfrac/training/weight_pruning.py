@@ -3,7 +3,7 @@
 The matrices are the six linears of each layer; embeddings, pooler, head, biases and norms stay whole. The share that
 stays falls along a cubic ramp, by exact rank. What is pruned stays pruned; from `settled_at` the mask is frozen and
 the rest of the fit recovers. The masks live with the model: the loop applies them after every step, and they are
-delivered beside the weights, so that later runs of any method keep the zeros.
+delivered with the weights, so that later runs of any method keep the zeros.
 
 A method overrides these, beside the hooks of FineTune:
 

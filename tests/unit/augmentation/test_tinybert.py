@@ -18,7 +18,7 @@ ROWS = Rows(
 
 
 def grown(augmentation, rows=ROWS, task="sst2", **overrides):
-    conditions = {"leads": True, "device": "cpu", "bf16": False, "tell": lambda done, of: None}
+    conditions = {"leads": True, "device": "cpu", "bf16": False, "report_progress": lambda done, of: None}
     return augmentation(rows, task=task, **conditions | overrides)
 
 
@@ -109,7 +109,7 @@ def test_words_of_pieces_come_from_the_glove_file(augmentation, tmp_path):
 
 def test_what_is_told_ends_with_all(augmentation):
     told = []
-    grown(augmentation(), tell=lambda *progress: told.append(progress))
+    grown(augmentation(), report_progress=lambda *progress: told.append(progress))
     assert told == [(4, 4)]  # each sentence once
 
 

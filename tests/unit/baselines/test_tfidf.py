@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
 from keepfrac.baselines import tfidf
-from keepfrac.baselines.tfidf import Linear, Settings, beside, truth
-from keepfrac.reporting.cells import Cell, read_cell
+from keepfrac.baselines.tfidf import Linear, Settings, baseline_of, truth
+from keepfrac.reporting.cells import FinishedRun, read_cell
 from keepfrac.storage import results
 from tests.contract.test_conf import CONF
 
@@ -62,16 +62,16 @@ def test_a_label_that_never_occurs_is_unlikely():
 
 
 def test_it_leaves_a_cell_beside_the_run(run):
-    folder = beside(run(), Settings(1, False))
+    folder = baseline_of(run(), Settings(1, False))
     cell = read_cell(folder)
-    assert isinstance(cell, Cell)
+    assert isinstance(cell, FinishedRun)
     assert (cell.method, cell.model, cell.task) == ("tfidf1", "tfidf", "csv")
     assert cell.test_score is not None and cell.test_score > 0.9
     assert "scaled_one_minus_mlogloss" in cell.test_scores
     assert cell.params and cell.command.startswith("python -m src.baselines.tfidf ")
     before = (folder / "results.json").read_text()
-    assert beside(run(), Settings(1, False)) == folder and (folder / "results.json").read_text() == before
-    assert beside(run(), Settings(1, True)) != folder
+    assert baseline_of(run(), Settings(1, False)) == folder and (folder / "results.json").read_text() == before
+    assert baseline_of(run(), Settings(1, True)) != folder
 
 
 def test_c_is_chosen_on_validation_alone(run, monkeypatch):
@@ -84,7 +84,7 @@ def test_c_is_chosen_on_validation_alone(run, monkeypatch):
         return {f"{split}/{name}": good for name in task.metric_names}
 
     monkeypatch.setattr(tfidf, "score", judged)
-    found = json.loads((beside(run(), Settings(1, False)) / "results.json").read_text())
+    found = json.loads((baseline_of(run(), Settings(1, False)) / "results.json").read_text())
     assert found["config"]["model"]["c"] == min(tfidf.CS)
     assert [c for split, c in asked if split == "test"] == [min(tfidf.CS)]
 
@@ -92,7 +92,7 @@ def test_c_is_chosen_on_validation_alone(run, monkeypatch):
 def test_one_label_per_row_is_judged_by_its_class(run, tmp_path):
     rows = [f"{'fine' if i % 2 else 'dull'} {i},{i % 2}" for i in range(200)]
     (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    folder = beside(run(multi_label=False), Settings(1, False))
+    folder = baseline_of(run(multi_label=False), Settings(1, False))
     assert json.loads((folder / "results.json").read_text())["scores"]["test/accuracy"] == 1.0
 
 

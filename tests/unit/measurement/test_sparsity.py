@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from keepfrac.errors import UserError
-from keepfrac.measurement.sparsity import account, matrices, show, sparsity
+from keepfrac.measurement.sparsity import matrices, show, sparsity, totals
 from keepfrac.models.packed import FILE, load_packed, main, pack, packed_bytes, save_packed, unpack
 from keepfrac.prune.masks import num_kept
 from keepfrac.training.weight_pruning import matrices_of
@@ -27,7 +27,7 @@ def test_bert_base_at_a_twentieth(bert_base):
     assert sum(num_kept(0.05, size) for size in sizes) == 4_246_728
     params = sum(parameter.numel() for parameter in bert_base.parameters())
     counts = {name: (num_kept(0.05, size), size) for name, size in zip(names, sizes, strict=True)}
-    found = account(counts, params, params - sum(sizes) + 4_246_728)
+    found = totals(counts, params, params - sum(sizes) + 4_246_728)
     assert found["compression_matrices"] == pytest.approx(20, abs=1e-3)
     assert found["compression_model"] == pytest.approx(3.80, abs=5e-3)
 

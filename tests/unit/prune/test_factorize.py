@@ -4,14 +4,13 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.prune.factorize import (
-    LowRankLinear,
+    FactorizedLinear,
     break_even_rank,
     decompose,
     dense_weight,
     factorize,
     factorize_,
     input_moments,
-    merge,
 )
 
 
@@ -50,11 +49,9 @@ def test_whitening_survives_a_dead_input():
     assert torch.isfinite(p).all() and torch.isfinite(q).all()
 
 
-def test_merging_is_exact_with_and_without_gates():
-    twin, x, gate = LowRankLinear(10, 8, 3), torch.randn(6, 10), torch.tensor([1.0, 0.0, 0.4])
-    assert torch.allclose(merge(twin)(x), twin(x), atol=1e-6)
-    assert torch.allclose(merge(twin, gate)(x), twin.q(twin.p(x) * gate), atol=1e-6)
-    assert torch.allclose(dense_weight(twin), merge(twin).weight, atol=1e-6)
+def test_the_dense_weight_of_two_factors_is_their_product():
+    twin, x = FactorizedLinear(10, 8, 3), torch.randn(6, 10)
+    assert torch.allclose(x @ dense_weight(twin).T + twin.q.bias, twin(x), atol=1e-6)
 
 
 def test_break_even():

@@ -15,7 +15,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting.build import of_sweep
 from keepfrac.reporting.page import html
 from keepfrac.reporting.page.content import content_of
-from keepfrac.reporting.page.traces import POINTS, ROOT, command_of, curves, downsample, number, tail
+from keepfrac.reporting.page.traces import POINTS, ROOT, command_of, curves, downsample, rounded, tail
 from src.report import main
 from tests.browser import sweeps
 
@@ -67,7 +67,7 @@ class TestCurves:
         assert (steps[0], steps[-1]) == (0, 10 * (length - 1))
 
     def test_number(self):
-        assert [number(value) for value in (1, 0.123456789, float("nan"), None, True, "1")] == [
+        assert [rounded(value) for value in (1, 0.123456789, float("nan"), None, True, "1")] == [
             1, 0.1234568, None, None, None, None,
         ]  # fmt: skip
 

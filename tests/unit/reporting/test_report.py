@@ -17,7 +17,7 @@ from keepfrac.reporting.arms import group_of, summarise_cells
 from keepfrac.reporting.build import of_records, of_sweep
 from keepfrac.reporting.cells import read_sweep, settings_of
 from keepfrac.reporting.figure import draw, score_limits, style_of, units_of
-from keepfrac.reporting.records import read_records, record
+from keepfrac.reporting.records import add_records, read_records
 from keepfrac.reporting.statistics import accuracy_error, paired, summarise
 from keepfrac.storage import results
 from src.report import main
@@ -397,7 +397,7 @@ class TestOddResults:
     def test_a_row_of_the_records_is_named_and_left_out_but_never_lost(self, tmp_path, capsys):
         path = tmp_path / "demo.csv"
         cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
-        record(cells, path)
+        add_records(cells, path)
         with path.open(encoding="utf-8") as file:
             first, *rest = csv.DictReader(file)
         with path.open("w", encoding="utf-8") as file:
@@ -408,12 +408,12 @@ class TestOddResults:
         assert "line 2" in capsys.readouterr().out
         assert sum(arm.test.n for arm in of_records(path).arms) == 3
         with pytest.raises(UserError, match="line 2"):
-            record(cells, path)
+            add_records(cells, path)
 
     def test_no_cell_of_a_csv_is_a_formula(self, tmp_path):
         odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "+1"})
         cells, _ = read_sweep(sweep(tmp_path / "demo", odd))
-        record(cells, tmp_path / "demo.csv")
+        add_records(cells, tmp_path / "demo.csv")
         of_records(tmp_path / "demo.csv").write(tmp_path)
         for name in ("demo.csv", "report.csv"):
             (row,) = csv.DictReader((tmp_path / name).read_text(encoding="utf-8").splitlines())
@@ -425,25 +425,25 @@ class TestRecords:
     def test_are_idempotent_and_replace_by_identity(self, tmp_path):
         path = tmp_path / "records" / "demo.csv"
         cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
-        assert record(cells, path) == (4, 0)
+        assert add_records(cells, path) == (4, 0)
         text = path.read_text(encoding="utf-8")
-        assert record(cells, path) == (0, 4)
+        assert add_records(cells, path) == (0, 4)
         assert path.read_text(encoding="utf-8") == text
         more, _ = read_sweep(sweep(tmp_path / "more", cell(seed=5)))
-        assert record(more, path) == (1, 0)
+        assert add_records(more, path) == (1, 0)
         assert len(read_records(path)) == 5
 
     def test_come_back_as_they_were(self, tmp_path):
         path = tmp_path / "demo.csv"
         cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
-        record(cells, path)
+        add_records(cells, path)
         assert read_records(path) == cells
         assert of_records(path).table() == of_sweep(tmp_path / "demo").table()
 
     def test_of_an_older_version_are_read(self, tmp_path):
         path = tmp_path / "demo.csv"
         cells, _ = read_sweep(sweep(tmp_path / "demo", cell(**{"cost.latency_seconds": 0.01})))
-        record(cells, path)
+        add_records(cells, path)
         assert read_records(path)[0].latency_seconds == 0.01
         with path.open(encoding="utf-8") as file:
             (row,) = csv.DictReader(file)
@@ -459,7 +459,7 @@ class TestRecords:
 
     def test_hold_no_path_of_the_machine(self, tmp_path):
         cells, _ = read_sweep(small_sweep(tmp_path / "demo"))
-        record(cells, tmp_path / "demo.csv")
+        add_records(cells, tmp_path / "demo.csv")
         text = (tmp_path / "demo.csv").read_text(encoding="utf-8")
         assert "/home/me" not in text
         assert "task.data_dir=.../glue_data" in text
@@ -472,7 +472,7 @@ class TestRecords:
 
     def test_a_bad_value_is_named_with_its_line(self, tmp_path):
         path = tmp_path / "demo.csv"
-        record(read_sweep(small_sweep(tmp_path / "demo"))[0], path)
+        add_records(read_sweep(small_sweep(tmp_path / "demo"))[0], path)
         path.write_text(path.read_text(encoding="utf-8").replace("0.77", "high"), encoding="utf-8")
         with pytest.raises(UserError, match=r"line 2.*high"):
             read_records(path)
@@ -519,7 +519,7 @@ class TestCommand:
         assert error.count("\n") == 1
 
     def test_readme_without_markers(self, tmp_path, monkeypatch, capsys):
-        record(read_sweep(small_sweep(tmp_path / "demo"))[0], tmp_path / "demo.csv")
+        add_records(read_sweep(small_sweep(tmp_path / "demo"))[0], tmp_path / "demo.csv")
         (tmp_path / "README.md").write_text("no place", encoding="utf-8")
         options = ["--records", str(tmp_path / "demo.csv"), "--readme", str(tmp_path / "README.md"), "--no-picture"]
         assert main(options) == 1

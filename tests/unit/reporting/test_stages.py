@@ -5,15 +5,17 @@ import pytest
 
 from keepfrac.errors import UserError
 from keepfrac.reporting import stages
-from keepfrac.reporting.cells import Cell
+from keepfrac.reporting.cells import FinishedRun
 
-EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(Cell))
+EMPTY = dict.fromkeys(field.name for field in dataclasses.fields(FinishedRun))
 
 
-def cell(method, seed=0, test=0.9, **changes) -> Cell:
+def cell(method, seed=0, test=0.9, **changes) -> FinishedRun:
     facts = {"task": "gaiic", "best_metric": "one_minus_mlogloss", "keep_asked": 1.0, "steps": 10, "settings": {}}
     scores = {"map": test - 0.1, "scaled_one_minus_mlogloss": test + 0.01}
-    return Cell(**EMPTY | facts | {"method": method, "seed": seed, "test_score": test, "test_scores": scores} | changes)
+    return FinishedRun(
+        **EMPTY | facts | {"method": method, "seed": seed, "test_score": test, "test_scores": scores} | changes
+    )
 
 
 def rows(cells):

@@ -36,11 +36,11 @@ def test_norms_are_those_of_the_gradients():
     output = net.bert.encoder.layer[0].intermediate.dense
     output.register_forward_hook(lambda module, args, y: y.register_hook(seen.append) and None)
     step(net, data)
-    norms.settle()
-    site = norms.places[output.site.number]
+    norms.fill_table()
+    site = norms.row_of_site[output.site.number]
     for row, table in enumerate(norms.table.values()):
         real = int(data["attention_mask"][row].sum())
-        assert table.shape == (len(norms.places), real)
+        assert table.shape == (len(norms.row_of_site), real)
         torch.testing.assert_close(table[site].float(), seen[0][row, :real].norm(dim=-1), rtol=1e-2, atol=1e-7)
 
 
@@ -52,7 +52,7 @@ def test_the_first_pass_goes_by_the_input_alone_and_the_second_by_both():
     for number, site in norms.sites.items():
         wanted = torch.zeros(3, 7)
         for row, table in enumerate(norms.table.values()):
-            wanted[row, : table.shape[1]] = table[norms.places[number]].float()
+            wanted[row, : table.shape[1]] = table[norms.row_of_site[number]].float()
         got = site.factors.view(3, 7)
         assert torch.equal(got[0], wanted[0]) and torch.equal(got[1, :4], wanted[1, :4])
     assert handle.kept()["achieved"] < 0.4
@@ -77,7 +77,7 @@ def test_padding_does_not_make_another_sentence():
         "labels": batch()["labels"],
     }
     step(net, longer)
-    norms.settle()
+    norms.fill_table()
     assert len(norms.table) == 3
 
 
@@ -88,7 +88,7 @@ def test_evaluation_and_a_forward_without_backward_leave_no_trace():
     net(**batch(seed=1))
     net.train()
     net(**batch(seed=2))
-    norms.settle()
+    norms.fill_table()
     assert norms.table == {}
 
 

@@ -3,12 +3,12 @@ import torch
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Draw
-from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
+from keepfrac.sparse.selection.selectors import Selector, choose_units, column_scores, row_scores, shifted_relu_boundary
 
 
 def pick(scores, k, selector, step=0):
     draw = Draw(seed=3, site=1, step=step)
-    return choose(scores, len(scores), k, selector, draw, draw.generator(scores.device))
+    return choose_units(scores, len(scores), k, selector, draw, draw.generator(scores.device))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_draws_depend_on_seed_site_and_step_alone():
     def chosen(seed, site, step):
         draw = Draw(seed, site, step)
         torch.rand(1)  # the global stream does not matter
-        return choose(scores, 100, 10, selector, draw, draw.generator(scores.device))[0].tolist()
+        return choose_units(scores, 100, 10, selector, draw, draw.generator(scores.device))[0].tolist()
 
     assert chosen(1, 2, 3) == chosen(1, 2, 3)
     assert len({str(chosen(*numbers)) for numbers in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]}) == 4

@@ -57,7 +57,7 @@ def test_a_status_decides_and_the_decision_is_handed_on(endpoint, status, answer
 @pytest.mark.parametrize("switch", hub.OFFLINE_SWITCHES)
 def test_offline_switches_decide_without_asking(endpoint, monkeypatch, switch):
     monkeypatch.setenv(switch, "1")
-    assert hub.settle() is False
+    assert hub.resolve_hub() is False
     assert endpoint.asked == 0
     assert all(os.environ[name] == "1" for name in hub.OFFLINE_SWITCHES)
 

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from keepfrac.tasks.rows import Rows, cut, cut_three, cut_validation, hash_bucket, hash_buckets, stratified, subset
+from keepfrac.tasks.rows import (
+    Rows,
+    cut_three,
+    cut_validation,
+    hash_bucket,
+    hash_buckets,
+    held_out_mask,
+    stratified,
+    subset,
+)
 
 TEXTS = [f"sentence number {i}" for i in range(20_000)]
 
@@ -35,7 +44,7 @@ def test_a_split_does_not_depend_on_the_other_rows():
 @pytest.mark.parametrize("most", [1, 100, 1999])
 def test_the_most_is_kept_and_equal_buckets_stay_together(most):
     where = np.repeat(hash_buckets(TEXTS[:2000]), 3)
-    mask = cut(where, 0.5, most)
+    mask = held_out_mask(where, 0.5, most)
     assert mask.sum() <= most
     assert most - mask.sum() < 3
     assert (mask.reshape(-1, 3).sum(1) % 3 == 0).all()

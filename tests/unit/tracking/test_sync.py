@@ -73,7 +73,7 @@ def test_an_online_sweep_leaves_its_jobs_to_ask(monkeypatch, tmp_path: Path):
     with StandIn() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
-        assert sync.settle(tmp_path) is None
+        assert sync.resolve_wandb(tmp_path) is None
         assert sync.DECISION not in sync.os.environ
 
 

@@ -58,19 +58,19 @@ def token_ids(state: Mapping[str, Any]) -> dict[str, int]:
     return pieces | {token["content"]: token["id"] for token in state["added_tokens"]}
 
 
-def tokens_to_keep(state: Mapping[str, Any], seen: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
-    """Returns the ids of the tokens that stay, ascending: what is seen, and what it takes to divide texts alike.
+def tokens_to_keep(state: Mapping[str, Any], used: Iterable[int], always: Iterable[int], characters: bool) -> list[int]:
+    """Returns the ids of the tokens that stay, ascending: what is used, and what it takes to divide texts alike.
 
     Args:
         state: content of tokenizer.json.
-        seen: ids of the tokens that are to be kept.
+        used: ids of the tokens that are to be kept.
         always: ids that the tokenizer or the model names as special.
         characters: whether single characters stay, alone and as continuation, that occur in the tokens kept so far:
             unseen words are then spelt, and not unknown.
     """
     ids = token_ids(state)
     token = {i: piece for piece, i in ids.items()}
-    kept = {i for i in (*seen, *always) if i in token}
+    kept = {i for i in (*used, *always) if i in token}
     kept |= {added["id"] for added in state["added_tokens"]}
     kept |= {ids[piece] for piece in _structural(state) if piece in ids}
     if characters:
@@ -137,7 +137,7 @@ def remap_ids(state: Mapping[str, Any], kept: Sequence[int]) -> tuple[dict[str, 
     piece = {i: token for token, i in ids.items()}
     # tokenizers gives added tokens ids after the model's own
     old = sorted(kept, key=lambda i: (piece[i] not in inside, i))
-    now = {i: place for place, i in enumerate(old)}
+    now = {i: new for new, i in enumerate(old)}
     if isinstance(model["vocab"], list):
         model["vocab"] = [model["vocab"][i] for i in old if piece[i] in inside]
         model["unk_id"] = None if model["unk_id"] is None else now[model["unk_id"]]
@@ -213,7 +213,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
     """Leaves a model these rows of its word embeddings, and of its decoder where it has one, tied or not; in place.
 
     Args:
-        net: the model; its configuration gets the new ids too, and remembers `original_vocab_size`.
+        net: the model; its configuration gets the new ids too, and `original_vocab_size`.
         old: the old id of each new token.
 
     Returns:
@@ -239,7 +239,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in smaller:
                 setattr(module, name, smaller[id(parameter)])
-    now = {i: place for place, i in enumerate(old)}
+    now = {i: new for new, i in enumerate(old)}
     words.num_embeddings = len(old)
     words.padding_idx = None if words.padding_idx is None else now[words.padding_idx]
     if decoder is not None:

@@ -1,6 +1,6 @@
 """A tokenizer made from a task's own training text: for a model that is trained from scratch.
 
-[PAD] [UNK] [CLS] [SEP] [MASK] are the numbers 0 to 4. A text becomes [CLS] text [SEP], two texts [CLS] a [SEP] b [SEP].
+[PAD] [UNK] [CLS] [SEP] [MASK] have the ids 0 to 4. A text becomes [CLS] text [SEP], two texts [CLS] a [SEP] b [SEP].
 
     words       what white space separates; the most frequent ones, equals in alphabetical order
     wordpiece   BERT's pieces, trained by `tokenizers` on texts divided at white space and punctuation
@@ -116,8 +116,8 @@ def _words(texts: Sequence[str], vocabulary: Vocabulary) -> Tokenizer:
     )
     often = [word for word in counts if counts[word] >= vocabulary.min_count and word not in SPECIAL]
     kept = sorted(often, key=lambda word: (-counts[word], word))[: vocabulary.size - len(SPECIAL)]
-    numbers = {word: number for number, word in enumerate((*SPECIAL, *kept))}
-    backend = Tokenizer(models.WordLevel(numbers, unk_token=UNK))
+    ids = {word: number for number, word in enumerate((*SPECIAL, *kept))}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     if normalizer:
         backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

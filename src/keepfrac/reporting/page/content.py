@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keepfrac.reporting.arms import Arm, family_of
+from keepfrac.reporting.arms import Arm, tuned_together
 from keepfrac.reporting.build import Report
-from keepfrac.reporting.cells import Cell, Problem
+from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.page import traces
-from keepfrac.reporting.page.traces import number
+from keepfrac.reporting.page.traces import rounded
 from keepfrac.reporting.statistics import Sample, summarise
 from keepfrac.reporting.tables import short, what
 from keepfrac.storage import results
@@ -34,14 +34,14 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
         folder: that folder, where the runs' curves and logs are.
     """
     left = {str(content.get("identity")): (path, content) for path, content in results.cells(folder)}
-    place = {identity: number for number, arm in enumerate(report.arms) for identity in arm.identities}
-    arms = {family_of(cell): report.arms[place[cell.identity]] for cell in report.cells if cell.identity in place}
+    arm_of = {identity: arm for arm in report.arms for identity in arm.identities}
+    arms = {tuned_together(cell): arm_of[cell.identity] for cell in report.cells if cell.identity in arm_of}
     shown = sorted(
-        report.cells, key=lambda cell: (report.arms.index(arms[family_of(cell)]), cell.lr or 0, cell.seed or 0)
+        report.cells, key=lambda cell: (report.arms.index(arms[tuned_together(cell)]), cell.lr or 0, cell.seed or 0)
     )
     content = {
         "name": report.name,
-        "runs": [_run(cell, arms[family_of(cell)], *left[cell.identity]) for cell in shown],
+        "runs": [_run(cell, arms[tuned_together(cell)], *left[cell.identity]) for cell in shown],
         "arms": [_arm(arm, [cell for cell in report.cells if cell.identity in arm.identities]) for arm in report.arms],
         "problems": [_problem(problem, folder) for problem in report.problems],
         "notes": list(report.notes),
@@ -49,7 +49,7 @@ def content_of(report: Report, folder: Path) -> dict[str, Any]:
     return redact_tree(content)  # a second look at every text, whoever wrote it
 
 
-def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def _run(cell: FinishedRun, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: _plain(getattr(cell, key)) for key in _SAME},
         "cell": path.name,
@@ -60,7 +60,7 @@ def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[s
         "metric": cell.best_metric,
         "commit": None if cell.git_sha is None else _short_commit(cell.git_sha),
         "what": what(arm),
-        "scores": {name: number(value) for name, value in cell.test_scores.items()},
+        "scores": {name: rounded(value) for name, value in cell.test_scores.items()},
         "settings": {key: _plain(value) for key, value in cell.settings.items()},
         "command": traces.command_of(content),
         "curves": traces.curves(path / "metrics.csv", cell.steps),
@@ -68,8 +68,8 @@ def _run(cell: Cell, arm: Arm, path: Path, content: Mapping[str, Any]) -> dict[s
     }
 
 
-def _arm(arm: Arm, cells: Sequence[Cell]) -> dict[str, Any]:
-    difference = arm.difference and {key: number(value) for key, value in asdict(arm.difference).items()}
+def _arm(arm: Arm, cells: Sequence[FinishedRun]) -> dict[str, Any]:
+    difference = arm.difference and {key: rounded(value) for key, value in asdict(arm.difference).items()}
     return {
         **{key: _plain(getattr(arm, key)) for key in _OF_ARM},
         "series": arm.label,
@@ -82,8 +82,8 @@ def _arm(arm: Arm, cells: Sequence[Cell]) -> dict[str, Any]:
         "val": _sample(arm.val),
         "test": _sample(arm.test),
         "difference": difference,
-        "saved_ratio": number(arm.saved_ratio.mean),
-        "step_ratio": number(arm.step_ratio.mean),
+        "saved_ratio": rounded(arm.saved_ratio.mean),
+        "step_ratio": rounded(arm.step_ratio.mean),
         "cost": {name: _sample(summarise(getattr(cell, name) for cell in cells)) for name in _MEASURED},
         "runs": [cell.identity for cell in cells],
     }
@@ -104,7 +104,7 @@ def _problem(problem: Problem, sweep: Path) -> dict[str, Any]:
 
 
 def _name(content: Mapping[str, Any], part: str) -> str | None:
-    """The name of a run's task, method or model; None where nobody knows."""
+    """The name of a run's task, method or model; None where it is unknown."""
     config = content.get("config")
     settings = config.get(part) if isinstance(config, Mapping) else None
     name = settings.get("name") if isinstance(settings, Mapping) else None
@@ -118,9 +118,9 @@ def _short_commit(sha: str) -> str:
 
 
 def _sample(sample: Sample) -> dict[str, float | None]:
-    return {"n": sample.n, "mean": number(sample.mean), "sd": number(sample.sd)}
+    return {"n": sample.n, "mean": rounded(sample.mean), "sd": rounded(sample.sd)}
 
 
 def _plain(value: Any) -> Any:
     """A value that JSON has."""
-    return number(value, 9) if isinstance(value, float) else value
+    return rounded(value, 9) if isinstance(value, float) else value

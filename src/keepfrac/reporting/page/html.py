@@ -36,7 +36,7 @@ def write_page(report: Report, folder: Path, path: Path) -> Path:
 
 
 def page(content: Mapping[str, Any], plotly: str) -> str:
-    """The page as text.
+    """Returns the page as text.
 
     plotly is packed, for it is nine tenths of the page; the programs unpack it in the browser. Scripts run by their
     hash alone: a script that came in by a value of the content would not run, escaped or not. Nothing may be loaded
@@ -65,7 +65,7 @@ def page(content: Mapping[str, Any], plotly: str) -> str:
 
 
 def embedded(content: Mapping[str, Any]) -> str:
-    """JSON that can stand in a script element: no value ends the element or begins a comment.
+    """Returns JSON escaped for a script element: no value ends the element or begins a comment.
 
     Raises:
         ValueError: a number is not finite.

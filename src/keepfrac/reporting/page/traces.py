@@ -1,4 +1,4 @@
-"""What a run leaves beside results.json, made fit to be shown: its curves, its command, the end of its log."""
+"""A run's files other than results.json, prepared for the page: its curves, its command, the end of its log."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ Curve = tuple[list[int], list[float | None]]
 
 
 def curves(path: Path, steps: int | None = None) -> dict[str, Curve]:
-    """The curves of a metrics.csv: metric -> (steps, values), at most `POINTS` points each.
+    """Returns the curves of a metrics.csv: metric -> (steps, values), at most `POINTS` points each.
 
     A score of the delivered model stands at the last step whatever step it was trained to, so it is no point of the
     curve of validation; test scores have no curve at all.
@@ -36,7 +36,7 @@ def curves(path: Path, steps: int | None = None) -> dict[str, Curve]:
 
 
 def downsample(values: Mapping[int, float], points: int = POINTS) -> Curve:
-    """The steps and values of a curve; where they are many, the least and the greatest of each stretch of steps."""
+    """Returns a curve's steps and values; of a long one the minimum and maximum of each interval of steps."""
     steps = sorted(values)
     if len(steps) > points:
         size = 2 * len(steps) / (points - 2)
@@ -46,25 +46,25 @@ def downsample(values: Mapping[int, float], points: int = POINTS) -> Curve:
         for stretch in stretches:
             kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
         steps = sorted(kept)
-    return steps, [number(values[step]) for step in steps]
+    return steps, [rounded(values[step]) for step in steps]
 
 
-def number(value: Any, digits: int = 7) -> float | None:
-    """A number with so many digits; None for what is none."""
+def rounded(value: Any, digits: int = 7) -> float | None:
+    """Returns a number with so many digits; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
 def command_of(content: Mapping[str, Any]) -> str:
-    """The command that makes a run again, exact but for secrets; a path below the root is relative to it."""
+    """Returns the command that makes a run again, exact but for secrets; a path below the root is relative to it."""
     provenance = content.get("provenance")
     command = provenance.get("command") if isinstance(provenance, Mapping) else None
     return redact(str(command or "")).replace(f"{ROOT}/", "")
 
 
 def examples(path: Path) -> list[dict[str, Any]]:
-    """What a run generated for the first meanings of its test set: meaning, generated, references; few of each."""
+    """Returns the first generated texts of a run's test set: meaning (MR), generated, references; few of each."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["test"]
         return [_example(one) for one in found[:EXAMPLES]]
@@ -79,7 +79,7 @@ def _example(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, without secrets and without this machine's paths."""
+    """Returns the last lines of a log, without secrets and without this machine's paths."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, 2)
@@ -93,7 +93,7 @@ def tail(log: Path) -> str:
 
 
 def shown(text: str) -> str:
-    """A text without secrets and without this machine's paths, those of the project made relative to its root."""
+    """Returns a text without secrets and absolute paths; paths of the project are relative to its root."""
     return hide_paths(redact(text).replace(f"{ROOT}/", ""))
 
 

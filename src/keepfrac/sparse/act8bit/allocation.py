@@ -1,10 +1,10 @@
-"""A budget of bytes, spent where it buys the most: how each layer stores is chosen by measured errors of the gradient.
+"""Storage formats of each layer within a budget of bytes, chosen by measured errors of the gradient.
 
 Every layer has three kinds of stored activations (see `StorageFormat`), each with a few options. On one batch, each
 option of each layer is tried alone while all else is stored exactly and every row is used: its error is the squared
 distance of all parameters' gradients to the exact ones, its gain the bytes that are freed. Rounding errors of different
-places are independent, so they add. From exact storage on, the option with the least error per freed byte is taken
-again and again until the budget is met: the greedy path along the convex hull of a knapsack with one choice per place.
+slots are independent, so they add. From exact storage on, the option with the least error per freed byte is taken
+again and again until the budget is met: the greedy path along the convex hull of a knapsack with one choice per slot.
 """
 
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 EXACT = STORES["exact"]
 _ATTENTION = [{"attention": bits, "context": context} for bits in BITS for context in CONTEXTS]
-# of each place in a layer, what it may be instead of exact
+# of each slot in a layer, what it may be instead of exact
 OPTIONS = {
     "normalized": [{"normalized": bits} for bits in BITS[:-1]],
     "attention": [one for one in _ATTENTION if replace(EXACT, **one) != EXACT],
@@ -33,8 +33,8 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Option:
-    """One way to store one place.
+class StorageOption:
+    """One way to store one slot.
 
     Args:
         change: fields of `StorageFormat`.
@@ -47,29 +47,29 @@ class Option:
     freed: int
 
 
-NOTHING = Option({}, 0.0, 0)
-Place = tuple[int, str]
+EXACT_OPTION = StorageOption({}, 0.0, 0)
+Slot = tuple[int, str]
 
 
-def cheapest(options: dict[Place, list[Option]], to_free: int) -> dict[Place, Option] | None:
-    """Returns an option per place that together free at least `to_free` bytes at little error; None: impossible.
+def cheapest(options: dict[Slot, list[StorageOption]], to_free: int) -> dict[Slot, StorageOption] | None:
+    """Returns an option per slot that together free at least `to_free` bytes at little error; None: impossible.
 
     Args:
-        options: of each place, besides NOTHING.
+        options: of each slot, without EXACT_OPTION.
         to_free: bytes.
     """
-    taken = dict.fromkeys(options, NOTHING)
+    taken = dict.fromkeys(options, EXACT_OPTION)
     while sum(one.freed for one in taken.values()) < to_free:
         moves = [
-            (max(0.0, one.error - taken[place].error) / (one.freed - taken[place].freed), -one.freed, place, one)
-            for place, found in options.items()
+            (max(0.0, one.error - taken[slot].error) / (one.freed - taken[slot].freed), -one.freed, slot, one)
+            for slot, found in options.items()
             for one in found
-            if one.freed > taken[place].freed
+            if one.freed > taken[slot].freed
         ]
         if not moves:
             return None
-        *_, place, one = min(moves, key=lambda move: move[:3])
-        taken[place] = one
+        *_, slot, one = min(moves, key=lambda move: move[:3])
+        taken[slot] = one
     return taken
 
 
@@ -111,13 +111,13 @@ def _whole_gradients(handle: Converted) -> Iterator[None]:
         handle.set_rng_state(state)
 
 
-def _measured(trial: _Trial, count: int) -> tuple[dict[Place, list[Option]], int]:
-    """Returns the options of each place with their errors, and the bytes of exact storage."""
+def _measured(trial: _Trial, count: int) -> tuple[dict[Slot, list[StorageOption]], int]:
+    """Returns the options of each slot with their errors, and the bytes of exact storage."""
     exact = [EXACT] * count
     loss, whole = trial.forward(exact)
     want = trial.gradients(loss)
     size = sum(one.double().square().sum() for one in want)
-    options: dict[Place, list[Option]] = {}
+    options: dict[Slot, list[StorageOption]] = {}
     for layer in range(count):
         for name, changes in OPTIONS.items():
             options[layer, name] = []
@@ -127,7 +127,7 @@ def _measured(trial: _Trial, count: int) -> tuple[dict[Place, list[Option]], int
                     continue
                 pairs = zip(trial.gradients(loss), want, strict=True)
                 error = sum((got - one).double().square().sum() for got, one in pairs)
-                options[layer, name].append(Option(change, float(error / size), whole - kept))
+                options[layer, name].append(StorageOption(change, float(error / size), whole - kept))
     return options, whole
 
 

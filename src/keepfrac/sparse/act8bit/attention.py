@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from keepfrac.sparse.act8bit.calls import PROBABILITIES, ROWS_IN, ROWS_OUT, Call, refuse_double_backward
-from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack, without_autocast
+from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
-from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose, gather, live_rows
+from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for
 
 
@@ -33,15 +33,15 @@ class _Attention:
 
     def __init__(self, kernels: Any, bias: Tensor | None, call: Call) -> None:
         assert call.attention is not None
-        self.kernels, self.bias, self.call, self.numbers = kernels, bias, call, call.attention
+        self.kernels, self.bias, self.call, self.config = kernels, bias, call, call.attention
 
     def _split(self, rows: Tensor) -> Tensor:
         """One sample's fused projections (length, 3 * heads * d_head) as (3, heads, length, d_head), a view."""
-        return rows.view(self.call.shape[1], 3, self.numbers.heads, -1).permute(1, 2, 0, 3)
+        return rows.view(self.call.shape[1], 3, self.config.heads, -1).permute(1, 2, 0, 3)
 
     def _by_head(self, rows: Tensor) -> Tensor:
         """One sample's context (length, heads * d_head) as (heads, length, d_head), a view."""
-        return rows.view(self.call.shape[1], self.numbers.heads, -1).transpose(0, 1)
+        return rows.view(self.call.shape[1], self.config.heads, -1).transpose(0, 1)
 
     def _sample(self, x: Tensor, b: int) -> Tensor:
         length = self.call.shape[1]
@@ -52,7 +52,7 @@ class _Attention:
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Returns the context (batch * length, heads * d_head) of the fused projections (batch * length, 3 * ...)."""
-        (scale, p), call = self.numbers[1:], self.call
+        (scale, p), call = self.config[1:], self.call
         context = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         for b in range(call.shape[0]):
             query, key, value = self._split(self._sample(qkv, b))
@@ -63,7 +63,7 @@ class _Attention:
 
     def backward(self, qkv: PackedInput, d_context: Tensor, context: Tensor | None) -> Tensor:
         """Returns the gradient to the fused projections; fills `context` with the forward's, where one is given."""
-        (scale, p), call = self.numbers[1:], self.call
+        (scale, p), call = self.config[1:], self.call
         d_qkv = d_context.new_empty(len(d_context), 3 * d_context.shape[1])
         for b in range(call.shape[0]):
             stored = PackedInput(self._sample(qkv.data, b), self._sample(qkv.scales, b))
@@ -88,7 +88,7 @@ class AttentionBlock(torch.autograd.Function):
     def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, bias, call, *tensors):
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("attention", compute)
-        *into, back = unpack(tensors, call.layouts)
+        *into, back = unpack_linears(tensors, call.layouts)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
         with without_autocast(x):
@@ -98,7 +98,7 @@ class AttentionBlock(torch.autograd.Function):
             stored_qkv = kernels.pack(qkv, kind)
             del qkv
             stored_context = (context.new_empty(0),) * 2
-            if needs.inner and call.storage.context == "save":
+            if needs.last_input and call.storage.context == "save":
                 stored_context = kernels.pack(context, kind)
             if gates is not None:
                 context = context * gates.to(compute)
@@ -108,7 +108,7 @@ class AttentionBlock(torch.autograd.Function):
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
-        call.count_saved(x, kept, compute, inner=4 * len(into[0].bias), reads=needs.input)
+        call.count_saved(x, kept, compute, values=4 * len(into[0].bias), reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
 
@@ -123,14 +123,14 @@ class AttentionBlock(torch.autograd.Function):
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[12:15])
-        *into, back = unpack(saved[15:], call.layouts)
+        *into, back = unpack_linears(saved[15:], call.layouts)
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
             d_out, norms, total = around.open(rows)
             first, last = FusedLinear(into, compute), FusedLinear([back], compute)
             d_gated = last.input_grad(d_out, live_rows(norms, settings.skip_zero_rows))
             d_context = d_gated if gates is None else d_gated * gates.to(compute)
-            again = needs.inner and call.storage.context == "recompute"
+            again = needs.last_input and call.storage.context == "recompute"
             recomputed = torch.empty_like(d_context) if again else None
             d_qkv = _Attention(kernels, bias, call).backward(stored_qkv, d_context, recomputed)
             if recomputed is not None:
@@ -182,7 +182,7 @@ class _ChosenRows:
         grads, call = Gradients(linears, wanted), self.call
         grads.add_biases(g)
         if grads.wants_rows:
-            chosen = choose(norms, call.budget(), rule=call.settings.rows, seed=call.seed_of(site))
+            chosen = choose_rows(norms, call.budget(), rule=call.settings.rows, seed=call.seed_of(site))
             inputs = x.unpack(self.kernels, g.dtype, chosen)
             grads.add(gather(g, chosen.index), inputs)
             self.used.append(chosen.count(call.real))

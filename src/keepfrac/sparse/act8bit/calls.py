@@ -1,4 +1,4 @@
-"""One call of a layer: its seed, the padding of its batch, and the numbers that its blocks need.
+"""One call of a layer: its seed, the padding of its batch, and its blocks' constants.
 
 A seed is a hash of (the run's seed, the rank, the layer, how often the layer has been called). Masks differ between
 steps, layers and ranks; the backward pass regenerates them from the seed; a resumed run goes on with the same ones
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from keepfrac.errors import UserError
-from keepfrac.sparse.act8bit.linears import Layout
+from keepfrac.sparse.act8bit.linears import UpdateLayout
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.tensors.rng import seed63
 
@@ -131,10 +131,10 @@ class PaddingReader:
 
 @dataclass
 class RowStats:
-    """What one block has done so far, in numbers.
+    """Counts of one block.
 
     Args:
-        real_rows: real tokens that have come by in backward passes.
+        real_rows: real tokens of all backward passes so far.
         used_rows: rows that its weight gradients were made of, in the mean over its matmuls.
         saved_bytes: what the last forward pass stored for this block, parameters and shared inputs aside.
         dense_bytes: what PyTorch would have stored for it.
@@ -157,15 +157,15 @@ class RowStats:
         return self.used_rows / self.real_rows if self.real_rows else None
 
 
-class NormNumbers(NamedTuple):
-    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm stands in front of it."""
+class NormConfig(NamedTuple):
+    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm is in front of it."""
 
     eps: float
     p: float
     pre_norm: bool
 
 
-class AttentionNumbers(NamedTuple):
+class AttentionConfig(NamedTuple):
     """Of an attention block: number of heads, factor of the scores, dropout of the probabilities."""
 
     heads: int
@@ -175,7 +175,7 @@ class AttentionNumbers(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """The numbers of one call of one block: all that a Function keeps on its context besides saved tensors.
+    """The constants of one call of one block: what a Function keeps on its context except saved tensors.
 
     Args:
         settings: what the user asked for.
@@ -194,11 +194,11 @@ class Call:
     storage: StorageFormat
     shape: tuple[int, int]
     real: int
-    norm: NormNumbers
+    norm: NormConfig
     seed: int
-    attention: AttentionNumbers | None = None
+    attention: AttentionConfig | None = None
     activation: nn.Module | None = None
-    layouts: tuple[Layout, ...] = ()
+    layouts: tuple[UpdateLayout, ...] = ()
     stats: RowStats
 
     def budget(self) -> int:
@@ -213,27 +213,27 @@ class Call:
         return seed63(self.seed, site, sample)
 
     def count_saved(
-        self, x: Tensor, kept: tuple[Tensor, ...], compute: torch.dtype, inner: int | None, reads: bool = True
+        self, x: Tensor, kept: tuple[Tensor, ...], compute: torch.dtype, values: int | None, reads: bool = True
     ) -> None:
         """Notes what this call stores, and what PyTorch stores for the same operations.
 
-        Dense, per token: the block's input (where `reads`: its first linears learn) and `inner` numbers in the compute
+        Dense, per token: the block's input (where `reads`: its first linears learn) and `values` numbers in the compute
         dtype (query, key, value and context, or both sides of the activation function), the LayerNorm's input in x's
         dtype, one byte per number of the output's dropout mask, and the logsumexp of a fused attention: 16.5 times
-        batch * length * width floats for a BERT layer. `inner` None: a LayerNorm alone.
+        batch * length * width floats for a BERT layer. `values` None: a LayerNorm alone.
         """
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
         per_row = width * x.element_size()
-        if inner is not None:
+        if values is not None:
             mask = width if self.norm.p > 0 else 0
-            per_row += (width * reads + inner) * compute.itemsize + mask
+            per_row += (width * reads + values) * compute.itemsize + mask
             per_row += 4 * self.attention.heads if self.attention else 0
         self.stats.saved_bytes = sum(tensor.nbytes for tensor in kept)
         self.stats.dense_bytes = rows * per_row
 
 
 def refuse_double_backward() -> None:
-    """The gradient is made of rounded and sampled numbers: its own derivative would mean nothing.
+    """Raises in a double backward pass: gradients from rounded and sampled values have no meaningful derivative.
 
     Raises:
         RuntimeError: the backward pass was asked to be differentiable.

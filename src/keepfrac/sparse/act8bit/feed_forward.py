@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS, GELUActivation
 
 from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
-from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack, without_autocast
+from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
-from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose, gather, live_rows
+from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for, plain
 
 CHUNK = 2048  # tokens
@@ -42,8 +42,8 @@ class Gelu:
         self.kernels, self.forward = kernels, kernels.gelu_
 
     @staticmethod
-    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
-        """Returns where inputs of the function, (rows, width), are stored."""
+    def allocate(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """Returns empty buffers for inputs of the function, (rows, width)."""
         return plain.empty(*shape, kind, device)
 
     def backward(self, grad: Tensor, stored: Stored, index: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class OtherActivation:
         self.function = function
 
     @staticmethod
-    def room(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
-        """As `Gelu.room`."""
+    def allocate(shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """As `Gelu.allocate`."""
         return plain.empty(*shape, torch.bfloat16 if kind == torch.uint8 else kind, device)
 
     def forward(self, h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
@@ -108,19 +108,19 @@ def pieces(count: int) -> list[slice]:
 
 
 def chosen_in(chosen: Choice, live: Tensor | None, parts: list[slice]) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Returns for each piece of the live rows: the places in it of the chosen rows, and their factors.
+    """Returns for each piece of the live rows: the positions in it of the chosen rows, and their factors.
 
-    Places None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
+    Positions None: every row of the piece. The chosen rows are live and ascending, and so are the live ones.
     """
     index, weight = chosen.index, chosen.weight
     if index is None:
         return [(None, None)] * len(parts)
-    places = index if live is None else torch.searchsorted(live, index)
-    edges = torch.tensor([part.start for part in parts], device=places.device)
-    starts = [*torch.searchsorted(places, edges).tolist(), len(places)]
+    positions = index if live is None else torch.searchsorted(live, index)
+    edges = torch.tensor([part.start for part in parts], device=positions.device)
+    starts = [*torch.searchsorted(positions, edges).tolist(), len(positions)]
     ranges = [slice(*pair) for pair in pairwise(starts)]
     return [
-        (places[some] - part.start, None if weight is None else weight[some])
+        (positions[some] - part.start, None if weight is None else weight[some])
         for part, some in zip(parts, ranges, strict=True)
     ]
 
@@ -132,28 +132,28 @@ class FeedForwardBlock(torch.autograd.Function):
     def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, _bias, call, *tensors):
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
-        first, last = (FusedLinear([one], compute) for one in unpack(tensors, call.layouts))
+        first, last = (FusedLinear([one], compute) for one in unpack_linears(tensors, call.layouts))
         activation = activation_for(call.activation, kernels)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
         with without_autocast(x):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             entered = around.enter(residual)
             out = residual.new_empty(residual.shape, dtype=compute)
-            inner = activation.room((len(residual), len(first.bias)), kind, x.device)
+            pre_activation = activation.allocate((len(residual), len(first.bias)), kind, x.device)
             factors = None if gates is None else gates.to(compute)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))
-                a = activation.forward(h, inner[0][part], inner[1][part])
+                a = activation.forward(h, pre_activation[0][part], pre_activation[1][part])
                 last.forward(a if factors is None else a * factors, out=out[part])
             y = around.leave(out, residual)
-        kept = (*inner, *around.kept)
+        kept = (*pre_activation, *around.kept)
         ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, *kept, *tensors)
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
-        sides = 1 + needs.inner  # of the activation function
-        call.count_saved(x, kept, compute, inner=sides * len(first.bias), reads=needs.input)
+        sides = 1 + needs.last_input  # of the activation function
+        call.count_saved(x, kept, compute, values=sides * len(first.bias), reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
 
@@ -164,43 +164,43 @@ class FeedForwardBlock(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
         *packed, gamma, beta, gates = saved[:7]
-        inner = saved[7:9]
+        pre_activation = saved[7:9]
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
         around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[9:12])
-        first, last = (FusedLinear([one], compute) for one in unpack(saved[12:], call.layouts))
+        first, last = (FusedLinear([one], compute) for one in unpack_linears(saved[12:], call.layouts))
         activation = activation_for(call.activation, kernels)
         stored = around.input(PackedInput(*packed))
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
             d_out, norms, total = around.open(rows)
-            learns, chosen = needs.input or needs.last, ALL
+            learns, chosen = needs.first_input or needs.last, ALL
             if learns:
-                chosen = choose(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
+                chosen = choose_rows(norms, call.budget(), rule=settings.rows, seed=call.seed_of(ROWS_OUT))
             live = live_rows(norms, settings.skip_zero_rows)
             every = torch.arange(len(rows), device=dy.device) if live is None else live
             first_grads, last_grads = Gradients(first, needs.into), Gradients(last, needs.back)
             factors = None if gates is None else gates.to(compute)
             d_gates = torch.zeros_like(gates) if needs.gates else None
             parts = pieces(len(every))
-            for part, (places, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
+            for part, (positions, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
                 tokens = every[part]
                 here = part if live is None else tokens
-                some = Choice(gather(tokens, places), weight)
+                some = Choice(gather(tokens, positions), weight)
                 g = gather(d_out, here)
                 if needs.last:
-                    a = activation.rows(inner, some, compute)
-                    last_grads.add(gather(g, places), a if factors is None else a * factors)
+                    a = activation.rows(pre_activation, some, compute)
+                    last_grads.add(gather(g, positions), a if factors is None else a * factors)
                 d_a = last.input_grad(g, None)
                 if d_gates is not None:
-                    a = activation.rows(inner, Choice(tokens, None), compute)
+                    a = activation.rows(pre_activation, Choice(tokens, None), compute)
                     d_gates += (d_a * a).sum(0, dtype=d_gates.dtype)
                 if factors is not None:
                     d_a = d_a * factors
-                d_h = activation.backward(d_a, inner, tokens)
+                d_h = activation.backward(d_a, pre_activation, tokens)
                 first_grads.add_biases(d_h)
-                if needs.input:
-                    first_grads.add(gather(d_h, places), stored.unpack(kernels, compute, some))
+                if needs.first_input:
+                    first_grads.add(gather(d_h, positions), stored.unpack(kernels, compute, some))
                 if ctx.needs_input_grad[0] or call.norm.pre_norm:
                     first.add_input_grad(total, here, d_h)
             last_grads.add_biases(d_out)

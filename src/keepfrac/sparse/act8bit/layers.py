@@ -15,10 +15,10 @@ from keepfrac.models.families import Family
 from keepfrac.prune.attach import HOOKS, Bypass
 from keepfrac.sparse.act8bit.attention import AttentionBlock
 from keepfrac.sparse.act8bit.calls import (
-    AttentionNumbers,
+    AttentionConfig,
     Call,
     KeyPadding,
-    NormNumbers,
+    NormConfig,
     PaddingReader,
     RowStats,
     SeedCounter,
@@ -34,7 +34,7 @@ from keepfrac.sparse.kernels import kernels_for
 
 @dataclass
 class LayerState:
-    """What a converted layer holds besides its parameters: settings, counters, counts."""
+    """The state of a converted layer except its parameters: settings, counters, counts."""
 
     settings: Act8bitSettings
     storage: StorageFormat
@@ -118,7 +118,7 @@ class LateLayer:
             storage=late.storage,
             shape=(x.shape[0], x.shape[1]),
             real=padding.real,
-            norm=NormNumbers(parts.norms[number].eps, rate, parts.pre_norm),
+            norm=NormConfig(parts.norms[number].eps, rate, parts.pre_norm),
             seed=seed,
             stats=(late.attention, late.feed_forward)[number],
         )
@@ -131,8 +131,8 @@ class LateLayer:
             return x
         if part is None:
             return _only_norm(x, norm, call)
-        numbers = AttentionNumbers(part.num_heads, part.owner.scaling, part.probability_dropout.p)
-        call = replace(call, attention=numbers)
+        config = AttentionConfig(part.num_heads, part.owner.scaling, part.probability_dropout.p)
+        call = replace(call, attention=config)
         linears = [spec_of(one) for one in (part.query, part.key, part.value)]
         return _block(AttentionBlock, x, first=linears, last=part.output, norm=norm, bias=padding.bias, call=call)
 
@@ -172,7 +172,7 @@ def _block(
 
 
 def _only_norm(x: Tensor, norm: Any, call: Call) -> Tensor:
-    """What is left of a sub-layer that was cut away."""
+    """A sub-layer that was pruned: its LayerNorm alone."""
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)
     return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 

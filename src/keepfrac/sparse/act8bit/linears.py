@@ -1,4 +1,4 @@
-"""Linear layers as the blocks take them: a weight and a bias, and what may stand beside or before them.
+"""Linear layers as the blocks take them: weight, bias, low-rank updates, and gates on the input.
 
     two factors    the product of the factors is the weight; its gradient goes on to both
     updates        y = W x + b + s (U V + S2) x with W frozen (`adapters.layer`): nothing of W's size is made, and no
@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from keepfrac.adapters.function import places
+from keepfrac.adapters.function import unravel_positions
 from keepfrac.adapters.layer import AdaptedLinear
 from keepfrac.models.pruned import LowRankLinear
 from keepfrac.prune.attach import RankGate, SubLayerGate, UnitGate
 
-Layout = tuple[tuple[int, float], ...]
+UpdateLayout = tuple[tuple[int, float], ...]
 """Of one linear's updates: the first output of each and its scale. All that is not a tensor."""
 
 
@@ -32,7 +32,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def without_autocast(x: Tensor) -> torch.autocast:
-    """The blocks cast by themselves, once; autocast would do it again at every matmul."""
+    """Returns a context without autocast: the blocks cast once by themselves, not at every matmul."""
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -53,7 +53,7 @@ class LinearSpec(NamedTuple):
     Args:
         weight: (outputs, inputs).
         bias: (outputs,).
-        updates: beside the weight.
+        updates: added to the weight.
     """
 
     weight: Tensor
@@ -64,7 +64,7 @@ class LinearSpec(NamedTuple):
         """Returns weight, bias and four tensors for each update: U, V, the values of S2 and their places."""
         return [self.weight, self.bias, *(one for update in self.updates for one in update[:4])]
 
-    def layout(self) -> Layout:
+    def layout(self) -> UpdateLayout:
         """Returns what `tensors` does not hold."""
         return tuple((update.start, update.scale) for update in self.updates)
 
@@ -118,7 +118,7 @@ def gated_spec_of(linear: Any) -> tuple[LinearSpec, Tensor | None]:
     return spec, None if columns is None else columns.to(spec.bias.dtype)
 
 
-def unpack(tensors: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[LinearSpec]:
+def unpack_linears(tensors: Sequence[Tensor | None], layouts: Sequence[UpdateLayout]) -> list[LinearSpec]:
     """Returns the linears whose `tensors` follow one another."""
     found, at = [], 0
     for layout in layouts:
@@ -162,7 +162,7 @@ class FusedLinear:
             u, v = one.u.to(self.compute), one.v.to(self.compute)
             y[:, columns].addmm_(x @ v.t(), u.t(), alpha=one.scale)
             if one.values is not None and one.positions is not None:
-                into, out_of = places(one.positions, x.shape[1])
+                into, out_of = unravel_positions(one.positions, x.shape[1])
                 y[:, columns].index_add_(1, into, x[:, out_of] * (one.scale * one.values).to(self.compute))
         return y
 
@@ -173,7 +173,7 @@ class FusedLinear:
             below = g[:, columns] @ one.u.to(self.compute)
             _add_product(total, rows, g=below.mul_(one.scale), weight=one.v.to(self.compute))
             if one.values is not None and one.positions is not None:
-                into, out_of = places(one.positions, total.shape[1])
+                into, out_of = unravel_positions(one.positions, total.shape[1])
                 sparse = g.new_zeros(len(g), total.shape[1])
                 sparse.index_add_(1, out_of, g[:, columns][:, into] * (one.scale * one.values).to(self.compute))
                 if isinstance(rows, Tensor):

@@ -2,14 +2,13 @@
 
     PostNorm    y = LayerNorm(dropout(f(x)) + x)
     PreNorm     y = x + dropout(f(LayerNorm(x)))
-    NormBlock   y = LayerNorm(x): what is left of a removed sub-layer
+    NormBlock   y = LayerNorm(x): in the place of a removed sub-layer
 
 Each stores the LayerNorm's normalised rows, which serve twice: for its own gradient, and, times gamma plus beta, as a
 linear's input: with the LayerNorm behind, that of the next block's first linears; in front, that of this block's.
 
-Between two blocks there is other people's code (the model's loop over layers, hooks), so the stored form rides on the
-tensor as an attribute; code that makes a new tensor of it loses it, and then the next block packs its input itself:
-more bytes, the same result.
+Between two blocks runs code of the model (its loop over layers, hooks), so the stored form is an attribute of the
+tensor. Where that code makes a new tensor, the next block packs its input itself: more bytes, the same result.
 """
 
 from typing import Any, NamedTuple
@@ -186,7 +185,7 @@ class NormBlock(torch.autograd.Function):
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*kept[:2])
         ctx.set_materialize_grads(False)
-        call.count_saved(x, tuple(kept), compute, inner=None)
+        call.count_saved(x, tuple(kept), compute, values=None)
         return torch.ops.aten._unsafe_view(y, x.shape), *kept[:2]
 
     @staticmethod

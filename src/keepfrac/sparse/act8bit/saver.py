@@ -1,7 +1,7 @@
 """`convert`: a network's layers, made to train through the blocks, in place; and back.
 
-`method=late` is this and nothing else. Beneath another method (`backward=late`) the layers are converted when that
-method has made its model ready, and are stock again before it finishes. What the method puts onto the layers stays:
+`method=late` is this and nothing else. Under another method (`backward=late`) the layers are converted when that
+method has prepared its model, and restored before it finishes. What the method attaches to the layers stays:
 
     low-rank updates    the frozen weights get no gradient, and only what the updates need is stored
     gates               heads, neurons, sub-layers, layers and ranks; read from their hooks at every step
@@ -28,12 +28,12 @@ from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
 from keepfrac.sparse.act8bit.parts import Parts
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.sparse.kernels import prepare
-from keepfrac.sparse.protocol import BackwardSaver
+from keepfrac.sparse.protocol import BackwardSaver, Handle
 
 log = logging.getLogger(__name__)
 
 
-class Converted:
+class Converted(Handle):
     """The handle of a converted network.
 
     Args:
@@ -43,7 +43,8 @@ class Converted:
     """
 
     def __init__(self, layers: dict[str, Any], settings: Act8bitSettings, hooks: list[RemovableHandle]) -> None:
-        self.layers, self.settings, self._hooks = layers, settings, hooks
+        super().__init__([hook.remove for hook in hooks])
+        self.layers, self.settings = layers, settings
 
     @property
     def runs_on(self) -> str:
@@ -130,13 +131,12 @@ class Converted:
         return [one for layer in self.layers.values() for one in (layer.late.attention, layer.late.feed_forward)]
 
     def restore(self) -> None:
-        """Makes the layers stock again; the parameters stay as they are trained."""
+        """Restores the stock layers; the parameters stay as they are trained."""
         for layer in self.layers.values():
             layer.__class__ = layer.stock
             del layer.late
-        for hook in self._hooks:
-            hook.remove()
-        self.layers, self._hooks = {}, []
+        self.layers = {}
+        super().restore()
 
 
 def convert(net: nn.Module, own: Act8bitSettings) -> Converted:

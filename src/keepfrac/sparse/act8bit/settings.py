@@ -84,5 +84,5 @@ class Act8bitSettings(BackwardSaver.Settings):
 
     @property
     def storage(self) -> StorageFormat:
-        """How each layer stores, where nothing else is said."""
+        """Storage of each layer, before a budget changes it."""
         return replace(STORES[self.store], context=self.context)

@@ -21,8 +21,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from keepfrac.adapters.function import places
-from keepfrac.sparse.act8bit.linears import FusedLinear, Layout, LowRankUpdate
+from keepfrac.adapters.function import unravel_positions
+from keepfrac.sparse.act8bit.linears import FusedLinear, LowRankUpdate, UpdateLayout
 from keepfrac.tensors.rng import num_certain, systematic
 
 # below this share of zero rows, gathering the others costs more than leaving them out saves
@@ -98,7 +98,7 @@ RULES: dict[str, Callable[[Tensor, int, int], tuple[Tensor, Tensor | None]]] = {
 }
 
 
-def choose(norms: Tensor, budget: int, rule: str, seed: int) -> Choice:
+def choose_rows(norms: Tensor, budget: int, rule: str, seed: int) -> Choice:
     """Chooses the rows of one weight gradient.
 
     Args:
@@ -120,7 +120,7 @@ def choose(norms: Tensor, budget: int, rule: str, seed: int) -> Choice:
     return Choice(index, None if weight is None else weight[order].to(norms.dtype))
 
 
-def wants_rows(wanted: Sequence[bool], layouts: Sequence[Layout]) -> bool:
+def wants_rows(wanted: Sequence[bool], layouts: Sequence[UpdateLayout]) -> bool:
     """Returns whether a gradient is a sum over rows of g x^T: any but those of biases.
 
     Args:
@@ -129,10 +129,10 @@ def wants_rows(wanted: Sequence[bool], layouts: Sequence[Layout]) -> bool:
     """
     sizes = [2 + 4 * len(layout) for layout in layouts]
     return any(
-        wanted[at + place]
+        wanted[at + index]
         for at, size in zip(accumulate([0, *sizes]), sizes, strict=False)
-        for place in range(size)
-        if place != 1
+        for index in range(size)
+        if index != 1
     )
 
 
@@ -150,19 +150,19 @@ class NeedsGrad:
     into: tuple[bool, ...]
     back: tuple[bool, ...]
     gates: bool
-    layouts: Sequence[Layout]
+    layouts: Sequence[UpdateLayout]
 
-    # arguments of a block before the linears' tensors; the place of the gates among them
+    # arguments of a block before the linears' tensors; the index of the gates among them
     GIVEN, GATES = 10, 7
 
     @classmethod
-    def of(cls, needs_input_grad: Sequence[bool], layouts: Sequence[Layout]) -> "NeedsGrad":
+    def of(cls, needs_input_grad: Sequence[bool], layouts: Sequence[UpdateLayout]) -> "NeedsGrad":
         """Reads those of a call."""
         tensors, back = tuple(needs_input_grad[cls.GIVEN :]), 2 + 4 * len(layouts[-1])
         return cls(into=tensors[:-back], back=tensors[-back:], gates=needs_input_grad[cls.GATES], layouts=layouts)
 
     @property
-    def input(self) -> bool:
+    def first_input(self) -> bool:
         """Whether the first linears' input has to be there."""
         return wants_rows(self.into, self.layouts[:-1])
 
@@ -172,7 +172,7 @@ class NeedsGrad:
         return wants_rows(self.back, self.layouts[-1:])
 
     @property
-    def inner(self) -> bool:
+    def last_input(self) -> bool:
         """Whether the last linear's input has to be there."""
         return self.last or self.gates
 
@@ -189,50 +189,50 @@ class Gradients:
         self.fused = linears
         tensors = [tensor for one in linears.linears for tensor in one.tensors()]
         at = list(accumulate([0, *(len(one.tensors()) for one in linears.linears)]))[:-1]
-        self.weights, self.biases = at, [place + 1 for place in at]
+        self.weights, self.biases = at, [index + 1 for index in at]
         self.whole: Tensor | None = None
         self.totals: list[Tensor | None] = [None] * len(tensors)
-        if len(at) > 1 and all(wanted[place] for place in at):  # one product for all
+        if len(at) > 1 and all(wanted[index] for index in at):  # one product for all
             like = linears.linears[0].weight
             self.whole = like.new_zeros(linears.weight.shape)
-            for place, columns in zip(at, linears.columns, strict=True):
-                self.totals[place] = self.whole[columns]
-        for place, tensor in enumerate(tensors):
-            if wanted[place] and self.totals[place] is None and tensor is not None:
-                self.totals[place] = torch.zeros_like(tensor)
+            for index, columns in zip(at, linears.columns, strict=True):
+                self.totals[index] = self.whole[columns]
+        for index, tensor in enumerate(tensors):
+            if wanted[index] and self.totals[index] is None and tensor is not None:
+                self.totals[index] = torch.zeros_like(tensor)
 
     @property
     def wants_rows(self) -> bool:
         """Whether any of them is a sum over rows of g x^T."""
-        return any(one is not None for place, one in enumerate(self.totals) if place not in self.biases)
+        return any(one is not None for index, one in enumerate(self.totals) if index not in self.biases)
 
     def add(self, g: Tensor, x: Tensor) -> None:
         """Adds the rows' terms: g (rows, outputs of all) and x (rows, inputs), one of them times their factors."""
         if self.whole is not None:
             add_outer(self.whole, g, x)
-        for place, columns in zip(self.weights, self.fused.columns, strict=True):
-            total = self.totals[place]
+        for index, columns in zip(self.weights, self.fused.columns, strict=True):
+            total = self.totals[index]
             if self.whole is None and total is not None:
                 add_outer(total, g[:, columns], x)
         counts = [len(one.updates) for one in self.fused.linears]
-        updates = [place + 2 + 4 * i for place, n in zip(self.weights, counts, strict=True) for i in range(n)]
-        for place, (columns, one) in zip(updates, self.fused.updates, strict=True):
-            self._add_update(place, g[:, columns], x, update=one)
+        updates = [index + 2 + 4 * i for index, n in zip(self.weights, counts, strict=True) for i in range(n)]
+        for index, (columns, one) in zip(updates, self.fused.updates, strict=True):
+            self._add_update(index, g[:, columns], x, update=one)
 
-    def _add_update(self, place: int, g: Tensor, x: Tensor, *, update: LowRankUpdate) -> None:
-        d_u, d_v, d_values = self.totals[place : place + 3]
+    def _add_update(self, index: int, g: Tensor, x: Tensor, *, update: LowRankUpdate) -> None:
+        d_u, d_v, d_values = self.totals[index : index + 3]
         compute = self.fused.compute
         if d_u is not None:
             add_outer(d_u, g, (x @ update.v.to(compute).t()).mul_(update.scale))
         if d_v is not None:
             add_outer(d_v, (g @ update.u.to(compute)).mul_(update.scale), x)
         if d_values is not None and update.positions is not None:
-            into, out_of = places(update.positions, x.shape[1])
+            into, out_of = unravel_positions(update.positions, x.shape[1])
             d_values.add_((g[:, into] * x[:, out_of]).sum(0, dtype=d_values.dtype), alpha=update.scale)
 
     def add_biases(self, g: Tensor) -> None:
         """Adds the sums over all rows of g (rows, outputs of all)."""
-        totals = [self.totals[place] for place in self.biases]
+        totals = [self.totals[index] for index in self.biases]
         if all(total is None for total in totals):
             return
         dtype = next(total.dtype for total in totals if total is not None)

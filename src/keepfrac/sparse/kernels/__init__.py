@@ -6,6 +6,7 @@ The Triton kernels were run in Triton's interpreter and compiled for GPUs, but n
 import functools
 import logging
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,20 +21,25 @@ log = logging.getLogger(__name__)
 CHOICES = ("auto", "cpp", "native", "triton", "torch")
 
 
-@functools.cache
-def _compiled_or_none(choice: str) -> Compiled | None:
-    """The compiled kernels for "cpp" and "native" (an error where they cannot be built); for "auto" perhaps None."""
+def _unless_auto(choice: str, language: str, get: Callable[[], Any]) -> Any:
+    """Returns the kernels that `get` gives; None, with a warning, where "auto" cannot have them."""
     try:
-        return load(native=choice == "native")
+        return get()
     except UserError as error:
         if choice != "auto":
             raise
-        log.warning("no C++ kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0])
+        reason = str(error).splitlines()[0]
+        log.warning("no %s kernels, so `late` runs in plain PyTorch, which is slower: %s", language, reason)
         return None
 
 
+@functools.cache
+def _compiled_or_none(choice: str) -> Compiled | None:
+    return _unless_auto(choice, "C++", lambda: load(native=choice == "native"))
+
+
 def _launched(device: str) -> Any:
-    """The module of Triton's kernels, after one of them has run on the device; None on a CPU beside a GPU.
+    """The module of Triton's kernels, once one has run on the device; None for a CPU tensor where there is a GPU.
 
     Raises:
         UserError: it does not.
@@ -59,16 +65,7 @@ def _launched(device: str) -> Any:
 
 @functools.cache
 def _launched_or_none(choice: str, device: str) -> Any:
-    """Triton's kernels for "triton" (an error where they do not run); for "auto" perhaps None."""
-    try:
-        return _launched(device)
-    except UserError as error:
-        if choice != "auto":
-            raise
-        log.warning(
-            "no Triton kernels, so `late` runs in plain PyTorch, which is slower: %s", str(error).splitlines()[0]
-        )
-        return None
+    return _unless_auto(choice, "Triton", lambda: _launched(device))
 
 
 def prepare(choice: str, device: torch.device) -> str:

@@ -185,12 +185,12 @@ def add_norm_grad(
         row = tl.program_id(0).to(tl.int64) * ROWS + i
         here, at = (columns < width) & (row < rows), row * width + columns
         # a row beyond the last reads the last once more, and all that it would write is masked
-        hat = _read(data, scales, tl.minimum(row, rows - 1), width, groups, columns, GROUP)
+        normalized = _read(data, scales, tl.minimum(row, rows - 1), width, groups, columns, GROUP)
         g = _get(dy + at, here)
-        to_gamma += g * hat
+        to_gamma += g * normalized
         to_beta += g
         g = g * gain
-        g = g - _sum(g) / width - hat * (_sum(g * hat) / width)
+        g = g - _sum(g) / width - normalized * (_sum(g * normalized) / width)
         g = tl.where(here, g * tl.load(rstd + row, mask=row < rows, other=0), 0.0)
         _put(d_residual + at, g, here)
         if DROP:

@@ -123,7 +123,7 @@ def unpack(
 
 
 def signed(value: int) -> int:
-    """The same 32 bits as a signed number: torch has no unsigned arithmetic, and two's complement wraps alike."""
+    """Returns the same 32 bits as a signed number: torch has no unsigned arithmetic."""
     value %= _WORD
     return value - _WORD if value >= _WORD // 2 else value
 
@@ -183,9 +183,9 @@ def add_norm(
     """
     wide = torch.promote_types(residual.dtype, torch.float32)
     total = residual.to(wide) + _drop(h.to(wide), p, seed)
-    hat, _, rstd = torch.native_layer_norm(total, total.shape[1:], None, None, eps)
-    y = torch.addcmul(beta.to(wide), hat, gamma.to(wide)).to(residual.dtype)
-    return y, *pack(hat, kind), rstd.view(-1)
+    normalized, _, rstd = torch.native_layer_norm(total, total.shape[1:], None, None, eps)
+    y = torch.addcmul(beta.to(wide), normalized, gamma.to(wide)).to(residual.dtype)
+    return y, *pack(normalized, kind), rstd.view(-1)
 
 
 def add_norm_grad(
@@ -198,12 +198,12 @@ def add_norm_grad(
         d_h (rows,): how much each token's row matters for the weight gradients below.
     """
     wide = torch.promote_types(dy.dtype, torch.float32)
-    hat = unpack(data, scales, None, None, None, None, wide)
+    normalized = unpack(data, scales, None, None, None, None, wide)
     dy_wide = dy.to(wide)
-    d_gamma, d_beta = (dy_wide * hat).sum(0), dy_wide.sum(0)
+    d_gamma, d_beta = (dy_wide * normalized).sum(0), dy_wide.sum(0)
     g = dy_wide * gamma.to(wide)
-    along = (g * hat).mean(1, keepdim=True)
-    d_sum = (g - g.mean(1, keepdim=True)).addcmul_(hat, along, value=-1).mul_(rstd.to(wide).unsqueeze(1))
+    along = (g * normalized).mean(1, keepdim=True)
+    d_sum = (g - g.mean(1, keepdim=True)).addcmul_(normalized, along, value=-1).mul_(rstd.to(wide).unsqueeze(1))
     d_h = _drop(d_sum, p, seed) if p > 0 else d_sum.clone()  # both are added to later, in place
     norms = torch.linalg.vector_norm(d_h, dim=1)
     return d_sum.to(dy.dtype), d_h.to(dtype), d_gamma, d_beta, norms
@@ -222,7 +222,7 @@ def gelu_grad_(grad: Tensor, data: Tensor, scales: Tensor, index: Tensor | None)
 
 
 def gelu_rows(data: Tensor, scales: Tensor, index: Tensor | None, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """gelu(stored[index]) * weight: the second matmul's input, rebuilt for the chosen rows; (len(index), width)."""
+    """Returns gelu(stored[index]) * weight, the second matmul's input of the chosen rows; (len(index), width)."""
     x = F.gelu(unpack(data, scales, index, None, None, None, dtype))
     return x if weight is None else x.mul_(weight.to(dtype).unsqueeze(1))
 

@@ -18,7 +18,7 @@ SCORES = 4096  # attention scores that one program works on
 
 
 def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, on a CPU."""
+    """Returns whether the kernels run in Triton's interpreter, on a CPU."""
     return not isinstance(code.pack, triton.JITFunction)
 
 

@@ -41,7 +41,7 @@ from transformers.masking_utils import eager_mask
 
 from keepfrac.sparse.layers.dropout import noise, noise_of_bits
 from keepfrac.sparse.layers.linear import autocast_dtype
-from keepfrac.sparse.selection.packing import Kept, Layout, unpack_or_whole
+from keepfrac.sparse.selection.packing import Kept, PackedLayout, unpack_or_whole
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from keepfrac.tensors.bits import pack_bits
@@ -78,7 +78,7 @@ def for_weights(selector: Selector) -> Selector:
     return replace(selector, scope="sample", coverage=0.0) if selector.unit == "column" else selector
 
 
-def _save(site: Site | None, x: Tensor) -> tuple[Layout | None, tuple[Tensor, ...]]:
+def _save(site: Site | None, x: Tensor) -> tuple[PackedLayout | None, tuple[Tensor, ...]]:
     """Layout and tensors to save of `x` (batch, length, features): a part, or all of it."""
     kept: Kept | None = site.select(x) if site is not None else None
     return (None, (x,)) if kept is None else (kept.layout, kept.tensors)
@@ -205,7 +205,7 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention as Transformers' eager one computes it, saving what the module's sites keep.
+    """Computes attention as Transformers' eager one does, saving what the module's sites keep.
 
     Args:
         module: the attention module; its `sparse_sites` are used in training.

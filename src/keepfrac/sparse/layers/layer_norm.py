@@ -10,7 +10,7 @@ was not kept reads as 0, and 0 is the neutral value of x_hat: the token then cou
 would read as -mean * rstd, an arbitrary number.
 
 Error: x_hat enters dx only in its last term. With it set to 0 altogether, dx misses its component along x_hat, no more.
-Measured errors by keep_frac stand in the tests.
+Measured errors by keep_frac are in the tests.
 """
 
 from typing import Any

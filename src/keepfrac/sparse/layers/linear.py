@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from keepfrac.sparse.selection.packing import Layout, unpack
+from keepfrac.sparse.selection.packing import PackedLayout, unpack
 from keepfrac.sparse.selection.site import Site
 
 
-def weight_gradient(grad: Tensor, layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
+def weight_gradient(grad: Tensor, layout: PackedLayout, tensors: tuple[Tensor, ...]) -> Tensor:
     """Returns dW = G^T X_hat, (out, in).
 
     Args:
@@ -46,7 +46,9 @@ class SparseLinearFunction(torch.autograd.Function):
     """F.linear whose weight gradient uses what was kept of the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: Layout, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: PackedLayout, *tensors: Tensor
+    ) -> Tensor:
         """Returns X W^T + b; save W and `tensors`, not X.
 
         Args:

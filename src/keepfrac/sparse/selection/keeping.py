@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from keepfrac.sparse.context import Draw, Padding
-from keepfrac.sparse.selection.packing import Kept, Layout, Shape, budgets, real_numbers, real_tokens
-from keepfrac.sparse.selection.selectors import Selector, choose, column_scores, row_scores, shifted_relu_boundary
+from keepfrac.sparse.selection.packing import Kept, PackedLayout, Shape, budgets, real_numbers, real_tokens
+from keepfrac.sparse.selection.selectors import Selector, choose_units, column_scores, row_scores, shifted_relu_boundary
 from keepfrac.tensors.bits import exact_top, flat_positions, magnitude_keys, pack_bits
 
 # Positions of units that compete with one another: a run of them, or those listed.
@@ -52,7 +52,7 @@ class _Task:
                 within = None if scores is None else scores[group.start : group.stop]
             else:
                 within = None if scores is None else scores[group]
-            picked, weight = choose(
+            picked, weight = choose_units(
                 within, len(group), k, selector=self.selector, draw=self.draw, generator=self.generator
             )
             positions.append(picked + group.start if isinstance(group, range) else group[picked])
@@ -61,11 +61,11 @@ class _Task:
         return torch.cat(positions), torch.cat(scales) if scales else None
 
     def pack(self, kind: str, values: Tensor, weight: Tensor | None, where: Tensor, kept: int) -> Kept:
-        """The result: `values` times `weight` along their first dimension, and where they belong."""
+        """Returns the result: `values` times `weight` along their first dimension, and where they belong."""
         if weight is not None:
             values = values * weight.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
         of = sum(real_numbers(self.shape, self.padding))
-        return Kept(Layout(kind, self.shape), (values, where), kept=min(kept, of), of=of)
+        return Kept(PackedLayout(kind, self.shape), (values, where), kept=min(kept, of), of=of)
 
 
 def keep(x: Tensor, selector: Selector, padding: Padding | None, draw: Draw, factors: Tensor | None = None) -> Kept:
@@ -132,11 +132,11 @@ def _keep_series(task: _Task) -> Kept:
     kind = "blocks" if task.selector.unit == "block" else "series"
     units = (x if kind == "blocks" else x.mT).reshape(batch * features, length)
     scores = row_scores(units, task.selector.norm) if task.selector.needs_scores else None
-    places, weight = task.choose(scores, _series_groups(task, kind))
+    positions, weight = task.choose(scores, _series_groups(task, kind))
     counts = real_tokens(task.shape, task.padding)
     series = sum(k * count for k, count in zip(task.budgets, counts, strict=False))
-    kept = len(places) * length if kind == "blocks" else series
-    return task.pack(kind, units.index_select(0, places), weight, where=places.int(), kept=kept)
+    kept = len(positions) * length if kind == "blocks" else series
+    return task.pack(kind, units.index_select(0, positions), weight, where=positions.int(), kept=kept)
 
 
 def _series_groups(task: _Task, kind: str) -> list[Group]:
@@ -156,14 +156,14 @@ def _keep_elements(task: _Task) -> Kept:
     flat, weight = task.x.reshape(-1), None
     if task.selector.rule == "top":
         mask = exact_top(_keys(task).view(len(task.budgets), -1), task.budgets)
-        places = flat_positions(mask)
+        positions = flat_positions(mask)
     elif task.selector.rule == "shifted_relu":
-        places, mask = _above(task)
+        positions, mask = _above(task)
     else:
         scores = task.x.abs().float().reshape(-1) if task.selector.needs_scores else None
-        places, weight = task.choose(scores, _element_groups(task))
-        mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device).index_fill_(0, places, True)
-    return task.pack("bits", flat.index_select(0, places), weight, where=pack_bits(mask), kept=len(places))
+        positions, weight = task.choose(scores, _element_groups(task))
+        mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device).index_fill_(0, positions, True)
+    return task.pack("bits", flat.index_select(0, positions), weight, where=pack_bits(mask), kept=len(positions))
 
 
 def _keys(task: _Task) -> Tensor:
@@ -177,7 +177,7 @@ def _keys(task: _Task) -> Tensor:
 
 
 def _above(task: _Task) -> tuple[Tensor, Tensor]:
-    """Places and mask of the elements above the shifted ReLU's boundary.
+    """Positions and mask of the elements above the shifted ReLU's boundary.
 
     The boundary assumes a normal distribution. Where the activation is so far from one that more than half as much
     again as asked lies above it, the largest are taken, as many as asked.
@@ -187,11 +187,11 @@ def _above(task: _Task) -> tuple[Tensor, Tensor]:
     mask = task.x > shifted_relu_boundary(task.x.flatten(0, 1), task.selector.keep_frac, flat_real)
     if real is not None:
         mask &= real[..., None]
-    places = flat_positions(mask)
-    if len(places) > k + k // 2 or len(places) > _ceiling(task):
+    positions = flat_positions(mask)
+    if len(positions) > k + k // 2 or len(positions) > _ceiling(task):
         mask = exact_top(_keys(task).view(1, -1), [k])
-        places = flat_positions(mask)
-    return places, mask
+        positions = flat_positions(mask)
+    return positions, mask
 
 
 def _ceiling(task: _Task) -> int:
@@ -209,5 +209,5 @@ def _element_groups(task: _Task) -> list[Group]:
     real = task.padding.mask[..., None].expand(task.shape)
     if task.padding.square:
         real = real & task.padding.mask[:, None]
-    places = flat_positions(real.contiguous())
-    return [places] if samples == 1 else list(places.split(real_numbers(task.shape, task.padding)))
+    positions = flat_positions(real.contiguous())
+    return [positions] if samples == 1 else list(positions.split(real_numbers(task.shape, task.padding)))

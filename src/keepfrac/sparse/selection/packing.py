@@ -1,14 +1,14 @@
 """What is kept of an activation: its layouts, its bytes, and how to unpack it.
 
-A `Kept` is a few tensors for `save_for_backward` and a `Layout` of plain Python values that says how to read them. For
-X (batch, length, features), tokens = batch * length:
+A `Kept` is a few tensors for `save_for_backward` and a `PackedLayout` of plain Python values that says how to read
+them. For X (batch, length, features), tokens = batch * length:
 
 | layout  | tensors                                                                  | bytes                     |
 | ------- | ------------------------------------------------------------------------ | ------------------------- |
 | columns | values (tokens, k), int32 columns (k)                                    | k * (tokens * item + 4)   |
 | rows    | values (k, features), int32 tokens (k)                                   | k * (features * item + 4) |
-| series  | values (k, length), int32 places (k) among the batch * features columns  | k * (length * item + 4)   |
-| blocks  | values (k, length), int32 places (k) among the batch * features blocks   | k * (length * item + 4)   |
+| series  | values (k, length), int32 indices (k) among the batch * features columns  | k * (length * item + 4)   |
+| blocks  | values (k, length), int32 indices (k) among the batch * features blocks   | k * (length * item + 4)   |
 | bits    | values (k), one bit per number                                           | k * item + numbers / 8    |
 
 Values have the dtype of X. `smaller` says beforehand, from the shapes alone, whether what would be kept takes fewer
@@ -28,7 +28,7 @@ Shape = tuple[int, int, int]
 _INDEX_BYTES = 4
 
 
-class Layout(NamedTuple):
+class PackedLayout(NamedTuple):
     """How to read the tensors of a `Kept`: the kind of the table above and the shape of X."""
 
     kind: str
@@ -45,7 +45,7 @@ class Kept(NamedTuple):
         of: numbers of real tokens.
     """
 
-    layout: Layout
+    layout: PackedLayout
     tensors: tuple[Tensor, ...]
     kept: int
     of: int
@@ -101,7 +101,7 @@ def smaller(shape: Shape, item: int, selector: Selector, padding: Padding | None
     return expected_bytes(shape, item, selector, padding=padding) + extra < dense
 
 
-def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
+def unpack(layout: PackedLayout, tensors: tuple[Tensor, ...]) -> Tensor:
     """Returns the activation with zeros where nothing was kept, (batch, length, features)."""
     batch, length, features = layout.shape
     values, where = tensors
@@ -116,6 +116,6 @@ def unpack(layout: Layout, tensors: tuple[Tensor, ...]) -> Tensor:
     return units.view(layout.shape) if layout.kind == "blocks" else units.view(batch, features, length).mT
 
 
-def unpack_or_whole(layout: Layout | None, tensors: tuple[Tensor, ...]) -> Tensor:
+def unpack_or_whole(layout: PackedLayout | None, tensors: tuple[Tensor, ...]) -> Tensor:
     """Returns the activation that was saved: its kept part unpacked, or all of it where `layout` is None."""
     return tensors[0] if layout is None else unpack(layout, tensors)

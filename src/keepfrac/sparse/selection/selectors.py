@@ -19,8 +19,8 @@ Scores are a norm of the unit: inf max |x|, l1 sum |x|, l2 sqrt(sum x^2), var th
 |              | p_i sum to k: systematic sampling in random order (Madow 1949)                                     |
 | mixed        | the (1 - share) * k largest and a uniform draw of share * k of the others                          |
 | random       | a uniform draw of k                                                                                |
-| stratified   | the units in order of their scores, cut into k strata of equally many neighbours: one of each, at  |
-|              | random, so that large and small ones are kept in their natural shares                              |
+| stratified   | the units in order of their scores, cut into k strata of equal size: one of each, at random, so    |
+|              | that large and small ones are kept in their natural shares                                         |
 | shifted_relu | elements above mean + std * Phi^-1(1 - keep_frac), the share that a normal distribution has there  |
 
 `coverage` gives that share of k to a rotation that visits every column in turn, whatever the rule: without it the top
@@ -35,6 +35,7 @@ blocks are what the code of "Bert Finetune Backward Sparsify" calls columns (uni
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from statistics import NormalDist
 
@@ -144,17 +145,14 @@ def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
         norm: inf | l1 | l2 | var.
         real: (tokens,) booleans; the other tokens do not count. None: all count.
     """
-    size = _slice(x, 256)
     total, mean = x.new_zeros(x.shape[1], dtype=torch.float32), None
     count = max(1, len(x) if real is None else int(real.sum())) if norm == "var" else 1
     if norm == "var":  # of one pass, E[x^2] - E[x]^2 loses all digits where the mean is large
-        mean = _column_sums(x, real, size) / count
-    for start in range(0, len(x), size):
-        part = x[start : start + size].float()
-        if mean is not None:
-            part = part - mean
-        if real is not None:
-            part = part * real[start : start + size, None]
+        mean = torch.zeros_like(total)
+        for part in _real_slices(x, real):
+            mean += part.sum(0)
+        mean /= count
+    for part in _real_slices(x, real, mean):
         if norm == "inf":
             total = torch.maximum(total, torch.maximum(part.amax(0), -part.amin(0)))
         elif norm == "l1":
@@ -164,15 +162,16 @@ def column_scores(x: Tensor, norm: str, real: Tensor | None = None) -> Tensor:
     return total.sqrt() if norm == "l2" else total / count
 
 
-def _column_sums(x: Tensor, real: Tensor | None, size: int) -> Tensor:
-    total = x.new_zeros(x.shape[1], dtype=torch.float32)
+def _real_slices(x: Tensor, real: Tensor | None, mean: Tensor | None = None) -> Iterator[Tensor]:
+    """Yields the tokens of `x`, some at a time, in float32 and less `mean`; zeros for padding."""
+    size = _slice(x, 256)
     for start in range(0, len(x), size):
         part = x[start : start + size].float()
-        total += (part if real is None else part * real[start : start + size, None]).sum(0)
-    return total
+        part = part if mean is None else part - mean
+        yield part if real is None else part * real[start : start + size, None]
 
 
-def choose(
+def choose_units(
     scores: Tensor | None, n: int, k: int, selector: Selector, draw: Draw, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
     """Chooses k of n units.
@@ -215,20 +214,20 @@ def _rule(
     assert scores is not None
     if selector.rule == "sampled":
         picked, weight = _systematic(scores, k, generator)
-        return picked, weight if inverse else None
-    if selector.rule == "stratified":
+    elif selector.rule == "stratified":
         picked, weight = _stratified(scores, k, generator)
-        return picked, weight if inverse else None
-    if selector.rule == "mixed":
+    elif selector.rule == "mixed":
         drawn = round(selector.share * k)
         if inverse and k < n:
             drawn = max(1, drawn)  # without a draw the others would have no chance at all
         best = scores.topk(k - drawn, sorted=False).indices
         others = _others(best, n)
         picked, weight = _uniform(len(others), drawn, generator)
-        both = torch.cat([torch.ones_like(best, dtype=torch.float32), weight])
-        return torch.cat([best, others[picked]]), both if inverse else None
-    return scores.topk(k, sorted=False).indices, None
+        picked = torch.cat([best, others[picked]])
+        weight = torch.cat([torch.ones_like(best, dtype=torch.float32), weight])
+    else:
+        return scores.topk(k, sorted=False).indices, None
+    return picked, weight if inverse else None
 
 
 def _others(positions: Tensor, n: int) -> Tensor:
@@ -263,7 +262,7 @@ def _systematic(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Ten
 
 
 def _stratified(scores: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws one unit of each of k strata of neighbours in order of size; returns positions and the strata's sizes."""
+    """Draws one unit of each of k strata in order of score; returns positions and the strata's sizes."""
     order, device = scores.argsort(descending=True), scores.device
     edges = torch.arange(k + 1, device=device) * len(scores) // k
     sizes = edges.diff()

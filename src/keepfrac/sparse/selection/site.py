@@ -1,4 +1,4 @@
-"""One place of the network where a selection is made, and what it reports.
+"""A site: a tensor of the network of which a selection is saved, and its report.
 
 Query, key and value read the same tensor, so they are one site: the first of them to run makes the selection, the
 others take it over (three copies would cost 3 * keep_frac, more than the one dense tensor they replace).
@@ -17,14 +17,14 @@ from keepfrac.sparse.selection.selectors import Selector
 
 
 class Site:
-    """A place where something is saved for the backward pass.
+    """A tensor that is saved for the backward pass.
 
     Args:
         name: path of the module, or of the first of the modules that share it.
         kind: linear | attention | softmax | layer_norm | activation.
         selector: what to keep.
         context: of the network.
-        number: tells the site's random draws from those of others.
+        number: distinguishes the site's random draws from those of others.
         num_readers: how many operations read the one tensor (3 for query, key and value).
         extra_bits: further bits per number that it costs elsewhere to save less here (1 for a packed ReLU in front).
         heads: of attention weights (batch * heads, length, length); 0 for other activations.
@@ -56,7 +56,7 @@ class Site:
         self.bytes_dense = 0
         self.bytes_kept = 0
         self.bytes_predicted = 0
-        self.seen: Tensor | None = None
+        self.selected_columns: Tensor | None = None
         self.factors: Tensor | None = None  # (tokens,) of this batch, by which token rows' scores are multiplied
         self._memo: tuple[Any, int, Kept | None] | None = None
 
@@ -74,7 +74,7 @@ class Site:
         return kept
 
     def mark_saved_elsewhere(self, by: str | None) -> None:
-        """Notes that a neighbour saves this tensor anyway, so that it stays whole; None takes it back."""
+        """Notes that another operation saves this tensor anyway, so that it stays whole; None takes it back."""
         self.fallback, self.saved_elsewhere = by, by is not None
 
     def smaller(self, shape: torch.Size | tuple[int, ...], item: int) -> bool:
@@ -114,10 +114,10 @@ class Site:
         self.kept, self.of, self.bytes_kept = kept.kept, kept.of, kept.nbytes
         if kept.layout.kind == "columns":
             columns = kept.tensors[1].long()
-            if self.seen is None:
-                self.seen = torch.zeros(kept.layout.shape[2], dtype=torch.bool)
-            self.seen = self.seen.to(columns.device)
-            self.seen.index_fill_(0, columns, True)
+            if self.selected_columns is None:
+                self.selected_columns = torch.zeros(kept.layout.shape[2], dtype=torch.bool)
+            self.selected_columns = self.selected_columns.to(columns.device)
+            self.selected_columns.index_fill_(0, columns, True)
 
     def _forget(self, _: object) -> None:
         self._memo = None

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.files import read_records, read_text
+from keepfrac.tasks.data.files import read_csv_rows, read_text
 
 SPLITS = {"train": ("train",), "validation": ("dev", "val"), "test": ("test",)}
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
@@ -164,7 +164,7 @@ def _records(path: Path) -> Iterable[Mapping]:
     if path.suffix == ".parquet":
         return _of_parquet(path)
     if path.suffix != ".json":
-        return [record for _, record in read_records(path)]
+        return [record for _, record in read_csv_rows(path)]
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:

@@ -45,7 +45,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
         path: a .csv (quoted, commas), .tsv (tabs, no quoting) or .jsonl file, UTF-8.
         columns: what a column is for -> its name in the file.
     """
-    records = read_records(path)
+    records = read_csv_rows(path)
     values: dict[str, list[str]] = {purpose: [] for purpose in columns}
     lines = []
     for line, record in records:
@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
     return Table(path, values, lines)
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict]]:
+def read_csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Yields (line, column -> value) of a .csv, .tsv or .jsonl file.
 
     Raises:

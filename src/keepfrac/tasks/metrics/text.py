@@ -91,7 +91,7 @@ SCORES: dict[str, Callable[[Sequence[str], References], float]] = {
 
 
 class TextScores(Metric):
-    """Scores over a whole set, gathered as token numbers from all processes.
+    """Scores over a whole set, gathered as token ids from all processes.
 
     Args:
         names: keys of SCORES.

@@ -5,13 +5,17 @@ import torch
 
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_storages
-from keepfrac.sparse.act8bit.allocation import OPTIONS, Option, allocate_formats, cheapest
+from keepfrac.sparse.act8bit.allocation import OPTIONS, StorageOption, allocate_formats, cheapest
 from keepfrac.sparse.act8bit.settings import STORES
 from tests.unit.sparse.act8bit.nets import batch, converted, error, gradients, network, stack
 
 
 def test_the_least_error_per_byte_goes_first():
-    near, far, wide = Option({"a": "1"}, 0.1, 10), Option({"a": "2"}, 0.5, 20), Option({"b": "1"}, 0.3, 15)
+    near, far, wide = (
+        StorageOption({"a": "1"}, 0.1, 10),
+        StorageOption({"a": "2"}, 0.5, 20),
+        StorageOption({"b": "1"}, 0.3, 15),
+    )
     options = {(0, "x"): [near, far], (1, "y"): [wide]}
     assert [one.freed for one in cheapest(options, 0).values()] == [0, 0]
     assert cheapest(options, 10)[0, "x"] is near and cheapest(options, 10)[1, "y"].freed == 0
@@ -21,7 +25,7 @@ def test_the_least_error_per_byte_goes_first():
 
 
 def test_an_option_that_costs_nothing_is_taken_first():
-    free, dear = Option({"a": "1"}, 0.0, 1), Option({"b": "1"}, 1e-9, 100)
+    free, dear = StorageOption({"a": "1"}, 0.0, 1), StorageOption({"b": "1"}, 1e-9, 100)
     assert cheapest({(0, "x"): [free], (0, "y"): [dear]}, 1)[0, "x"] is free
 
 

@@ -89,7 +89,7 @@ class ProcLauncher(Launcher):
         if self.config.get("logger", {}).get("name") == "wandb":
             from keepfrac.tracking import sync
 
-            if told := sync.settle(folder):
+            if told := sync.resolve_wandb(folder):
                 console.print(told)
 
     def _run(self, plan: Any, known: dict, console: Any) -> None:
