@@ -152,9 +152,9 @@ test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their lengt
 test-slurm: $(READY_DEV) $(READY_SLURM) ## sweeps on a private Slurm of one node (at most 5 minutes; skipped without Slurm)
 	$(PY) -m pytest tests/slurm -m slurm
 
-docs: $(READY) ## write what is generated of the documents: conf/README.md, the tables of methods and families, multirun/RESULTS.md
+docs: $(READY_DEV) ## write what is generated of the documents: conf/README.md, the tables of methods and families, multirun/RESULTS.md
 	$(PY) -m src.docs
-	$(PY) -m tests.contract.test_families --write
+	PYTHONPATH=src $(PY) -m tests.contract.test_families --write
 
 lint: $(READY_DEV) ## ruff, the layers, types
 	$(PY) -m ruff check

@@ -110,7 +110,7 @@ def weight_masks(net: PreTrainedModel) -> None:
 def distilling(**weights: float) -> Callable[[PreTrainedModel], None]:
     def run(net: PreTrainedModel) -> None:
         teacher = tiny_of(net.config.model_type, seed=1).eval()
-        _, terms = Distiller(Recipe(**RECIPE, **weights), teacher, net)(net.train(), inputs())
+        _, terms = Distiller(teacher, net, Recipe(**RECIPE, **weights))(net.train(), inputs())
         total = torch.stack(list(terms.values())).sum()
         total.backward()
         assert total > 0
