@@ -51,7 +51,7 @@ class Account:
             f"actual_compact_rate: {pruned / whole:.6f}",
         ]
 
-    def honest_lines(self) -> list[str]:
+    def full_lines(self) -> list[str]:
         """Returns lines that count the same model in full, against the dense original."""
         dense, pruned = self.prunable + self.others, self.kept + self.others_kept
         return [
@@ -68,7 +68,7 @@ class Account:
 
     def info_txt(self) -> str:
         """Returns the whole file: the original's lines, then the full counts."""
-        return "\n".join([*self.original_lines(), *self.honest_lines()]) + "\n"
+        return "\n".join([*self.original_lines(), *self.full_lines()]) + "\n"
 
 
 def account(shape: ModelShape, counts: Sequence[LayerCounts], dense_params: int, params: int, pooler: int) -> Account:

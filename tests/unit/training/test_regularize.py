@@ -13,8 +13,8 @@ from keepfrac.training.options import (
     add_gradients,
     by_depth,
     depths,
-    direction,
     divergence,
+    fgm_direction,
     refuse_without_dropout,
 )
 from tests.unit.adapters.test_units import gpt2
@@ -136,9 +136,9 @@ def tiny_again(net):
 
 def test_an_attack_has_the_length_that_was_asked_for():
     gradient = torch.randn(7, 3)
-    assert direction(gradient, 0.25).norm() == pytest.approx(0.25, rel=1e-5)
-    assert not direction(torch.zeros(2, 2), 1.0).any()
-    assert not direction(torch.full((2, 2), float("inf")), 1.0).any()
+    assert fgm_direction(gradient, 0.25).norm() == pytest.approx(0.25, rel=1e-5)
+    assert not fgm_direction(torch.zeros(2, 2), 1.0).any()
+    assert not fgm_direction(torch.full((2, 2), float("inf")), 1.0).any()
 
 
 def test_embeddings_that_are_not_trained_cannot_be_attacked():

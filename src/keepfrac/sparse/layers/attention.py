@@ -39,7 +39,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from keepfrac.sparse.layers.dropout import noise, noise_of_bits
+from keepfrac.sparse.layers.dropout import dropout_factors, factors_of_bits
 from keepfrac.sparse.layers.linear import autocast_dtype
 from keepfrac.sparse.selection.packing import Kept, PackedLayout, unpack_or_whole
 from keepfrac.sparse.selection.selectors import Selector
@@ -163,7 +163,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
         The random numbers of the dropout mask are those that torch's dropout would draw.
         """
         probabilities = F.softmax(scores, dim=-1)
-        factors = noise(probabilities, dropout) if dropout else None
+        factors = dropout_factors(probabilities, dropout) if dropout else None
         weights = probabilities if factors is None else probabilities * factors
         layout, tensors = _save(softmax_site, probabilities.flatten(0, 1))
         value_layout, value_tensors = _save(value_site, _merge(value))
@@ -187,7 +187,7 @@ class SparseSoftmaxValuesFunction(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             d_weights, weights = torch.matmul(grad, value.mT).to(dtype), probabilities
             if ctx.dropout:
-                factors = noise_of_bits(saved[-1], weights, ctx.dropout)
+                factors = factors_of_bits(saved[-1], weights, ctx.dropout)
                 d_weights, weights = d_weights * factors, weights * factors
             d_value = torch.matmul(weights.to(value_dtype).mT, grad)
             d_scores = probabilities * (d_weights - (d_weights * probabilities).sum(-1, keepdim=True))

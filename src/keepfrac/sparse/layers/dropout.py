@@ -16,12 +16,12 @@ from keepfrac.sparse.selection.site import Site
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 
-def noise(like: Tensor, p: float) -> Tensor:
+def dropout_factors(like: Tensor, p: float) -> Tensor:
     """Returns the factors of dropout for a tensor like `like`, 0 or 1 / (1 - p), as torch's dropout draws them."""
     return F.dropout(torch.ones_like(like), p)
 
 
-def noise_of_bits(bits: Tensor, like: Tensor, p: float) -> Tensor:
+def factors_of_bits(bits: Tensor, like: Tensor, p: float) -> Tensor:
     """Returns the factors again, from one bit each."""
     return unpack_bits(bits, like.numel()).view(like.shape).to(like.dtype).div_(1 - p)
 
@@ -32,7 +32,7 @@ class PackedDropoutFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         """Returns x with a share p of its numbers set to 0 and the others divided by 1 - p."""
-        factors = noise(x, p)
+        factors = dropout_factors(x, p)
         ctx.p = p
         ctx.save_for_backward(pack_bits(factors != 0))
         return x * factors
@@ -42,7 +42,7 @@ class PackedDropoutFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Returns the gradient where a number survived, divided by 1 - p."""
         (bits,) = ctx.saved_tensors
-        return grad * noise_of_bits(bits, grad, ctx.p), None
+        return grad * factors_of_bits(bits, grad, ctx.p), None
 
 
 class PackedDropout(nn.Dropout):

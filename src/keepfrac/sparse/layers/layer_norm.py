@@ -28,16 +28,7 @@ class SparseLayerNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site) -> Tensor:
-        """Returns the normalised, scaled and shifted x; save rstd and a part of x_hat (all where no part is smaller).
-
-        Args:
-            ctx: autograd's.
-            x: (batch, length, features).
-            weight: gamma, (features,).
-            bias: beta, (features,).
-            eps: added to the variance.
-            site: which part to keep.
-        """
+        """Returns y of x (batch, length, features); saves rstd and a part of x_hat (all where no part is smaller)."""
         y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
         normal = ((x - mean) * rstd).to(x.dtype)
         kept = site.select(normal)

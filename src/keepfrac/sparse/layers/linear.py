@@ -49,16 +49,7 @@ class SparseLinearFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layout: PackedLayout, *tensors: Tensor
     ) -> Tensor:
-        """Returns X W^T + b; save W and `tensors`, not X.
-
-        Args:
-            ctx: autograd's.
-            x: (..., in).
-            weight: (out, in).
-            bias: (out,) or None.
-            layout: how to read the tensors.
-            tensors: what is kept of X.
-        """
+        """Returns X W^T + b of X (..., in) and W (out, in); saves W and what is kept of X, `tensors`."""
         ctx.layout = layout
         ctx.save_for_backward(weight, *tensors)
         y = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
