@@ -53,6 +53,9 @@ class BackwardSaver(ABC):
     draws_masks = False
     """Whether its dropout masks are its own, not torch's."""
 
+    forms_attention_scores = True
+    """Whether a teacher's attention scores can be distilled into a model that it is attached to."""
+
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.handle: Any = None

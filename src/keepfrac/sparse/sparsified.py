@@ -1,12 +1,15 @@
 """The handle on a network with sites: figures for reports, state for resuming."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
+
+if TYPE_CHECKING:
+    from keepfrac.sparse.gradient_norms import GradientNorms
 
 # Sites that leave nothing out: one bit says all that their gradient needs.
 EXACT = ("activation", "dropout")
@@ -27,12 +30,13 @@ class Sparsified:
     def __init__(
         self, sites: list[Site], context: Context, selector: Selector, *, undo: list[Callable[[], None]]
     ) -> None:
-        self.sites, self.context, self.selector, self._undo = sites, context, selector, undo
+        self.sites, self.context, self.selector, self.undo = sites, context, selector, undo
+        self.norms: GradientNorms | None = None  # by which the sites choose too
 
     def restore(self) -> None:
         """Puts the stock modules back; parameters stay as they are trained."""
-        while self._undo:
-            self._undo.pop()()
+        while self.undo:
+            self.undo.pop()()
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per site, of the last forward pass in training: see `Site.report`."""
@@ -86,7 +90,8 @@ class Sparsified:
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs to select as an uninterrupted one would, and to count columns on."""
         seen = {site.number: site.seen.cpu().clone() for site in self.sites if site.seen is not None}
-        return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
+        own = {"seed": self.context.seed, "step": self.context.step, "seen": seen}
+        return own if self.norms is None else {**own, "norms": self.norms.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from `state()` of an earlier process."""
@@ -94,6 +99,8 @@ class Sparsified:
         for site in self.sites:
             seen = state["seen"].get(site.number)
             site.seen = None if seen is None else seen.clone()
+        if self.norms is not None:
+            self.norms.set_state(state["norms"])
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:
