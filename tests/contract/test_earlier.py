@@ -5,18 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.storage.build import build_target
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint import CHECKPOINT, backward_saver_state
+from tests.runs import weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT = ROOT / "tests" / "fixtures" / "earlier"
 DONE = sorted(path.parent for path in LEFT.glob("*/*/results.json") if path.parent.parent.name != "half")
-(HALF,) = LEFT.glob("half/*")
+HALVES = sorted(LEFT.glob("half/*"))
 each_done = pytest.mark.parametrize("folder", DONE, ids=lambda folder: folder.name.partition("_k")[0])
 
 
@@ -68,7 +70,7 @@ def test_another_run_goes_on_from_it(onwards, folder):
 
 
 @pytest.mark.parametrize(
-    "folder", [*DONE, HALF], ids=lambda folder: folder.parent.name + folder.name.partition("_k")[0]
+    "folder", [*DONE, *HALVES], ids=lambda folder: folder.parent.name + folder.name.partition("_k")[0]
 )
 def test_its_configuration_names_the_cell_it_named(here, folder):
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -78,15 +80,35 @@ def test_its_configuration_names_the_cell_it_named(here, folder):
     assert targets and all(target.startswith("src.") and build_target(target) for target in targets)
 
 
-def test_the_half_done_run_goes_on_from_its_checkpoint(here, caplog):
-    shutil.copytree(HALF, folder := here / "half" / HALF.name)
+@pytest.mark.parametrize("half", HALVES, ids=lambda folder: folder.name.partition("_k")[0])
+def test_a_half_done_run_goes_on_from_its_checkpoint(here, caplog, half):
+    shutil.copytree(half, folder := here / "half" / half.name)
     with caplog.at_level("INFO"):
-        found = run(OmegaConf.load(HALF / "config.yaml"))
+        found = run(OmegaConf.load(half / "config.yaml"))
     assert "goes on from step 3" in caplog.text
     assert found["status"] == "done" and found["cost"]["steps"] == 8 and not (folder / CHECKPOINT).exists()
-    uninterrupted = results_in(next(path for path in DONE if path.name == HALF.name))
-    assert found["scores"] == pytest.approx(uninterrupted["scores"], abs=1e-4)
-    assert found["kept"]["achieved"] == uninterrupted["kept"]["achieved"]
+    for path in DONE:
+        if path.name == half.name:
+            assert found["scores"] == pytest.approx(results_in(path)["scores"], abs=1e-4)
+            assert found["kept"]["achieved"] == results_in(path)["kept"]["achieved"]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=lambda folder: folder.name.partition("_k")[0])
+def test_it_ends_with_the_weights_of_a_run_that_was_never_interrupted(here, half):
+    shutil.copytree(half, here / "half" / half.name)
+    resumed = OmegaConf.load(half / "config.yaml")
+    whole = OmegaConf.merge(resumed, {"name": "whole"})
+    run(resumed), run(whole)
+    one, other = weights_of(resumed), weights_of(whole)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("norms", [None, {"keys": [], "norms": []}])
+def test_what_a_selection_drew_is_found_within_the_earlier_state_of_a_method(norms):
+    selection = {"seed": 1, "step": 3, "seen": {}}
+    checkpoint = {"state_dict": {"_extra_state": {"selection": selection, "norms": norms}}}
+    assert backward_saver_state(checkpoint) == selection | ({} if norms is None else {"norms": norms})
+    assert backward_saver_state({"state_dict": {"_extra_state": {}}}) == {}
 
 
 def test_the_sweep_is_reported(cli, tmp_path):

@@ -11,12 +11,17 @@ non-reentrant implementation.
 
 from collections.abc import Iterable
 
+from keepfrac.settings import settings
 from keepfrac.sparse.recompute import CheckpointedLayers
 from keepfrac.training.finetune import Batch, FineTune
 
 
 class CheckpointEachLayer(FineTune):
     """Dense fine-tuning that recomputes every layer in the backward pass."""
+
+    @settings
+    class Settings(FineTune.Settings, CheckpointedLayers.Settings):
+        pass
 
     def __init__(self, net, task, loop, settings):
         super().__init__(net, task, loop, settings)

@@ -9,11 +9,17 @@ keep_frac is 1: nothing is left out of any gradient.
 Source: "recompute" of activation functions as in Korthikanti et al. 2022 (selective recomputation).
 """
 
+from keepfrac.settings import settings
 from keepfrac.sparse.recompute import RecomputedActivations
 from keepfrac.training.backward_preset import BackwardPreset
+from keepfrac.training.finetune import FineTune
 
 
 class RecomputeGelu(BackwardPreset):
     """Dense fine-tuning that computes the activation functions' outputs again in the backward pass."""
 
     saver_class = RecomputedActivations
+
+    @settings
+    class Settings(FineTune.Settings, RecomputedActivations.Settings):
+        pass

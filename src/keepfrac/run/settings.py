@@ -135,10 +135,23 @@ class RunSettings(LoopSettings):
         for group in (self.method, self.task, self.distill, self.augment, self.backward):
             if "_target_" in group:
                 check_settings(group)
-        if "_target_" in self.backward and getattr(build_target(self.method["_target_"]), "replaces_backward", False):
+        self._check_saver()
+
+    def _check_saver(self) -> None:
+        """Refuses, before training, what saves for the backward pass beside what cannot be beside it."""
+        method = build_target(self.method["_target_"])
+        if "_target_" in self.backward and getattr(method, "replaces_backward", False):
             raise UserError(
                 f"backward={self.backward['name']} beside method={self.method['name']}, which brings layers with a"
                 " backward pass of their own: leave one of the two out"
+            )
+        saver = build_target(self.backward["_target_"] if "_target_" in self.backward else self.method["_target_"])
+        forms_scores = getattr(getattr(saver, "saver_class", saver), "forms_attention_scores", True)
+        recipe = recipe_of({"distill": self.distill})
+        if recipe and recipe.w_att and not forms_scores:
+            raise UserError(
+                f"distill.w_att={recipe.w_att}: late forms no attention scores to distil from: set distill.w_att=0, or"
+                " choose distill=hidden or distill=logits"
             )
 
 

@@ -135,6 +135,7 @@ class SparseActivations(BackwardSaver):
                 handle.check()
 
         hook = net.register_forward_hook(check)
+        handle.undo.append(hook.remove)
 
     def figures(self) -> dict[str, Any]:
         return {**super().figures(), "never_selected": self.handle.never_selected()}

@@ -134,26 +134,11 @@ class WinnerTakeAllRows(BackwardSaver):
         )
         selection_seed: int = count("seed of the random choices", least=0)
 
-    norms: GradientNorms | None = None
-
     def convert(self, net: nn.Module) -> Sparsified:
         own = self.settings
         selector = Selector(keep_frac=own.keep_frac, unit="token", rule="sampled", norm="l2", scale="inverse")
         handle = sparsify(net, ("linear",), selector, seed=own.selection_seed)
         if own.gradient_norms:
-            self.norms = GradientNorms(net, handle)
+            handle.norms = GradientNorms(net, handle)
+            handle.undo.append(handle.norms.remove)
         return handle
-
-    def detach(self) -> None:
-        if self.norms is not None:
-            self.norms.remove()
-            self.norms = None
-        super().detach()
-
-    def state(self) -> dict[str, Any]:
-        return super().state() | ({} if self.norms is None else {"norms": self.norms.state()})
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        super().load_state(state)
-        if self.norms is not None and state:
-            self.norms.set_state(state["norms"])

@@ -29,12 +29,12 @@ class Handle:
     """
 
     def __init__(self, undo: list[Callable[[], None]]) -> None:
-        self._undo = undo
+        self.undo = undo
 
     def restore(self) -> None:
         """Puts the stock modules back; parameters stay as they are trained."""
-        while self._undo:
-            self._undo.pop()()
+        while self.undo:
+            self.undo.pop()()
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per site, of the last forward pass: site, kind, asked, achieved, fallback and bytes."""
@@ -67,6 +67,9 @@ class BackwardSaver(ABC):
 
     draws_masks = False
     """Whether its dropout masks are its own, not torch's."""
+
+    forms_attention_scores = True
+    """Whether a teacher's attention scores can be distilled into a model that it is attached to."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

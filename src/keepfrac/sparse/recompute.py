@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.pruned import LowRankLinear
+from keepfrac.settings import settings
 from keepfrac.sparse.protocol import BackwardSaver, Handle
 from keepfrac.tensors.change_class import change_class
 from keepfrac.tensors.surgery import find, replace
@@ -76,22 +77,36 @@ def recompute_activations(net: nn.Module) -> Handle:
     return Handle(undo)
 
 
-class RecomputedActivations(BackwardSaver):
+class ExactSaver(BackwardSaver):
+    """A way that leaves nothing out of any gradient."""
+
+    @settings
+    class Settings(BackwardSaver.Settings):
+        def check(self) -> None:
+            super().check()
+            if self.keep_frac != 1:
+                raise self.error("keep_frac", f"{self.name} leaves nothing out of any gradient: must be 1")
+
+
+class RecomputedActivations(ExactSaver):
     """`recompute_gelu`: the output of each feed-forward block's activation function is computed again."""
 
     def convert(self, net: nn.Module) -> Handle:
         return recompute_activations(net)
 
 
-class CheckpointedLayers(BackwardSaver):
+class CheckpointedLayers(ExactSaver):
     """`checkpoint`: every layer is run again in the backward pass, by Transformers' switch.
 
-    It changes no layer, so that another saver may be attached too.
+    It changes no layer, so that another saver may be attached too. Where the switch is on already it stays as it is.
     """
 
     def convert(self, net: Any) -> Handle:
         if not getattr(net, "supports_gradient_checkpointing", False):
-            raise UserError(f"method checkpoint: a {type(net).__name__} cannot be checkpointed")
-        if not net.is_activation_checkpointing:
-            net.activation_checkpointing_enable({"use_reentrant": False})
-        return Handle([net.activation_checkpointing_disable])
+            raise UserError(f"checkpoint: a {type(net).__name__} has no gradient checkpointing")
+        if net.is_activation_checkpointing:
+            return Handle([])
+        asked_before = bool(getattr(net, "_require_grads_hooks", None))  # the switch asks gradients of embeddings too
+        net.activation_checkpointing_enable({"use_reentrant": False})
+        others = [] if asked_before else [net.disable_input_require_grads]
+        return Handle([net.activation_checkpointing_disable, *others])

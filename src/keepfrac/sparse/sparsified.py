@@ -1,13 +1,16 @@
 """The handle on a network with sites: figures for reports, state for resuming."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context
 from keepfrac.sparse.protocol import Handle
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
+
+if TYPE_CHECKING:
+    from keepfrac.sparse.gradient_norms import GradientNorms
 
 # Sites that leave nothing out: one bit says all that their gradient needs.
 EXACT = ("activation", "dropout")
@@ -30,6 +33,7 @@ class Sparsified(Handle):
     ) -> None:
         super().__init__(undo)
         self.sites, self.context, self.selector = sites, context, selector
+        self.norms: GradientNorms | None = None  # by which the sites choose too
 
     def report(self) -> list[dict[str, Any]]:
         """Returns one row per site, of the last forward pass in training: see `Site.report`."""
@@ -87,7 +91,8 @@ class Sparsified(Handle):
         seen = {
             site.number: site.selected_columns.cpu().clone() for site in self.sites if site.selected_columns is not None
         }
-        return {"seed": self.context.seed, "step": self.context.step, "seen": seen}
+        own = {"seed": self.context.seed, "step": self.context.step, "seen": seen}
+        return own if self.norms is None else {**own, "norms": self.norms.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from `state()` of an earlier process."""
@@ -95,6 +100,8 @@ class Sparsified(Handle):
         for site in self.sites:
             seen = state["seen"].get(site.number)
             site.selected_columns = None if seen is None else seen.clone()
+        if self.norms is not None:
+            self.norms.set_state(state["norms"])
 
 
 def refuse_fallbacks(sites: list[Site]) -> None:

@@ -12,6 +12,7 @@ MOVED = {
     "build": "storage.build",
     "delivery": "run.delivery",
     "distill": "distillation",
+    "distill.recipe.Recipe": "distillation.distiller.Distiller",
     "element_pruner": "training.weight_pruning",
     "execution": "run.execution",
     "finetune": "training.finetune",

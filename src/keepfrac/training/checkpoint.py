@@ -151,6 +151,23 @@ def resumed_at(checkpoint: Path) -> int:
         return 0
 
 
+def backward_saver_state(checkpoint: dict) -> dict:
+    """Returns the state of what saves less for the backward pass.
+
+    Version 0.1.0 kept it among the weights, from where it is taken: that of `late` beside them, any other within the
+    method's own state. It did not keep how many rows `late` had counted, so they are counted from here on.
+    """
+    if "backward_saver" in checkpoint:
+        return checkpoint["backward_saver"]
+    late = checkpoint["state_dict"].pop("saving._extra_state", None)
+    if late is not None:
+        named = {"hat": "normalized", "inner": "pre_activation"}
+        storage = [{named.get(key, key): value for key, value in layer.items()} for layer in late["storing"]]
+        return {"rng": late["late"], "storage": storage, "rows": [(0, 0)] * 2 * len(storage)}
+    own = checkpoint["state_dict"].get("_extra_state", {})
+    return {**(own.get("selection") or {}), **({"norms": own["norms"]} if own.get("norms") else {})}
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Deletes the files that a finished run needs no more."""
     for name in (CHECKPOINT, BEST):

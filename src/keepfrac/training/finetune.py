@@ -35,7 +35,7 @@ from keepfrac.settings import Settings as AnySettings
 from keepfrac.settings import settings, share, text
 from keepfrac.sparse.protocol import BackwardSaver
 from keepfrac.tasks.base import Task
-from keepfrac.training.checkpoint import random_states, restore_random_state
+from keepfrac.training.checkpoint import backward_saver_state, random_states, restore_random_state
 from keepfrac.training.loop import Loop
 from keepfrac.training.options import (
     EMA,
@@ -310,7 +310,7 @@ class FineTune(pl.LightningModule):
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["averages"])
         if self.backward_saver is not None:
-            self.backward_saver.load_state(checkpoint["backward_saver"])
+            self.backward_saver.load_state(backward_saver_state(checkpoint))
         states = checkpoint["random_states"]
         self._pending_random_state = states[self.global_rank % len(states)]
 

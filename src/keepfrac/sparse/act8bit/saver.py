@@ -209,6 +209,7 @@ class Act8bit(BackwardSaver):
         pass
 
     draws_masks = True
+    forms_attention_scores = False
 
     def convert(self, net: nn.Module) -> Converted:
         return convert(net, self.settings)
