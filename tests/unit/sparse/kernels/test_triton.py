@@ -10,7 +10,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: it comes with `make test`, on Linux")
 
-CASES = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_layer.py")]
+CASES = [Path(__file__).with_name(name) for name in ("test_twins.py", "triton_layer.py")]
 ROOT = Path(__file__).parents[4]
 TYPES = {
     torch.float32: "*fp32",
@@ -27,7 +27,7 @@ def run_cases(**environment: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, CASES)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "KERNELS": "triton", **environment},
         capture_output=True,
         text=True,
         timeout=280,
