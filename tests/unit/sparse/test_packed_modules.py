@@ -102,8 +102,3 @@ def test_a_model_keeps_its_gradients_and_saves_less(family, attention):
         assert torch.equal(gradients(net)[name], gradient), name
     assert handle.kept()["achieved"] == 1.0
     assert saved_bytes(net, lambda: net(**batch).loss) < saved_bytes(dense, lambda: dense(**batch).loss)
-
-
-def test_a_model_without_dropout_is_an_error():
-    with pytest.raises(UserError, match="no dropout"):
-        sparsify(small_net(dropout=0.0), ("dropout",), Selector(0.3), seed=0)

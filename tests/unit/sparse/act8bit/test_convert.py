@@ -9,7 +9,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.attention_scores import recorded
-from tests.unit.sparse.act8bit.nets import FAMILIES, batch, converted, error, gradients, network, settings
+from tests.unit.sparse.act8bit.nets import FAMILIES, batch, converted, error, gradients, network
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,27 +88,6 @@ def test_copies_and_pickles():
     assert twin.bert.encoder.layer[0].late is not net.bert.encoder.layer[0].late
     gradients(pickle.loads(pickle.dumps(net)), batch())
     assert handle.rng_state()["calls"] == [2, 2]
-
-
-def test_save_and_load(tmp_path):
-    net, other = network(), network()
-    converted(net)
-    net.save_pretrained(tmp_path)
-    with torch.no_grad():
-        other.classifier.weight.zero_()
-    other.load_state_dict(type(other).from_pretrained(tmp_path).state_dict())
-    assert torch.equal(other.classifier.weight, net.classifier.weight)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"keep_frac": 0}, {"keep_frac": 1.5}, {"keep_frac": "0.3"}, {"rows": "top"}, {"store": "4bit"},
-     {"context": "no"}, {"skip_zero_rows": 1}, {"kernels": "cuda"}],
-)  # fmt: skip
-def test_settings_out_of_range(setting):
-    settings(keep_frac=0.3)
-    with pytest.raises(UserError, match=next(iter(setting))):
-        settings(**setting)
 
 
 def test_what_it_cannot_convert():

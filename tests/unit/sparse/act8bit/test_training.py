@@ -1,18 +1,10 @@
-"""In the company of what training brings: accumulation, checkpointing, autocast, resume, several processes."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""In the company of what training brings: accumulation, checkpointing, autocast, resume."""
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from tests.unit.sparse.act8bit.nets import batch, converted, error, gradients, network, quiet
 
-ROOT = Path(__file__).parents[4]
 SETTINGS = {"keep_frac": 0.4, "store": "8bit"}
 
 
@@ -111,40 +103,3 @@ def test_a_model_in_bfloat16():
     converted(net, store="8bit")
     want = gradients(network(), batch())[1]
     assert error(gradients(net, batch())[1], want) < 2 * error(gradients(dense, batch())[1], want) + 0.02
-
-
-def _work(rank, folder):
-    """What each of two processes does; it does not return.
-
-    It leaves without destructors: gloo's holds the interpreter's lock while it waits for a thread of its own, and that
-    thread may be waiting for the lock to let go of a gradient, which on a busy machine hung one of the two for ever.
-    """
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    net = quiet(network(p=0.2))
-    converted(net, **SETTINGS, kernels="torch")
-    together = DistributedDataParallel(net)
-    # the same data on both: their losses differ by their masks alone
-    loss = together(**batch()).loss
-    loss.backward()
-    torch.save({"loss": loss.item(), "grad": net.classifier.weight.grad}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)
-
-
-def test_two_processes(tmp_path):
-    code = "import sys; from tests.unit.sparse.act8bit.test_training import _work; _work(int(sys.argv[1]), sys.argv[2])"
-    # else gloo asks the name service who this host is
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], cwd=ROOT, env=environment)
-        for rank in range(2)
-    ]
-    try:
-        assert [rank.wait(200) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert one["loss"] != two["loss"] and torch.equal(one["grad"], two["grad"])

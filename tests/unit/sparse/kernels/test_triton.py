@@ -13,13 +13,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: it comes
 CASES = [Path(__file__).with_name(name) for name in ("test_twins.py", "triton_layer.py")]
 ROOT = Path(__file__).parents[4]
 TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.uint8: "*u8",
     torch.int64: "*i64",
-}
+}  # fmt: skip
 
 
 def run_cases(**environment: str) -> None:
