@@ -41,14 +41,8 @@ def test_description_says_each_reason_once() -> None:
         "skipped, no data: 1 of the combinations: no y",
         "expected: 3 min",
     ]
-
-
-def test_description_of_a_finished_sweep_expects_nothing() -> None:
     assert len(planning.describe_plan(Plan((), (job("a"),), (), 0), "glue", 1, 2, "0 s")) == 1
-
-
-def test_nothing_to_run_says_what_to_type() -> None:
-    assert "DATA_DIR=" in planning.nothing_to_run(Plan((), (), (Missing((), "no x"),), 0))
+    assert "DATA_DIR=" in planning.nothing_to_run(Plan((), (), missing, 0))
 
 
 @pytest.mark.parametrize(("cores", "jobs", "threads"), [(2, 1, 2), (2, 2, 1), (16, 3, 5), (2, 5, 1)])
