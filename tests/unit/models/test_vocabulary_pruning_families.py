@@ -89,6 +89,7 @@ def test_texts_logits_and_the_folder_are_as_before(family, tied, tmp_path):
     assert type(smaller) is type(tokenizer)
     words, decoder = net.get_input_embeddings(), net.get_output_embeddings()
     assert (decoder.weight is words.weight) == tied
+    assert net.config.original_vocab_size == len(tokenizer)
     net.save_pretrained(tmp_path)
     smaller.save_pretrained(tmp_path)
     again = hf.AutoTokenizer.from_pretrained(tmp_path)

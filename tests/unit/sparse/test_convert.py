@@ -172,9 +172,10 @@ def test_sites_without_effect_and_biased_ones_are_refused(net, sites, selector, 
         sparsify(small_net(**net), sites, selector, seed=0)
 
 
-def test_a_softmax_that_stays_whole_says_so():
+@pytest.mark.parametrize("site", ["softmax", "layer_norm"])
+def test_a_site_that_stays_whole_says_so(site):
     net = small_net(dropout=0.1)
-    handle = sparsify(net, ("softmax",), Selector(0.99), seed=0)
+    handle = sparsify(net, (site,), Selector(0.99), seed=0)
     net(**small_batch(padded=False)).loss.backward()
     assert all(row["fallback"] and row["achieved"] == 1 for row in handle.report())
     assert all(row["bytes_dense"] == row["bytes_kept"] > 0 for row in handle.report())

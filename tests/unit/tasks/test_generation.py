@@ -42,9 +42,6 @@ def tiny_net():
     return GPT2LMHeadModel(config).eval()
 
 
-# data --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_training_row_is_a_reference_and_an_evaluation_row_a_meaning(e2e):
     task = e2e(use=False)
     rows = {split: len(rows) for split, rows in task.splits.named().items()}
@@ -116,9 +113,6 @@ def test_meanings_without_a_good_reference_are_counted_in_the_account(make_task,
     described = task.describe()
     assert described["meanings"] == {"train": 1, "validation": 1, "test": 1}
     assert described["meanings_without_references"] == {"train": 0, "validation": 0, "test": 1}
-
-
-# tokens ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_prompt_keeps_what_stands_first_and_the_text_ends_with_the_end_token():
@@ -211,9 +205,6 @@ def test_truncated_rows_are_counted(e2e):
 def test_texts_of_the_training_rows_are_prompts_and_references(e2e):
     texts = e2e().training_texts()
     assert len(texts) == 24 + 48 and texts[0].endswith("\nText:")
-
-
-# generation --------------------------------------------------------------------------------------------------------
 
 
 def greedy(net, prompt, most, end):
