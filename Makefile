@@ -169,7 +169,7 @@ bench-backward: $(READY_DEV) ## memory and time of a backward pass, all methods:
 	$(PY) -m tests.bench.bench_backward $(if $(DEVICE),--device $(DEVICE))
 
 bench-lora: $(READY_DEV) ## step time and saved bytes of lora beside peft_lora and dense, in turn (an idle machine, 5 minutes)
-	$(PY) -m pytest tests/bench/bench_lora.py -o 'python_files=bench_*.py' -o addopts= --timeout=0 -s
+	$(PY) -m pytest tests/bench/bench_backward.py -k lora -o 'python_files=bench_*.py' -o addopts= --timeout=0 -s
 
 bench-latency: $(READY) ## RUN=<folder of a run>: its model beside the dense one, in time and memory
 	$(if $(RUN),,$(error bench-latency needs RUN=<folder of a run, or of a model>))$(PY) -m src.measure $(RUN) --latency

@@ -3,6 +3,8 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from keepfrac.models.families import FAMILIES
+
 HEADS = {
     "classification": AutoModelForSequenceClassification,
     "masked_lm": AutoModelForMaskedLM,
@@ -38,6 +40,17 @@ def tiny(family="bert", head=None, layers=3, attention="eager", **config):
             elif name.endswith("bias"):
                 parameter.normal_(std=0.2)
     return net.eval()
+
+
+def stock(family="bert", hidden=32, heads=4, inner=64, layers=2, dropout=0.0, act="gelu", seed=0, **config):
+    """Returns a classifier with Transformers' own initial weights, the same each time, in train mode."""
+    row = FAMILIES[family]
+    rates = dict.fromkeys((*row.dropouts, *row.attention_dropouts), dropout)
+    rates |= {"seq_classif_dropout": dropout} if family == "distilbert" else {}
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, row.neurons: inner, row.depth: layers}
+    torch.manual_seed(seed)
+    given = rates | sizes | {row.function: act, "max_position_embeddings": 64} | config
+    return AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **given)).train()
 
 
 def inputs(rows=3, length=9):

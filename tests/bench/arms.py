@@ -56,8 +56,10 @@ def groups(keep: tuple[float, ...]) -> dict[str, list[Arm]]:
             Arm("checkpoint", "checkpoint", noise=False, exact=True),
             Arm("recompute_gelu", "recompute_gelu", exact=True),
             Arm("backrazor, eager", "backrazor", middle, attention="eager"),
-            Arm("lora", "lora", shown=False),
-            Arm("peft_lora", "peft_lora", shown=False),
+        ],
+        "adapters": [
+            *(Arm(name, name, shown=False) for name in ("lora", "peft_lora")),
+            Arm("lora_sparse", "lora_sparse", middle, shown=False),
         ],
         "forward": [
             *(Arm(name, name, few) for name in ("norm", "rand", "bkrz")),

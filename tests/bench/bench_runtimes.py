@@ -54,9 +54,6 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-# ---------------------------------------------------------------------------------------------- the two sides
-
-
 def matrices(net: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of the linears in the encoder's layers, by name."""
     linears = ((name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear))
@@ -87,9 +84,6 @@ def sides(folder: Path, keep: float | None) -> dict[str, nn.Module]:
             raise UserError(f"{folder}: its weights hold no zeros; --keep 0.05 leaves a twentieth of them")
         keep_largest(sparse, keep)
     return {"dense": found["dense"].cpu().float().eval(), "sparse": sparse.eval()}
-
-
-# ---------------------------------------------------------------------------------------------- the runtimes
 
 
 def example(net: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
@@ -155,9 +149,6 @@ def forwards(nets: Mapping[str, nn.Module], paths: Mapping[str, Path], inputs: I
             in_file = IN_FILE.get(runtime)
             made[runtime, side] = in_file(paths[side], inputs) if in_file else in_torch(net, inputs)
     return made
-
-
-# ---------------------------------------------------------------------------------------------- measuring
 
 
 @torch.inference_mode()

@@ -4,7 +4,8 @@ import itertools
 from pathlib import Path
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-COLOURS = {"baselines": "#333333", "forward": "#0072B2", "late": "#D55E00", "fallback": "#E69F00", "padded": "#009E73"}
+COLOURS = {"baselines": "#333333", "forward": "#0072B2", "late": "#D55E00", "adapters": "#CC79A7"}
+COLOURS |= {"fallback": "#E69F00", "padded": "#009E73"}
 
 
 def draw(rows: list[dict], path: Path) -> Path:

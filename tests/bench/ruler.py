@@ -153,9 +153,6 @@ def _without_float_masks(arm: Arm, keep_frac: float, dense: nn.Module, batch: Ba
     return sum(storages.values()) + (masks if arm.noise and batch.dropout else 0)
 
 
-# ---------------------------------------------------------------------------------------------- fidelity
-
-
 class Fidelity:
     """Gradients of MiniLM on film reviews after some dense steps, dropout off; without the offline packages nothing.
 

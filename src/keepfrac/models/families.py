@@ -4,7 +4,7 @@ Everything else asks here, most of it by `models.anatomy`: which linear is the q
 the configuration calls the number of layers, whether attention can be recorded, what replaces a removed sub-layer.
 
 To add a family, write its row in FAMILIES under its `config.model_type` (often `replace` of a row that is there), and a
-tiny configuration of it in `tests/unit/models/tiny.py`; then `python -m tests.contract.test_families --write` tries
+tiny configuration of it in `tests/tiny.py`; then `python -m tests.contract.test_families --write` tries
 every feature on it and writes what works into this folder's README.
 
 This file imports nothing but Python: a cut model is delivered with a copy of it and of `pruned.py`.

@@ -8,29 +8,17 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from keepfrac.adapters.files import attach_saved, read_peft, start_from, write_peft
-from keepfrac.adapters.selection import select_positions
 from keepfrac.adapters.surgery import Target, adapted, attach
 from keepfrac.errors import UserError
 from keepfrac.models.targets import targets_of
 from tests.tiny import inputs, tiny
+from tests.unit.adapters.test_units import tuned
 
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # PEFT asks for it
 
 
-def tuned(net, roles=("query", "value"), rank=4, sparse=10):
-    """A model whose updates are not zero."""
-    targets = targets_of(net, roles)
-    weights = {t: torch.empty(t.size or net.get_submodule(t.path).weight.shape[0], 32) for t in targets}
-    positions = {t: select_positions(w, sparse, "random", rank, torch.Generator()) for t, w in weights.items()}
-    attach(net, targets, rank, 2.0, positions=positions)
-    for own in adapted(net).values():
-        for part in own.parts():
-            nn.init.normal_(part.u, std=0.1), nn.init.normal_(part.values)
-    return net
-
-
 def test_a_model_saved_with_its_updates_gets_them_back(tmp_path):
-    net = tuned(tiny())
+    net = tuned(tiny(), ("query", "value"), rank=4, sparse=10)
     net.save_pretrained(tmp_path)
     plain, info = AutoModelForSequenceClassification.from_pretrained(
         tmp_path, output_loading_info=True, attn_implementation="eager"
@@ -46,7 +34,7 @@ def test_a_model_saved_with_its_updates_gets_them_back(tmp_path):
 @OLD_NAMES
 def test_an_exported_folder_is_loaded_by_peft_s2_included(tmp_path):
     peft = pytest.importorskip("peft")
-    net = tuned(tiny())
+    net = tuned(tiny(), ("query", "value"), rank=4, sparse=10)
     net.save_pretrained(tmp_path / "model")
     write_peft(net, tmp_path / "peft", str(tmp_path / "model"))
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from keepfrac.adapters.selection import SELECTORS, residual, select_positions
-from keepfrac.errors import UserError
 from keepfrac.prune.masks import top_mask
 
 
@@ -50,10 +49,3 @@ def test_the_greedy_decomposition_grows_to_its_rank_and_stays():
     assert at[1] > at[6] > at[11] > at[20]
     best = torch.linalg.svdvals(weight)[11:].square().sum().sqrt()
     assert best <= at[11] + 1e-4
-
-
-def test_more_than_there_are_is_said():
-    with pytest.raises(UserError, match="65 sparse positions in a 8 x 8 weight: it has 64"):
-        select_positions(torch.zeros(8, 8), 65, "random", 2, generator())
-    with pytest.raises(UserError, match="selector=luck: must be one of grebsmo"):
-        select_positions(torch.zeros(8, 8), 1, "luck", 2, generator())

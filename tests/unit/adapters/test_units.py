@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from keepfrac.adapters.selection import select_positions
 from keepfrac.adapters.surgery import adapted, attach, detach, part_of_weight, reattach
@@ -16,26 +15,13 @@ from keepfrac.prune.coefficients import Coefficients
 from keepfrac.prune.cost import MacsCost, fraction
 from keepfrac.prune.masks import num_kept
 from keepfrac.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure
-from tests.tiny import inputs, tiny
+from tests.tiny import DECODERS, inputs, tiny
 
 ROLES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 GATED = (*ROLES, "ffn_gate")
 
 
-def gpt2():
-    config = GPT2Config(n_layer=3, n_embd=32, n_head=4, n_inner=48, vocab_size=60, n_positions=40)
-    return GPT2LMHeadModel(config).eval()
-
-
-def llama():
-    config = LlamaConfig(
-        num_hidden_layers=3, hidden_size=32, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        vocab_size=60, max_position_embeddings=40,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-NETS = {"bert": tiny, "roberta": lambda: tiny("roberta"), "gpt2": gpt2, "llama": llama}
+FAMILIES = ("bert", "roberta", *DECODERS)
 
 
 def tuned(net, roles, rank=3, sparse=20):
@@ -57,10 +43,10 @@ def structure_of(net) -> Structure:
     return Structure((some, fewer, some))
 
 
-@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("folded", [False, True])
 def test_slicing_equals_masking(family, folded):
-    net = tuned(NETS[family](), GATED if family == "llama" else ROLES)
+    net = tuned(tiny(family), GATED if family == "llama" else ROLES)
     layers, counts, structure = encoder_layers(net), counts_of(net), structure_of(net)
     gates = gates_of(structure, counts)
     if folded:
@@ -87,9 +73,9 @@ def test_the_rank_falls_with_a_linear_that_is_narrower_than_it():
     assert first["ffn_in"].rank == 6
 
 
-@pytest.mark.parametrize("family", NETS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_sums_over_what_a_unit_owns(family):
-    net = tuned(NETS[family](), ("query", "value", "ffn_out"))
+    net = tuned(tiny(family), ("query", "value", "ffn_out"))
     layers = encoder_layers(net)
     heads, neurons = unit_scores(net, layers, with_weight=False)
     with torch.no_grad():

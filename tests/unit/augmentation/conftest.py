@@ -31,36 +31,25 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, model_input_names=inputs, **special)
 
 
-def _config(tokenizer):
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
+def _saved(kind, tokenizer, folder) -> Path:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    places = {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
+    kind(BertConfig(**sizes, **places, initializer_range=0.5)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def masked_lm(tokenizer, tmp_path_factory) -> Path:
     """The folder of a masked language model."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("masked_lm")
-    BertForMaskedLM(_config(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return _saved(BertForMaskedLM, tokenizer, tmp_path_factory.mktemp("masked_lm"))
 
 
 @pytest.fixture(scope="session")
 def headless(tokenizer, tmp_path_factory) -> Path:
     """The folder of the same without a head."""
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("headless")
-    BertModel(_config(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return _saved(BertModel, tokenizer, tmp_path_factory.mktemp("headless"))
 
 
 @pytest.fixture(autouse=True)

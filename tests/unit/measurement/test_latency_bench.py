@@ -6,7 +6,6 @@ from keepfrac.measurement import latency
 from keepfrac.measurement.latency import Conditions, line, percentile
 from keepfrac.models.cut import cut
 from keepfrac.prune.structure import LayerStructure, Structure
-from keepfrac.tensors.clock import interleaved_seconds
 from src.measure import main
 from tests.tiny import tiny
 
@@ -14,13 +13,6 @@ from tests.tiny import tiny
 def test_percentiles_are_by_the_nearest_rank():
     values = [float(value) for value in range(1, 101)]
     assert percentile(values, 0.5) == 50 and percentile(values, 0.95) == 95 and percentile([3.0], 0.95) == 3
-
-
-def test_sides_take_turns_after_a_warm_up():
-    order: list[str] = []
-    sides = {"own": lambda: order.append("own"), "dense": lambda: order.append("dense")}
-    found = interleaved_seconds(sides, 3, 2, "cpu")
-    assert order == ["own", "dense"] * 5 and {len(seconds) for seconds in found.values()} == {3}
 
 
 def test_a_model_beside_its_original(tmp_path, monkeypatch, capsys):

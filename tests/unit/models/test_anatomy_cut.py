@@ -10,18 +10,9 @@ from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.structure import LayerStructure, Structure
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.selection.selectors import Selector
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 UNEVEN = Structure((LayerStructure((1, 3), (0, 5, 9)), LayerStructure((), tuple(range(48))), LayerStructure((0,), ())))
-SELECTOR = {
-    "unit": "column",
-    "rule": "top",
-    "norm": "l2",
-    "scale": "none",
-    "scope": "batch",
-    "share": 0.5,
-    "coverage": 0,
-}
 
 
 def small(family, low_rank=False):
@@ -50,7 +41,7 @@ def test_what_was_removed_has_no_name(family):
 def test_sparse_backward_of_everything_is_the_dense_one(family, low_rank, sites):
     dense, net = (small(family, low_rank) for _ in range(2))
     net.load_state_dict(dense.state_dict())
-    sparsified = sparsify(net, sites, Selector(keep_frac=1.0, **SELECTOR), seed=0)
+    sparsified = sparsify(net, sites, Selector(1.0), seed=0)
     for one in (dense, net):
         one.train()
         one.config.hidden_dropout_prob = 0
@@ -66,7 +57,7 @@ def test_sparse_backward_of_everything_is_the_dense_one(family, low_rank, sites)
 
 def test_a_low_rank_linear_is_two_sites():
     net = small("bert", low_rank=True)
-    sparsified = sparsify(net, ("linear",), Selector(keep_frac=0.5, **SELECTOR), seed=0)
+    sparsified = sparsify(net, ("linear",), Selector(0.5), seed=0)
     net.train()(**inputs()).logits.sum().backward()
     layer = [row["site"] for row in sparsified.report() if ".layer.0." in row["site"]]
     assert sum(site.endswith(".q") for site in layer) == 6

@@ -13,14 +13,11 @@ from keepfrac.models.attention_scores import recorded
 from keepfrac.models.families import BERT, FAMILIES
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.selection.selectors import Selector
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
+from tests.unit.distillation.test_losses import GOOD
 
-SELECTOR = Selector(
-    keep_frac=0.5, unit="column", rule="random", norm="l2", scale="none", scope="batch", share=0.5, coverage=0
-)
-RECIPE = {"name": "x", "teacher": "t", "start": "model", "w_att": 1.0, "w_rep": 0.0, "w_cls": 0.0, "w_label": 1.0}
-RECIPE |= {"temperature": 1.0, "layer_map": "uniform", "projection": False, "padding": "masked", "pad_to": None}
-RECIPE |= {"average": "rows", "teacher_mode": "eval", "head": "own"}
+SELECTOR = Selector(0.5, rule="random")
+RECIPE = GOOD | {"w_rep": 0.0, "w_cls": 0.0}
 
 
 @pytest.fixture(params=[True, False], ids=["the model says so", "the table says so"])
@@ -58,7 +55,7 @@ def test_scores_are_refused_by_name(mpnet):
 def test_distillation_of_attention_is_refused_before_the_first_step(mpnet, teaches):
     pair = (mpnet, tiny()) if teaches else (tiny(), mpnet)
     with pytest.raises(UserError, match=r"attention of a mpnet model .*distill\.w_att=0"):
-        Distiller(Recipe(**RECIPE), *pair)
+        Distiller(*pair, Recipe(**RECIPE))
 
 
 def own_attention(module):
@@ -68,7 +65,7 @@ def own_attention(module):
 
 def test_a_score_that_was_not_recorded_is_an_error():
     student = tiny()
-    distiller = Distiller(Recipe(**RECIPE), tiny(), student)
+    distiller = Distiller(tiny(), student, Recipe(**RECIPE))
     own_attention(student.bert.encoder.layer[1].attention.self)
     with pytest.raises(UserError, match=r"no attention scores came from bert\.encoder\.layer\.1\.attention\.self:"):
         distiller(student.train(), inputs())

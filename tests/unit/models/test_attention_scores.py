@@ -3,7 +3,7 @@ import torch
 
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.attention_scores import ATTRIBUTE, recorded
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 
 def paths(net) -> dict[int, str]:

@@ -13,8 +13,9 @@ from keepfrac.prune.gates import FAMILIES, Gates
 from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.prune.select import Limits, select
 from keepfrac.prune.structure import LayerCounts, LayerStructure, ModelShape, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import DECODERS, inputs, tiny
 
+ENCODERS = ("bert", "roberta", "distilbert")
 ALL = LayerStructure((0, 1, 2, 3), tuple(range(48)))
 GONE = LayerStructure((), (), {}, dropped=True)
 STRUCTURES = {
@@ -28,24 +29,28 @@ STRUCTURES = {
 }
 
 
+def logits(net):
+    return lambda batch: net(**batch).logits
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", [*ENCODERS, *DECODERS])
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_cut_model_is_its_masked_self(family, name, attention):
     net, structure = tiny(family, attention=attention), Structure(STRUCTURES[name])
-    counts, layers = counts_of(net), encoder_layers(net)
+    counts, layers, whole = counts_of(net), encoder_layers(net), logits(net)(inputs())
     small = cut(net, structure)
     attach(net, layers, gates_of(structure, counts))
-    difference = largest_difference(
-        lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs(), inputs(1, 4)], 1e-5
-    )
-    assert difference < 1e-5
-    kept = [s for s in structure.layers if not s.dropped]
-    assert counts_of(small) == [s.counts for s in kept]
+    assert largest_difference(logits(net), logits(small), [inputs(), inputs(1, 4)], 1e-5) < 1e-5
+    assert (logits(net)(inputs()) - whole).abs().max() > 1e-2  # the masks do something
+    assert counts_of(small) == [s.counts for s in structure.layers if not s.dropped]
     assert shape_of(small) == shape_of(net) and is_cut(small)
+    if family in DECODERS:
+        tied = small.get_output_embeddings().weight is small.get_input_embeddings().weight
+        assert tied == small.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ENCODERS)
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_macs_of_a_cut_model_are_what_the_flop_counter_counts(family, name):
     small, length = cut(tiny(family, attention="sdpa"), Structure(STRUCTURES[name])), 9
@@ -57,11 +62,11 @@ def test_a_masked_lm_is_cut_with_its_tied_head():
     net, structure = tiny(head="masked_lm"), Structure(STRUCTURES["both"])
     small = cut(net, structure)
     attach(net, encoder_layers(net), gates_of(structure, counts_of(net)))
-    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    largest_difference(logits(net), logits(small), [inputs()], 1e-5)
     assert small.cls.predictions.decoder.weight is small.bert.embeddings.word_embeddings.weight
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", *DECODERS])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_trained_gates_are_folded(family, dropped):
     net = tiny(family)
@@ -74,7 +79,7 @@ def test_trained_gates_are_folded(family, dropped):
     gates.freeze(structure.without_empty_layers() if dropped else structure)
     small = cut(net, gates.structure, gates.fixed())
     gates.eval()
-    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    largest_difference(logits(net), logits(small), [inputs()], 1e-5)
     assert small.config.num_hidden_layers == (2 if dropped else 3)
 
 
@@ -97,7 +102,7 @@ def test_selection_to_cut_meets_the_budget_in_the_model():
     assert 0.35 - 4 * 64 / cost.dense <= weights / cost.dense <= 0.35
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", *DECODERS])
 def test_a_cut_model_is_cut_again(family):
     net = tiny(family)
     once = cut(net, Structure(STRUCTURES["both"]))
@@ -109,7 +114,7 @@ def test_a_cut_model_is_cut_again(family):
     for (name, a), (other, b) in zip(twice.state_dict().items(), reference.state_dict().items(), strict=True):
         assert name == other and torch.equal(a, b)
     emptied = cut(twice, Structure((GONE, *Structure.full(counts_of(twice)[1:]).layers)))
-    assert counts_of(emptied) == counts_of(twice)[1:] and shape_of(emptied) == ModelShape(3, 32, 4, 8, 48)
+    assert counts_of(emptied) == counts_of(twice)[1:] and shape_of(emptied) == shape_of(net)
 
 
 def low_rank(family="bert", roles=("query", "attention_output", "ffn_in", "ffn_out"), rank=6):
@@ -119,7 +124,7 @@ def low_rank(family="bert", roles=("query", "attention_output", "ffn_in", "ffn_o
     return net
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ENCODERS)
 def test_low_rank_gates_heads_and_neurons_are_cut_together(family):
     net = low_rank(family)
     gates = Gates(counts_of(net), FAMILIES, 0.9, 2 / 3, 12.0, seed=0)
@@ -134,7 +139,7 @@ def test_low_rank_gates_heads_and_neurons_are_cut_together(family):
     gates.freeze(structure)
     small = cut(net, structure, gates.fixed())
     gates.eval()
-    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    largest_difference(logits(net), logits(small), [inputs()], 1e-5)
     # one head and three directions are above break-even (24 * 32 / 56 = 13.7 is not reached here): all stay factored
     assert counts_of(small)[0].ranks == {"query": 2, "attention_output": 3, "ffn_in": 1, "ffn_out": 6}
     assert set(counts_of(small)[2].ranks) == {"ffn_in", "ffn_out"} and small.config.low_rank
@@ -145,7 +150,7 @@ def test_ranks_at_break_even_are_merged_back_exactly():
     structure = Structure.full(counts_of(net))
     small = cut(net, structure)
     assert small.config.low_rank is None and counts_of(small) == ModelShape(3, 32, 4, 8, 48).counts()
-    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    largest_difference(logits(net), logits(small), [inputs()], 1e-5)
     assert fraction(ParamsCost(shape_of(net)), structure.counts()) == 1.0
 
 
@@ -153,7 +158,7 @@ def test_factors_above_break_even_can_be_left_and_count_as_large_as_they_are():
     net = low_rank(roles=("query", "ffn_in"), rank=20)  # break-even: 16 and 19.2
     small = cut(net, Structure.full(counts_of(net)), merge=False)
     assert [c.ranks for c in counts_of(small)] == [{"query": 20, "ffn_in": 20}] * 3
-    largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-5)
+    largest_difference(logits(net), logits(small), [inputs()], 1e-5)
     cost = ParamsCost(shape_of(net), merges=False)
     linears = [m.p.weight.numel() + m.q.weight.numel() for m in small.modules() if hasattr(m, "q")]
     grown = sum(linears) - 3 * (32 * 32 + 32 * 48)
@@ -161,14 +166,14 @@ def test_factors_above_break_even_can_be_left_and_count_as_large_as_they_are():
     assert account_of(small).kept == account_of(small).prunable + grown
 
 
-def test_masks_are_cut_like_their_parameters():
-    net, structure = tiny(), Structure(STRUCTURES["both"])
+@pytest.mark.parametrize("family", ["bert", *DECODERS])
+def test_masks_are_cut_like_their_parameters(family):
+    net, structure = tiny(family), Structure(STRUCTURES["both"])
     names = [f"{path}.weight" for layer in encoder_layers(net) for path in (layer.query, layer.ffn_out)]
     masks = Masks({name: top_mask(net.get_parameter(name).abs(), 200) for name in names})
     masks.apply_to(net)
     small = cut(net, structure)
-    cut_masks = Masks(slice_tensors(dict(masks.items()), encoder_layers(net), structure))
-    for name, mask in cut_masks.items():
+    for name, mask in slice_tensors(dict(masks.items()), encoder_layers(net), structure).items():
         assert torch.equal(small.get_parameter(name) != 0, mask)
 
 
@@ -187,9 +192,9 @@ def test_a_difference_is_an_error():
     net = tiny()
     small = cut(net, Structure(STRUCTURES["heads"]))
     with pytest.raises(ValueError, match="differ by"):
-        largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [inputs()], 1e-4)
+        largest_difference(logits(net), logits(small), [inputs()], 1e-4)
     with pytest.raises(ValueError, match="no batch"):
-        largest_difference(lambda b: net(**b).logits, lambda b: small(**b).logits, [], 1e-4)
+        largest_difference(logits(net), logits(small), [], 1e-4)
 
 
 def test_what_cannot_be_cut_is_refused():

@@ -4,7 +4,7 @@ import torch
 from keepfrac.models.cut import cut, shape_of
 from keepfrac.models.dense_reference import account_of, blueprint, dense_original, original_parameters
 from keepfrac.prune.structure import LayerStructure, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 HEADS = (0, 1, 2, 3)
 UNEVEN = Structure((LayerStructure((1, 3), (0, 5)), LayerStructure((), (), {}, True), LayerStructure(HEADS, (2, 3))))

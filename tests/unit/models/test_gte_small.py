@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from keepfrac.errors import DataMissing
 from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference
 from keepfrac.models.load import load_net, load_tokenizer
 from keepfrac.prune.attach import attach, gates_of
@@ -26,12 +25,6 @@ def weights() -> str:
 
 def load(**changes):
     return load_net(SETTINGS | changes, "sequence_classification", ("no", "yes"), 2, 100)
-
-
-def test_without_hub_and_folder_the_error_says_how_to_give_one(monkeypatch):
-    monkeypatch.setenv("KEEPFRAC_HUB", "offline")
-    with pytest.raises(DataMissing, match=r"thenlper/gte-small.*model\.name=<folder"):
-        load()
 
 
 def test_the_real_weights_load_and_are_cut_exactly(weights):

@@ -10,13 +10,8 @@ from safetensors.torch import load_file, save_file
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.models.load import load_net, load_tokenizer, reload, save_model
 
-TINY = {
-    "model_type": "bert",
-    "num_hidden_layers": 1,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+TINY = {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+TINY |= {"intermediate_size": 32}
 
 
 def settings(**changes) -> dict:
@@ -35,6 +30,11 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+def rewrite(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+
+
 def test_labels_dropout_and_activation_reach_the_model():
     net = load(dropout=0.25, attention_dropout=0.5, hidden_act="relu")
     assert net.config.id2label == {0: "no", 1: "yes"} and net.config.hidden_act == "relu"
@@ -48,12 +48,7 @@ def test_what_is_saved_is_what_is_loaded(folder):
 
 
 def test_a_new_head_is_named_in_one_line(folder, caplog):
-    weights = load_file(folder / "model.safetensors")
-    save_file(
-        {k: v for k, v in weights.items() if not k.startswith("classifier")},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    rewrite(folder, lambda weights: {k: v for k, v in weights.items() if not k.startswith("classifier")})
     with caplog.at_level(logging.INFO, "keepfrac.models.load"):
         load(name=str(folder), config=None)
     assert [r.getMessage() for r in caplog.records if r.name == "keepfrac.models.load"] == [
@@ -62,10 +57,7 @@ def test_a_new_head_is_named_in_one_line(folder, caplog):
 
 
 def test_other_missing_weights_are_an_error(folder):
-    weights = load_file(folder / "model.safetensors")
-    save_file(
-        {k: v for k, v in weights.items() if "intermediate" not in k}, folder / "model.safetensors", {"format": "pt"}
-    )
+    rewrite(folder, lambda weights: {k: v for k, v in weights.items() if "intermediate" not in k})
     with pytest.raises(UserError, match=r"weights are missing .*intermediate\.dense"):
         load(name=str(folder), config=None)
 
@@ -76,8 +68,7 @@ def test_another_number_of_labels_gets_a_new_head(folder):
 
 
 def test_an_fp16_checkpoint_is_trained_in_fp32(folder):
-    weights = load_file(folder / "model.safetensors")
-    save_file({k: v.half() for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    rewrite(folder, lambda weights: {k: v.half() for k, v in weights.items()})
     config = json.loads((folder / "config.json").read_text()) | {"dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config))
     assert {p.dtype for p in load(name=str(folder), config=None).parameters()} == {torch.float32}

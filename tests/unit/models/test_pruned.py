@@ -1,40 +1,18 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from keepfrac.models import pruned
 from keepfrac.models.cut import cut, encoder_layers
 from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.structure import LayerStructure, Structure
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
+from tests.unit.models.elsewhere import logits_elsewhere
 
 UNEVEN = Structure((LayerStructure((1, 3), (0, 5, 7)), LayerStructure((), (2, 3)), LayerStructure((0,), ())))
-FRESH = """
-import sys, torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM
-folder, given, wanted, again = sys.argv[1:]
-assert not any(name.partition(".")[0] in ("src", "keepfrac") for name in sys.modules)
-try:
-    AutoModelForSequenceClassification.from_pretrained(folder)
-    raise SystemExit("loaded without trust")
-except ValueError as error:
-    assert "trust_remote_code" in str(error), error
-net = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
-from safetensors.torch import load_file
-with torch.no_grad():
-    difference = (net(**load_file(given)).logits - load_file(wanted)["logits"]).abs().max().item()
-assert difference == 0.0, difference
-for auto in (AutoModel, AutoModelForMaskedLM):
-    assert "Pruned" in type(auto.from_pretrained(folder, trust_remote_code=True)).__name__
-net.save_pretrained(again)
-"""
 
 
 def small(family="bert", head="classification"):
@@ -71,27 +49,16 @@ def test_the_bare_encoder_and_another_head_load_from_the_same_folder(tmp_path):
 def test_a_fresh_process_without_the_project_loads_it(family, tmp_path):
     net = small(family)
     net.save_pretrained(tmp_path / "model")
-    save_file(inputs(), tmp_path / "inputs.safetensors")
     with torch.no_grad():
-        save_file({"logits": net(**inputs()).logits.contiguous()}, tmp_path / "logits.safetensors")
-    places = [tmp_path / name for name in ("model", "inputs.safetensors", "logits.safetensors", "again")]
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, *map(str, places)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+        wanted = net(**inputs()).logits
+    assert torch.equal(logits_elsewhere(tmp_path / "model", tmp_path / "again", attention="sdpa"), wanted)
     for name in ("pruned.py", "families.py"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
     before, after = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("model", "again"))
     assert before["auto_map"] == after["auto_map"]
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
     with torch.no_grad():
-        assert torch.equal(again(**inputs()).logits, net(**inputs()).logits)
+        assert torch.equal(again(**inputs()).logits, wanted)
 
 
 def test_the_config_names_every_head(tmp_path):
@@ -135,13 +102,6 @@ def test_its_file_leans_on_nothing_of_the_project():
 
 
 EARLIER = Path(__file__).resolve().parents[2] / "fixtures" / "earlier" / "earlier"
-ELSEWHERE = """
-import sys
-from transformers import AutoModelForSequenceClassification
-net = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert not any(name.startswith("keepfrac") for name in sys.modules)
-net.save_pretrained(sys.argv[2])
-"""
 
 
 def test_a_folder_of_the_earlier_version_loads_and_is_delivered_anew(tmp_path):
@@ -150,9 +110,7 @@ def test_a_folder_of_the_earlier_version_loads_and_is_delivered_anew(tmp_path):
     assert type(net) is pruned.PrunedBertForSequenceClassification and not any(info.values())
     assert (net.config.layer_heads, net.config.layer_ffn) == ([1, 1], [56, 8])
     net.save_pretrained(tmp_path / "here")
-    environment = {**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "there")]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    logits_elsewhere(folder, tmp_path / "there")
     there = AutoModelForSequenceClassification.from_pretrained(tmp_path / "there")
     for one, other in zip(net.parameters(), there.parameters(), strict=True):
         assert torch.equal(one, other)

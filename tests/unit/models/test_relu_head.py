@@ -1,18 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from keepfrac.models.relu_head import with_relu_head
-from tests.unit.models.tiny import inputs, tiny
-
-OUTSIDE = """
-import sys, torch
-from transformers import AutoModelForSequenceClassification
-net = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-torch.save(net(**torch.load(sys.argv[1] + "/batch.pt")).logits, sys.argv[1] + "/logits.pt")
-"""
+from tests.tiny import inputs, tiny
+from tests.unit.models.elsewhere import logits_elsewhere
 
 
 def test_the_classifier_reads_the_positive_part_of_the_pooler():
@@ -27,10 +18,8 @@ def test_the_classifier_reads_the_positive_part_of_the_pooler():
 
 def test_it_loads_where_the_project_is_not_installed(tmp_path):
     own = with_relu_head(tiny())
-    own.save_pretrained(tmp_path)
-    torch.save(inputs(), tmp_path / "batch.pt")
-    subprocess.run([sys.executable, "-c", OUTSIDE, str(tmp_path)], check=True, cwd=tmp_path)
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), own(**inputs()).logits)
+    own.save_pretrained(tmp_path / "model")
+    torch.testing.assert_close(logits_elsewhere(tmp_path / "model", tmp_path / "again"), own(**inputs()).logits)
 
 
 def test_other_models_have_no_such_head():

@@ -1,14 +1,12 @@
 """Roles and patterns as linears, in every family."""
 
 import pytest
-import torch
 
-from keepfrac.adapters.surgery import adapted, attach
+from keepfrac.adapters.surgery import attach
 from keepfrac.errors import UserError
 from keepfrac.models.targets import linears_of, targets_of
 from keepfrac.prune.factorize import factorize_
-from tests.unit.adapters.test_units import NETS, gpt2, llama
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import tiny
 
 
 def test_roles_are_one_linear_in_each_layer():
@@ -19,13 +17,14 @@ def test_roles_are_one_linear_in_each_layer():
 
 
 def test_gpt2s_query_and_value_are_slices():
-    slices = {(t.path, t.role, t.start, t.size) for t in targets_of(gpt2(), ["query", "value"])}
+    slices = {(t.path, t.role, t.start, t.size) for t in targets_of(tiny("gpt2"), ["query", "value"])}
     path = "transformer.h.0.attn.c_attn"
     assert {(path, "query", 0, 32), (path, "value", 64, 32)} < slices and len(slices) == 6
 
 
 def test_llama_has_a_gate_and_bert_has_not():
-    paths = [t.path.rpartition(".")[2] for t in targets_of(llama(), ["query", "key", "ffn_gate", "ffn_in", "ffn_out"])]
+    wanted = ["query", "key", "ffn_gate", "ffn_in", "ffn_out"]
+    paths = [target.path.rpartition(".")[2] for target in targets_of(tiny("llama"), wanted)]
     assert paths[:5] == ["q_proj", "k_proj", "gate_proj", "up_proj", "down_proj"]
     with pytest.raises(UserError, match="ffn_gate: this BertForSequenceClassification has no such part"):
         targets_of(tiny(), ["query", "ffn_gate"])
@@ -42,8 +41,8 @@ def test_a_part_that_two_entries_name_is_refused():
     whole = r"transformer\.h\.1\.attn\.c_attn"
     for wanted in (["value", whole], [whole, "query"]):
         with pytest.raises(UserError, match=r"both name outputs of transformer\.h\.1\.attn\.c_attn"):
-            targets_of(gpt2(), wanted)
-    assert len(targets_of(gpt2(), ["query", "key", "value", r"transformer\.h\.1\.mlp\.c_fc"])) == 10
+            targets_of(tiny("gpt2"), wanted)
+    assert len(targets_of(tiny("gpt2"), ["query", "key", "value", r"transformer\.h\.1\.mlp\.c_fc"])) == 10
     assert len(targets_of(tiny(), ["query", r"bert\.encoder\.layer\.1\.attention\.self\.query"])) == 3
 
 
@@ -62,16 +61,4 @@ def test_s1_leaves_pooler_and_classifier_alone_unless_asked():
     assert len(linears_of(tiny(), pooler=False)) == 18
     assert linears_of(tiny(), pooler=True)[-1] == "bert.pooler.dense"
     with pytest.raises(UserError, match="has no pooler"):
-        linears_of(gpt2(), pooler=True)
-
-
-@pytest.mark.parametrize("family", NETS)
-def test_every_family_runs_with_its_updates(family):
-    net = NETS[family]()
-    before = net(**inputs()).logits
-    attach(net, targets_of(net, ["query", "value"]), 4, 2.0)
-    torch.testing.assert_close(net(**inputs()).logits, before)
-    with torch.no_grad():
-        for own in adapted(net).values():
-            own.parts()[0].u.normal_()
-    assert (net(**inputs()).logits - before).abs().max() > 1e-3
+        linears_of(tiny("gpt2"), pooler=True)

@@ -5,13 +5,7 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from keepfrac.errors import UserError
 from keepfrac.models.vocabulary.pruning import (
@@ -92,9 +86,11 @@ def fast(kind: str):
     return tokenizer
 
 
-def bert(tokenizer, head=BertForSequenceClassification):
+def bert(tokenizer):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return head(BertConfig(vocab_size=len(tokenizer) + 3, pad_token_id=tokenizer.pad_token_id, **sizes)).eval()
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=len(tokenizer) + 3, pad_token_id=tokenizer.pad_token_id, **sizes)
+    ).eval()
 
 
 def pruned(tokenizer, net, texts=READ, characters=True):
@@ -169,40 +165,6 @@ def test_bytes_to_fall_back_to_stay():
     smaller, _ = pruned(tokenizer, bert(tokenizer), texts=["b"], characters=False)
     known = set(token_ids(state_of(smaller)))
     assert {f"<0x{byte:02X}>" for byte in range(256)} | {"[UNK]", "b"} == known
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_decoder_goes_with_the_embeddings_and_stays_tied(tied):
-    tokenizer = fast("bpe of letters")
-    net = bert(tokenizer, BertForMaskedLM)
-    if not tied:
-        decoder = net.get_output_embeddings()
-        decoder.weight = torch.nn.Parameter(torch.randn_like(decoder.weight))
-        net.config.tie_word_embeddings = False
-    torch.nn.init.normal_(net.get_output_embeddings().bias)
-    before = tokenizer(READ, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits = net(**before).logits
-    smaller, old = pruned(tokenizer, net)
-    after = smaller(READ, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        torch.testing.assert_close(net(**after).logits, logits[..., old])
-    words, decoder = net.get_input_embeddings(), net.get_output_embeddings()
-    assert (decoder.weight is words.weight) == tied
-    assert decoder.bias is net.cls.predictions.bias and len(decoder.bias) == len(old)
-
-
-def test_a_masked_lm_reloads_from_its_folder(tmp_path):
-    tokenizer = fast("unigram")
-    net = bert(tokenizer, BertForMaskedLM)
-    smaller, _ = pruned(tokenizer, net)
-    net.save_pretrained(tmp_path)
-    again, info = BertForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["mismatched_keys"]
-    batch = smaller(READ, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        assert torch.equal(again.eval()(**batch).logits, net(**batch).logits)
-    assert again.config.original_vocab_size == len(tokenizer) + 3
 
 
 def test_numbers_in_the_configuration_follow():

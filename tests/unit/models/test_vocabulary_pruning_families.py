@@ -8,15 +8,8 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from keepfrac.errors import UserError
-from keepfrac.models.vocabulary.pruning import (
-    keep_rows,
-    rebuilt,
-    remap_ids,
-    special_token_ids,
-    state_of,
-    tokens_to_keep,
-)
-from tests.unit.models.test_vocabulary_pruning import LEARNT, READ, UNREAD
+from keepfrac.models.vocabulary.pruning import keep_rows, special_token_ids, state_of, tokens_to_keep
+from tests.unit.models.test_vocabulary_pruning import LEARNT, READ, UNREAD, pruned
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -83,13 +76,6 @@ def net_of(family: str, tokenizer, tied=True):
     return net
 
 
-def pruned(tokenizer, net):
-    state, seen = state_of(tokenizer), {i for text in TEXTS for i in tokenizer(text)["input_ids"]}
-    smaller, old = remap_ids(state, tokens_to_keep(state, seen, special_token_ids(tokenizer, net), True))
-    keep_rows(net, old)
-    return rebuilt(tokenizer, smaller), old
-
-
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", TOKENIZERS)
 def test_texts_logits_and_the_folder_are_as_before(family, tied, tmp_path):
@@ -98,11 +84,12 @@ def test_texts_logits_and_the_folder_are_as_before(family, tied, tmp_path):
     before = {text: torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS}
     with torch.no_grad():
         logits = {text: net(input_ids=ids).logits for text, ids in before.items()}
-    smaller, old = pruned(tokenizer, net)
+    smaller, old = pruned(tokenizer, net, TEXTS)
     assert len(smaller) == len(old) == net.config.vocab_size < len(tokenizer)
     assert type(smaller) is type(tokenizer)
     words, decoder = net.get_input_embeddings(), net.get_output_embeddings()
     assert (decoder.weight is words.weight) == tied
+    assert net.config.original_vocab_size == len(tokenizer)
     net.save_pretrained(tmp_path)
     smaller.save_pretrained(tmp_path)
     again = hf.AutoTokenizer.from_pretrained(tmp_path)

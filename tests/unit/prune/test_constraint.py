@@ -1,10 +1,7 @@
-from itertools import pairwise
-
 import pytest
 import torch
 
 from keepfrac.prune.constraint import AugmentedLagrangian, ProportionalIntegral
-from keepfrac.prune.schedules import cubic, linear
 
 
 def test_multipliers_ascend_along_the_violation():
@@ -96,31 +93,3 @@ def test_multipliers_resume(tmp_path):
     first.after_step(0.25)
     second.load_state_dict(first.state_dict())
     assert second.values() == first.values()
-
-
-def test_gains_below_zero_are_refused():
-    with pytest.raises(ValueError, match="gains"):
-        ProportionalIntegral(-1.0, 0.0, 0.0, 1.0)
-
-
-def test_targets_start_dense_and_end_at_the_wanted_share():
-    for schedule in (linear, cubic):
-        path = [schedule(p / 100, 0.05, 0.1, 0.6) for p in range(101)]
-        assert path[:11] == [1.0] * 11 and path[60:] == pytest.approx([0.05] * 41)
-        assert all(a >= b for a, b in pairwise(path))
-
-
-def test_a_model_that_was_cut_begins_with_what_it_has():
-    path = [linear(p / 100, 0.2, 0.1, 0.6, 0.4) for p in range(101)]
-    assert path[:11] == [0.4] * 11 and path[35] == pytest.approx(0.3) and path[60:] == pytest.approx([0.2] * 41)
-
-
-def test_the_published_cubic_ramp():
-    removed = [100 * (1 - cubic(p, 0.05, 0.0, 1.0)) for p in (0.10, 0.25, 0.50, 0.75)]
-    assert removed == pytest.approx([25.7, 54.9, 83.1, 93.5], abs=0.05)
-
-
-def test_a_ramp_of_no_length_is_a_step():
-    assert linear(0.0, 0.3, 0.0, 0.0) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="ramp"):
-        linear(0.0, 0.3, 0.5, 0.2)

@@ -6,15 +6,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from keepfrac.errors import UserError
 from keepfrac.prune.cost import LatencyCost, MacsCost, ParamsCost, fraction, total
 from keepfrac.prune.latency import LatencyTable, cached_table, measure_table
-from keepfrac.prune.structure import LayerCounts, ModelShape, Structure
+from keepfrac.prune.structure import LayerCounts, ModelShape
 
 BERT_BASE = ModelShape(12, 768, 12, 64, 3072)
 SMALL = ModelShape(2, 16, 4, 4, 24)
 TABLE = LatencyTable(((0, 0.1), (2, 1.0), (4, 1.5)), ((0, 0.2), (12, 1.0), (24, 3.0)), "here")
-
-
-def test_bert_base_has_its_prunable_weights():
-    assert ParamsCost(BERT_BASE).dense == 84_934_656
 
 
 def test_macs_are_what_the_flop_counter_counts():
@@ -27,28 +23,6 @@ def test_macs_are_what_the_flop_counter_counts():
         out((scores @ heads[2]).transpose(1, 2).reshape(1, length, width))
         two(one(x))
     assert 2 * total(MacsCost(SMALL, length), [LayerCounts(2, 9)]) == counter.get_total_flops()
-
-
-@pytest.mark.parametrize("cost", [ParamsCost(SMALL), MacsCost(SMALL, 7)])
-def test_the_cost_of_expected_counts_is_the_expected_cost(cost):
-    shape = cost.shape
-    p_heads, p_neurons, p_attention, p_layer = (torch.rand(2, 4), torch.rand(2, 24), torch.rand(2), torch.rand(2))
-    expected = [
-        LayerCounts(p_heads[i].sum() * p_attention[i] * p_layer[i], p_neurons[i].sum() * p_layer[i]) for i in range(2)
-    ]
-    draws = 4000
-    layer = torch.rand(draws, 2) < p_layer
-    attention = (torch.rand(draws, 2) < p_attention) & layer
-    heads = (torch.rand(draws, 2, 4) < p_heads) & attention[..., None]
-    neurons = (torch.rand(draws, 2, 24) < p_neurons) & layer[..., None]
-    found = torch.tensor(
-        [
-            total(cost, [LayerCounts(int(h[i].sum()), int(n[i].sum())) for i in range(shape.num_layers)])
-            for h, n in zip(heads, neurons, strict=True)
-        ]
-    ).float()
-    error = found.std() / draws**0.5
-    assert abs(found.mean() - total(cost, expected)) < 4 * error
 
 
 @pytest.mark.parametrize("cost", [ParamsCost(SMALL), MacsCost(SMALL, 7), LatencyCost(SMALL, TABLE)])
@@ -106,26 +80,11 @@ def test_a_table_is_measured_for_its_model():
         cost.attention(2, {"query": 2})
 
 
-def test_dropped_layers_cost_nothing():
-    assert total(ParamsCost(SMALL), Structure.full(SMALL.counts()).counts()[:1]) == ParamsCost(SMALL).dense / 2
-
-
-def test_a_table_is_measured_once(tmp_path):
-    where = (torch.device("cpu"), torch.float32)
+def test_a_table_is_measured_once_for_a_length_and_a_processor_and_draws_no_random_numbers(tmp_path, monkeypatch):
+    before, where = torch.get_rng_state(), (torch.device("cpu"), torch.float32)
     first = cached_table(tmp_path, SMALL, 1, 4, *where, repeats=1)
     assert cached_table(tmp_path, SMALL, 1, 4, *where, repeats=1) == first
     cached_table(tmp_path, SMALL, 1, 5, *where, repeats=1)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_another_processor_is_measured_again(tmp_path, monkeypatch):
-    for name in ("one", "another"):
-        monkeypatch.setattr("keepfrac.prune.latency.device_name", lambda _, name=name: name)
-        cached_table(tmp_path, SMALL, 1, 4, torch.device("cpu"), torch.float32, repeats=1)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_measuring_draws_no_global_random_numbers():
-    before = torch.get_rng_state()
-    measure_table(SMALL, 1, 4, torch.device("cpu"), torch.float32, repeats=1)
-    assert torch.equal(before, torch.get_rng_state())
+    monkeypatch.setattr("keepfrac.prune.latency.device_name", lambda _: "another")
+    cached_table(tmp_path, SMALL, 1, 4, *where, repeats=1)
+    assert len(list(tmp_path.iterdir())) == 3 and torch.equal(before, torch.get_rng_state())

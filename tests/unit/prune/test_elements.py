@@ -4,7 +4,6 @@ import torch
 from keepfrac.errors import UserError
 from keepfrac.prune.elements import ElementScores, SparsityPattern, masks_of, with_regrowth
 from keepfrac.prune.masks import num_kept
-from keepfrac.prune.schedules import cubic
 from keepfrac.training.weight_pruning import PruningSchedule
 
 FREE = SparsityPattern("uniform", 0.0, "element", 1)
@@ -12,11 +11,6 @@ FREE = SparsityPattern("uniform", 0.0, "element", 1)
 
 def everything(scores):
     return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
-
-
-def test_the_originals_ramp():
-    pruned = [1 - cubic(t, 0.05, 0.0, 1.0) for t in (0.10, 0.25, 0.50, 0.75)]
-    assert [round(100 * share, 1) for share in pruned] == [25.7, 54.9, 83.1, 93.5]
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])

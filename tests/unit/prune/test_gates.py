@@ -1,4 +1,4 @@
-import io
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.cut import counts_of, encoder_layers, shape_of
 from keepfrac.prune.attach import FixedGates, attach
 from keepfrac.prune.constraint import AugmentedLagrangian
-from keepfrac.prune.cost import ParamsCost, fraction, total
+from keepfrac.prune.cost import MacsCost, ParamsCost, fraction, total
 from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.gates import FAMILIES, KEPT_AT_LEAST, Gates
 from keepfrac.prune.hard_concrete import open_probability
@@ -60,58 +60,11 @@ def test_noise_is_one_sample_a_step_and_repeats_from_its_seed():
         assert torch.equal(net2(**inputs()).logits, first)
 
 
-def test_gates_resume_with_their_noise_and_structure():
-    net, gates = gated(start=0.5)
-    scramble(gates)
-    for _ in range(3):
-        gates.draw()
-    buffer = io.BytesIO()
-    torch.save(gates.state_dict(), buffer)
-    buffer.seek(0)
-    net2, gates2 = gated(start=0.5)
-    net2.load_state_dict(net.state_dict())
-    with torch.no_grad():
-        net2(**inputs())
-        gates2.load_state_dict(torch.load(buffer, weights_only=True))
-        assert torch.equal(net2(**inputs()).logits, net(**inputs()).logits)
-        gates.freeze(Structure.full(gates.counts))
-        gates2.load_state_dict(gates.state_dict())
-        assert gates2.structure == gates.structure
-
-
-def test_the_same_training_twice_and_from_a_checkpoint_is_the_same():
-    def step(net, gates, optimizer):
-        optimizer.zero_grad()
-        cost = fraction(ParamsCost(shape_of(net)), gates.expected())
-        (net(**inputs()).logits.square().mean() + 5 * (cost - 0.5) ** 2).backward()
-        optimizer.step()
-        gates.clamp_()
-        gates.draw()
-
-    def fresh():
-        torch.manual_seed(0)
-        net, gates = gated(start=0.7)
-        return net, gates, torch.optim.Adam(gates.parameters(), lr=0.1)
-
-    straight = fresh()
-    for _ in range(4):
-        step(*straight)
-    first = fresh()
-    for _ in range(2):
-        step(*first)
-    second = fresh()
-    second[1].load_state_dict(first[1].state_dict())
-    second[2].load_state_dict(first[2].state_dict())
-    for _ in range(2):
-        step(*second)
-    for a, b in zip(straight[1].parameters(), second[1].parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_expected_cost_is_the_mean_cost_of_samples():
+@pytest.mark.parametrize("kind", [ParamsCost, partial(MacsCost, length=7)])
+def test_expected_cost_is_the_mean_cost_of_samples(kind):
     net, gates = gated()
     scramble(gates)
-    cost = ParamsCost(shape_of(net))
+    cost = kind(shape_of(net))
     found = []
     for _ in range(1500):
         gates.draw()
@@ -182,11 +135,8 @@ def test_what_is_kept_is_never_folded_as_zero():
         gates.log_alpha["heads/0"][1] = 6.0
     assert gates.fixed().heads[0].tolist() == [0, 1, 0, 0]  # not frozen: as they are
     kept = {"query": (0, 4)}
-    gates.freeze(
-        Structure(
-            (LayerStructure((0, 1), (3,), kept), LayerStructure((), (1, 2), kept), LayerStructure((2,), (), kept))
-        )
-    )
+    units = ((0, 1), (3,)), ((), (1, 2)), ((2,), ())
+    gates.freeze(Structure(tuple(LayerStructure(*one, kept) for one in units)))
     fixed = gates.fixed()
     assert fixed.heads[0].tolist() == pytest.approx([KEPT_AT_LEAST, 1, 0, 0])
     for i, layer in enumerate(gates.structure.layers):
@@ -195,10 +145,8 @@ def test_what_is_kept_is_never_folded_as_zero():
         for name, z in found.items():
             assert tuple(z.nonzero().flatten().tolist()) == wanted[name]
             assert (z[list(wanted[name])] >= KEPT_AT_LEAST).all()
-        assert [bool(fixed.sub_layer(i, part) > 0) for part in ("attention", "ffn")] == [
-            bool(layer.heads),
-            bool(layer.neurons),
-        ]
+        parts = [bool(fixed.sub_layer(i, part) > 0) for part in ("attention", "ffn")]
+        assert parts == [bool(layer.heads), bool(layer.neurons)]
 
 
 def test_scores_nest_and_select_a_budget():
@@ -208,11 +156,8 @@ def test_scores_nest_and_select_a_budget():
         gates.log_alpha["attention"][1] = -10.0
     scores = gates.scores()
     expected = open_probability(gates.log_alpha["neurons/0"], 2 / 3).double()
-    expected = (
-        expected
-        * open_probability(gates.log_alpha["ffn"][0], 2 / 3)
-        * open_probability(gates.log_alpha["layers"][0], 2 / 3)
-    )
+    for part in ("ffn", "layers"):
+        expected = expected * open_probability(gates.log_alpha[part][0], 2 / 3)
     assert torch.allclose(scores.neurons[0], expected.detach())
     cost = ParamsCost(shape_of(net))
     structure = select(scores, cost, 0.4, Limits(allow_empty=True), "global")
@@ -285,12 +230,8 @@ def test_gates_under_the_constraint_reach_the_target(families):
     """Gates that only some of which help the loss: the cost settles at its target, the useful units stay."""
     net, gates = gated(families)
     cost, constraint = ParamsCost(shape_of(net)), AugmentedLagrangian()
-    optimizer = torch.optim.Adam(
-        [
-            {"params": list(gates.parameters()), "lr": 0.1},
-            {"params": list(constraint.parameters()), "lr": 0.1, "maximize": True},
-        ]
-    )
+    multipliers = {"params": list(constraint.parameters()), "maximize": True}
+    optimizer = torch.optim.Adam([{"params": list(gates.parameters())}, multipliers], lr=0.1)
     useful = torch.arange(48) < 12
     for step in range(1200):
         optimizer.zero_grad()

@@ -24,11 +24,8 @@ def test_published_values():
     # Louizos et al.: a = 0 at beta 2/3 is open with .832; the usual clamp at log .01 leaves .0471; FLOP's init 5 is 1
     assert open_probability(torch.tensor(0.0), 2 / 3).item() == pytest.approx(0.832, abs=5e-4)
     assert open_probability(torch.tensor(0.01).log(), 2 / 3).item() == pytest.approx(0.0471, abs=5e-5)
-    assert deterministic(torch.tensor([5.0, 0.0, -5.0])).tolist() == pytest.approx([1.0, 0.5, 0.0])
-
-
-def test_the_default_start_is_fully_open_in_evaluation():
     assert deterministic(torch.tensor(log_alpha_of(0.995, 2 / 3))).item() == 1.0
+    assert deterministic(torch.tensor([5.0, 0.0, -5.0])).tolist() == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_samples_are_differentiable_and_fp32():

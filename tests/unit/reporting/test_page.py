@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -27,25 +26,28 @@ def embedded_in(page: str) -> dict:
 
 
 class TestCurves:
-    def write(self, folder: Path, *lines: str) -> Path:
-        path = folder / "metrics.csv"
+    @pytest.mark.parametrize(
+        ("lines", "steps", "found"),
+        [
+            (
+                ["9,train/loss,0.5", "1,train/loss,0.7", "9,val/f1,0.25", "9,val/f1,0.5"], None,
+                {"train/loss": ([1, 9], [0.7, 0.5]), "val/f1": ([9], [0.5])},
+            ),
+            (  # the delivered model's scores are no part of a curve
+                ["9,val/f1,0.5", "10,val/f1,0.9", "10,test/f1,0.9", "10,train/loss,0.3"], 10,
+                {"val/f1": ([9], [0.5]), "train/loss": ([10], [0.3])},
+            ),
+            (["0,val/f1,0.5"], 0, {"val/f1": ([0], [0.5])}),  # but of a run without steps they are
+            (
+                ["1,a,nan", "2,a,inf", "x,a,1", "3,a", "4,a,0.5", "5,a,0.", "6,", "\0"], None,
+                {"a": ([1, 2, 4, 5], [None, None, 0.5, 0.0])},
+            ),
+        ],
+    )  # fmt: skip
+    def test_are_read_by_metric_and_step(self, tmp_path, lines, steps, found):
+        path = tmp_path / "metrics.csv"
         path.write_text("\n".join(["step,metric,value", *lines]), encoding="utf-8")
-        return path
-
-    def test_are_read_by_metric_and_step(self, tmp_path):
-        path = self.write(tmp_path, "9,train/loss,0.5", "1,train/loss,0.7", "9,val/f1,0.25", "9,val/f1,0.5")
-        assert curves(path) == {"train/loss": ([1, 9], [0.7, 0.5]), "val/f1": ([9], [0.5])}
-
-    def test_leave_out_the_delivered_models_scores(self, tmp_path):
-        path = self.write(tmp_path, "9,val/f1,0.5", "10,val/f1,0.9", "10,test/f1,0.9", "10,train/loss,0.3")
-        assert curves(path, steps=10) == {"val/f1": ([9], [0.5]), "train/loss": ([10], [0.3])}
-
-    def test_of_a_run_without_steps_keep_its_scores(self, tmp_path):
-        assert curves(self.write(tmp_path, "0,val/f1,0.5"), steps=0) == {"val/f1": ([0], [0.5])}
-
-    def test_torn_lines_and_what_is_no_number(self, tmp_path):
-        path = self.write(tmp_path, "1,a,nan", "2,a,inf", "x,a,1", "3,a", "4,a,0.5", "5,a,0.", "6,", "\0")
-        assert curves(path) == {"a": ([1, 2, 4, 5], [None, None, 0.5, 0.0])}
+        assert (curves(path) if steps is None else curves(path, steps=steps)) == found
 
     def test_of_no_file(self, tmp_path):
         assert curves(tmp_path / "metrics.csv") == {}

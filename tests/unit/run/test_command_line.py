@@ -51,11 +51,21 @@ def test_the_keys_of_the_option_that_is_chosen_are_nearest(typed, near):
     assert f"did you mean {near}" in unknown_key(key, chosen)
 
 
-def test_an_unknown_option_suggests_the_nearest_and_counts_them():
-    said = "Could not find 'method/nrom'\nAvailable options in 'method':\n\tnorm\n\tnosp\n\trand\nConfig search path:"
-    assert one_line(Exception(said)) == (
-        "method=nrom: no such option; did you mean norm? There are 3: norm, nosp, rand"
-    )
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Could not find 'method/nrom'\nAvailable options in 'method':\n\tnorm\n\tnosp\n\trand\nConfig search path:",
+            "method=nrom: no such option; did you mean norm? There are 3: norm, nosp, rand",
+        ),
+        (
+            "KeyError raised while resolving interpolation: \"Environment variable 'NOPE' not found\"\n full_key: name",
+            "name: the environment variable NOPE is not set",
+        ),
+    ],
+)
+def test_errors_of_the_configuration_are_one_line(said, told):
+    assert one_line(Exception(said)) == told
 
 
 @pytest.mark.parametrize("word", ["name=naïve", "lr=[1", "task.text=a:b c}"])
@@ -64,11 +74,6 @@ def test_what_cannot_be_read_is_shown_with_the_quotes_that_help(word):
         OverridesParser.create().parse_overrides([word])
     said = one_line(caught.value)
     assert said.startswith(word) and "quotes" in said and "http" not in said and "\n" not in said
-
-
-def test_a_variable_that_is_not_set_is_named():
-    said = "KeyError raised while resolving interpolation: \"Environment variable 'NOPE' not found\"\n full_key: name"
-    assert one_line(Exception(said)) == "name: the environment variable NOPE is not set"
 
 
 def test_the_version_is_that_of_this_code(root):

@@ -1,13 +1,12 @@
 """The settings of a run: typed, checked, and the same mapping again."""
 
-import copy
-
 import pytest
 from hydra import compose, initialize_config_dir
 
 from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.settings import RunSettings, check, plain
+from tests.unit.run.test_identity import changed
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +37,17 @@ def test_a_run_of_an_earlier_version_has_what_was_in_effect_then(config):
     ("key", "value"),
     [("name", ".."), ("name", "records"), ("name", "naïve"), ("seed", 2**64), ("weight_decay", float("inf")),
      ("hardware.accelerator", "foo"), ("hardware.strategy", "foo"), ("hardware.threads", 0), ("method", None),
-     ("model.run", 3)],
+     ("model.run", 3), ("keep_frac", 0), ("keep_frac", 1.5), ("keep_frac", "abc"), ("keep_frac", True), ("lr", -1),
+     ("lr", float("nan")), ("warmup", 1.0), ("batch_size", 0), ("batch_size", 2.5), ("name", "a/b"), ("steps", 0),
+     ("seed", -1), ("model.attention", "flash"), ("hardware.precision", "16"), ("method.keep_frac", 0)],
 )  # fmt: skip
-def test_what_no_run_can_have_is_refused_by_name(config, key, value):
-    changed = copy.deepcopy(config)
-    group, _, last = key.rpartition(".")
-    (changed[group] if group else changed)[last] = value
-    with pytest.raises(UserError, match=rf"^{key}=.*: must be "):
-        check(changed)
+def test_what_no_run_can_have_is_one_sentence_with_key_value_and_what_is_allowed(config, key, value):
+    with pytest.raises(UserError, match=rf"^{key}=.*: must be ") as caught:
+        identity.check(changed(config, key, value))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["foo", "model.foo", "hardware.foo"])
 def test_a_key_without_effect_is_refused(config, key):
-    changed = copy.deepcopy(config)
-    group, _, last = key.rpartition(".")
-    (changed[group] if group else changed)[last] = 1
     with pytest.raises(UserError, match=rf"^{key}: no such key"):
-        check(changed)
+        check(changed(config, key, 1))

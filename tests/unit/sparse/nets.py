@@ -1,37 +1,16 @@
-"""Small stock models from their configs, for the tests of this folder."""
+"""What the tests of this folder share: small stock models, a batch, and what a backward pass leaves."""
 
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from keepfrac.tensors.change_class import change_class
+from tests.tiny import stock
 
 
-def small_net(
-    family: str = "bert", attention: str = "eager", act: str = "gelu", dropout: float = 0.0, layers: int = 2
-) -> nn.Module:
+def small_net(family="bert", attention="eager", act="gelu", dropout=0.0, layers=2) -> nn.Module:
     """Hidden 32, four heads, in train mode."""
-    torch.manual_seed(0)
-    sizes = {"num_labels": 3, "vocab_size": 50, "max_position_embeddings": 64, "attn_implementation": attention}
-    if family == "distilbert":
-        shape = {"dim": 32, "n_layers": layers, "n_heads": 4, "hidden_dim": 64, "activation": act}
-        rates = {"dropout": dropout, "attention_dropout": dropout, "seq_classif_dropout": dropout}
-        config = DistilBertConfig(**shape, **rates, **sizes)
-        return DistilBertForSequenceClassification(config).train()
-    shape = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config_class, net_class = {
-        "bert": (BertConfig, BertForSequenceClassification),
-        "roberta": (RobertaConfig, RobertaForSequenceClassification),
-    }[family]
-    return net_class(config_class(hidden_act=act, **shape, **rates, **sizes)).train()
+    sizes = {"layers": layers, "num_labels": 3, "vocab_size": 50}
+    return stock(family, act=act, dropout=dropout, attn_implementation=attention, **sizes)
 
 
 def small_batch(padded: bool = True) -> dict[str, torch.Tensor]:
@@ -52,3 +31,14 @@ def changed(module, new, **attributes):
     """`module`, made one of the class `new`."""
     change_class(module, new, **attributes)
     return module
+
+
+def passes(module, x, autocast=False):
+    """Output, gradients of x, weight and bias for a fixed output gradient."""
+    x = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+        y = module(x)
+    y.backward(torch.cos(torch.arange(y.numel(), device=y.device).view(y.shape)).to(y.dtype))
+    found = (y.detach(), x.grad, module.weight.grad, module.bias.grad)
+    module.zero_grad()
+    return found

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from keepfrac.errors import UserError
 from keepfrac.sparse.context import Context, Draw
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.layers.attention import AttentionSites, attention, for_weights
@@ -57,10 +56,6 @@ def part(x, selector, number):
     return kept_part(merged, selector, draw=Draw(0, number, 0)).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
 
 
-def exact_weights(qkv):
-    return F.softmax(qkv[0] @ qkv[1].mT * WIDTH**-0.5, dim=-1)
-
-
 def flat(x):
     return x.flatten(0, 1)
 
@@ -70,28 +65,19 @@ def close(actual, expected):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("selector", SELECTORS, ids=names)
-def test_products_equal_autograd_with_the_kept_parts_saved(selector, device):
+def test_products_equal_autograd_with_the_kept_parts_saved(selector, dropout, device):
     qkv = operands(device)
     module, _ = module_with(selector, attention_site=True, softmax_site=False)
     pairs = [(flat(x), flat(part(x, selector, n))) for n, x in enumerate(qkv)]
-    with substituted(*pairs):  # without dropout the weights stay whole: softmax saves them
-        expected = run(nn.Module(), qkv)
-    close(run(module, qkv), expected)
-    assert module.sparse_sites.weights.saved_elsewhere
-
-
-@pytest.mark.parametrize("selector", SELECTORS, ids=names)
-def test_products_with_dropout_select_from_the_dropped_weights(selector, device):
-    qkv = operands(device)
-    module, _ = module_with(selector, attention_site=True, softmax_site=False)
-    dropped = run(nn.Module(), qkv, dropout=0.3)[1]
-    pairs = [(flat(x), flat(part(x, selector, n))) for n, x in enumerate(qkv)]
-    pairs.append((flat(dropped), kept_part(flat(dropped), for_weights(selector), draw=Draw(0, 3, 0))))
+    if dropout:  # without it the weights stay whole: softmax saves them
+        dropped = flat(run(nn.Module(), qkv, dropout)[1])
+        pairs.append((dropped, kept_part(dropped, for_weights(selector), draw=Draw(0, 3, 0))))
     with substituted(*pairs):
-        expected = run(nn.Module(), qkv, dropout=0.3)
-    close(run(module, qkv, dropout=0.3), expected)
-    assert not module.sparse_sites.weights.saved_elsewhere
+        expected = run(nn.Module(), qkv, dropout)
+    close(run(module, qkv, dropout), expected)
+    assert bool(module.sparse_sites.weights.saved_elsewhere) == (dropout == 0)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -100,7 +86,7 @@ def test_products_with_dropout_select_from_the_dropped_weights(selector, device)
 def test_fused_softmax_equals_autograd_with_the_kept_parts_saved(selector, both, dropout, device):
     qkv = operands(device)
     module, _ = module_with(selector, attention_site=both, softmax_site=True)
-    weights = exact_weights(qkv)
+    weights = F.softmax(qkv[0] @ qkv[1].mT * WIDTH**-0.5, dim=-1)
     kept = kept_part(flat(weights), for_weights(selector), draw=Draw(0, 4, 0)).view(weights.shape)
     pairs = [(weights, kept)]
     if dropout:
@@ -162,12 +148,6 @@ def test_keep_frac_1_equals_the_dense_model_bit_for_bit(sites):
         model(**batch).loss.backward()
     for name, gradient in gradients(dense).items():
         assert torch.equal(gradients(net)[name], gradient), name
-
-
-@pytest.mark.parametrize("site", ["attention", "softmax"])
-def test_sdpa_is_refused_with_the_reason(site):
-    with pytest.raises(UserError, match=r"never holds.*eager"):
-        sparsify(small_net(attention="sdpa"), (site,), Selector(0.3), seed=0)
 
 
 def test_padded_keys_and_queries_are_never_kept():

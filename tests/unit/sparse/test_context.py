@@ -1,5 +1,3 @@
-import copy
-
 import torch
 
 from keepfrac.sparse.context import Context, Draw, Padding
@@ -39,13 +37,3 @@ def test_a_rotation_visits_all_and_depends_on_the_site():
         Draw(0, 2, 0).rotation(100, 9, torch.device("cpu")).tolist()
         != Draw(0, 1, 0).rotation(100, 9, torch.device("cpu")).tolist()
     )
-
-
-def test_the_hook_is_copied_with_the_network():
-    net, context = torch.nn.Linear(2, 2), Context(0)
-    context.attach(net)
-    twin = copy.deepcopy(net)
-    twin(torch.ones(1, 2))
-    assert context.step == 0
-    net(torch.ones(1, 2))
-    assert context.step == 1

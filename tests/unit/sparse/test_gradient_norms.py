@@ -1,20 +1,13 @@
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.gradient_norms import GradientNorms
 from keepfrac.sparse.selection.selectors import Selector
-
-WTA = Selector(0.3, unit="token", rule="sampled", scale="inverse")
+from tests.tiny import stock
 
 
 def network(keep_frac=0.3):
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_attention_heads=2, intermediate_size=32, num_hidden_layers=2,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    net = BertForSequenceClassification(config).train()
+    net = stock(hidden=16, heads=2, inner=32, vocab_size=30)
     handle = sparsify(net, ("linear",), Selector(keep_frac, unit="token", rule="sampled", scale="inverse"), 0)
     return net, handle, GradientNorms(net, handle)
 
@@ -71,12 +64,8 @@ def test_a_new_sentence_gets_the_mean_of_the_known():
 def test_padding_does_not_make_another_sentence():
     net, _, norms = network()
     step(net, batch())
-    longer = {
-        "input_ids": torch.nn.functional.pad(batch()["input_ids"], (0, 3)),
-        "attention_mask": torch.nn.functional.pad(batch()["attention_mask"], (0, 3)),
-        "labels": batch()["labels"],
-    }
-    step(net, longer)
+    longer = {key: torch.nn.functional.pad(value, (0, 3)) for key, value in batch().items() if value.ndim == 2}
+    step(net, batch() | longer)
     norms.fill_table()
     assert len(norms.table) == 3
 
@@ -92,32 +81,18 @@ def test_evaluation_and_a_forward_without_backward_leave_no_trace():
     assert norms.table == {}
 
 
-def test_the_table_survives_a_checkpoint(tmp_path):
-    net, handle, norms = network()
-    step(net, batch())
-    torch.save({"norms": norms.state(), "rng": handle.state()}, tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    twin, twin_handle, twin_norms = network()
-    twin_norms.set_state(state["norms"])
-    twin_handle.load_state(state["rng"])
-    for one in (net, twin):
-        one.zero_grad()
-        step(one, batch())
-    weights = zip(net.parameters(), twin.parameters(), strict=True)
-    assert all(torch.equal(a.grad, b.grad) for a, b in weights)
+def test_once_removed_it_records_nothing():
+    net, _, norms = network()
     norms.remove()
-    norms.table = {}
     step(net, batch())
     assert norms.table == {}
 
 
 def test_it_is_unbiased_with_norms_too():
-    net, _, _norms = network()
-    data = batch()
-    weight = net.bert.encoder.layer[0].output.dense.weight
-    whole, _, _ = network(1.0)
+    (net, _, _norms), (whole, _, _), data = network(), network(1.0), batch()
+    weight, exact = (one.bert.encoder.layer[0].output.dense.weight for one in (net, whole))
     step(whole, data)
-    want = whole.bert.encoder.layer[0].output.dense.weight.grad
+    want = exact.grad
     step(net, data)
     draws = []
     for _ in range(300):

@@ -32,7 +32,7 @@ def batch(request, padding, device):
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=names)
-def test_what_is_kept_comes_back_and_the_rest_is_zero(selector, batch):
+def test_what_is_kept_comes_back_and_the_rest_is_zero_and_its_bytes_are_known_before(selector, batch):
     x, padding = batch
     kept = keep(x, selector, padding, Draw(0, 0, 0))
     mask, back = kept_mask(kept), unpack(kept.layout, kept.tensors)
@@ -40,6 +40,8 @@ def test_what_is_kept_comes_back_and_the_rest_is_zero(selector, batch):
     assert torch.equal(back * real, x * mask * real)
     assert kept.tensors[0].dtype == x.dtype
     assert kept.tensors[1].dtype == (torch.uint8 if selector.unit == "element" else torch.int32)
+    expected = expected_bytes((3, 8, 12), 4, selector, padding)
+    assert kept.nbytes == expected or (selector.rule == "shifted_relu" and kept.nbytes < 1.5 * expected)
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=names)
@@ -67,14 +69,6 @@ def test_counts_are_exact_over_real_tokens(selector, batch):
         assert kept.kept == 4 * sum(counts)  # ceil(0.3 * 12) columns
     else:
         assert kept.kept == 8 * sum(selector.budget(n * 12 / 8) for n in groups)
-
-
-@pytest.mark.parametrize("selector", SELECTORS, ids=names)
-def test_bytes_are_known_before(selector, batch):
-    x, padding = batch
-    kept = keep(x, selector, padding, Draw(0, 0, 0))
-    expected = expected_bytes((3, 8, 12), 4, selector, padding)
-    assert kept.nbytes == expected or (selector.rule == "shifted_relu" and kept.nbytes < 1.5 * expected)
 
 
 def test_padding_does_not_change_what_is_chosen(padding, device):

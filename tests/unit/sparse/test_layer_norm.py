@@ -10,6 +10,7 @@ from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.nets import changed
+from tests.unit.sparse.nets import passes as run
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
@@ -21,16 +22,6 @@ def pair(selector, dtype=torch.float64, device="cpu"):
     context = Context(0)
     context.hooked = True
     return dense, changed(copy.deepcopy(dense), SparseLayerNorm, site=Site("it", "layer_norm", selector, context, 0))
-
-
-def run(module, x, autocast=False):
-    x = x.clone().requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-        y = module(x)
-    y.backward(torch.cos(torch.arange(y.numel(), device=y.device).view(y.shape)).to(y.dtype))
-    found = (y.detach(), x.grad, module.weight.grad, module.bias.grad)
-    module.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=names)
@@ -80,11 +71,3 @@ def test_bytes_and_eval():
     assert dense_bytes == 4 * (3 * 8 * 12 + 2 * 3 * 8)
     assert saved_bytes(sparse, lambda: sparse(x + 0).sum()) == 4 * (3 * 8 * 6 + 6 + 3 * 8)
     assert saved_bytes(sparse, lambda: sparse.eval()(x + 0).sum()) == dense_bytes
-
-
-def test_a_site_that_stays_whole_says_so():
-    _, sparse = pair(Selector(0.99), torch.float32)
-    sparse(torch.randn(3, 8, 12, requires_grad=True))
-    report = sparse.site.report()
-    assert report["fallback"] and report["achieved"] == 1
-    assert report["bytes_dense"] == report["bytes_kept"] == 4 * 3 * 8 * 12

@@ -7,11 +7,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from keepfrac.measurement.costs import saved_bytes
-from keepfrac.sparse.context import Context, Draw, Padding
+from keepfrac.sparse.context import Context, Draw
 from keepfrac.sparse.layers.linear import SparseLinear
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from tests.unit.sparse.nets import changed
+from tests.unit.sparse.nets import passes as run
 from tests.unit.sparse.oracle import kept_part, substituted
 from tests.unit.sparse.test_keeping import SELECTORS, names
 
@@ -25,17 +26,6 @@ def layer(selector, device="cpu", dtype=torch.float32, out=10, seed=0):
     context = Context(seed)
     sparse = changed(copy.deepcopy(dense), SparseLinear, site=Site("it", "linear", selector, context, 0))
     return dense, sparse, context
-
-
-def run(module, x, autocast=False):
-    """Output, gradients of x, weight and bias for a fixed output gradient."""
-    x = x.clone().requires_grad_()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
-        y = module(x)
-    y.backward(torch.cos(torch.arange(y.numel(), device=y.device).view(y.shape)).to(y.dtype))
-    found = (y.detach(), x.grad, module.weight.grad, module.bias.grad)
-    module.zero_grad()
-    return found
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -106,30 +96,20 @@ def test_autocast_keeps_the_cast_and_returns_gradients_of_the_parameters_dtype(u
     torch.testing.assert_close(dw, exact, rtol=0.03, atol=0.03)
 
 
-@pytest.mark.parametrize("rule", ["random", "mixed", "sampled"])
+@pytest.mark.parametrize(
+    ("rule", "scale"), [("random", "inverse"), ("mixed", "inverse"), ("sampled", "inverse"), ("random", "none")]
+)
 @pytest.mark.parametrize("unit", ["token", "column", "block", "element"])
-def test_unbiased_rules_converge_to_the_dense_gradient(rule, unit):
-    dense, sparse, context = layer(Selector(0.5, unit=unit, rule=rule, scale="inverse"))
+def test_rules_converge_to_the_dense_gradient_or_unscaled_random_ones_to_their_share(rule, unit, scale):
+    dense, sparse, context = layer(Selector(0.5, unit=unit, rule=rule, scale=scale))
     x = torch.randn(SHAPE)
-    exact = run(dense, x)[2]
+    exact = run(dense, x)[2] * (0.5 if scale == "none" else 1.0)
     context.hooked = True
     mean, draws = torch.zeros_like(exact), 150
     for _ in range(draws):
         context.begin(None)
         mean += run(sparse, x)[2] / draws
     assert (mean - exact).norm() / exact.norm() < 0.2  # 1 / sqrt(150) of an error of about 1
-
-
-def test_random_rows_unscaled_give_keep_frac_of_the_gradient():
-    dense, sparse, context = layer(Selector(0.25, unit="token", rule="random"))
-    x = torch.randn(SHAPE)
-    context.hooked = True
-    mean = torch.zeros(10, 12)
-    for _ in range(300):
-        context.begin(None)
-        mean += run(sparse, x)[2] / 300
-    exact = 0.25 * run(dense, x)[2]
-    assert (mean - exact).norm() / exact.norm() < 0.2
 
 
 def test_nothing_is_done_in_eval_or_without_grad_or_for_vectors():
@@ -150,11 +130,8 @@ def test_a_frozen_weight_saves_nothing_of_x():
     assert saved_bytes(sparse, lambda: sparse(x * 1).sum()) == 0
     x.grad = None
     sparse(x).sum().backward()
-    assert torch.equal(x.grad, sparse.weight.sum(0).expand(SHAPE)) or torch.allclose(
-        x.grad, sparse.weight.sum(0).expand(SHAPE)
-    )
-    assert sparse.weight.grad is None
-    assert sparse.bias.grad is not None
+    assert torch.allclose(x.grad, sparse.weight.sum(0).expand(SHAPE))
+    assert sparse.weight.grad is None and sparse.bias.grad is not None
 
 
 def test_a_layer_without_bias_and_an_input_without_grad():
@@ -234,20 +211,3 @@ def test_gradients_accumulate(selector):
 
     together = gradient(0, 1)
     torch.testing.assert_close(together, gradient(0) + gradient(1))
-
-
-def test_relu_of_84_percent_zeros_keeps_no_more_than_asked():
-    _, sparse, _ = layer(Selector(0.3, unit="element", scope="sample"))
-    sparse(torch.randn(SHAPE).sub(1).relu().requires_grad_())
-    report = sparse.site.report()
-    assert report["achieved"] <= 0.3
-    assert report["bytes_kept"] < report["bytes_dense"]
-
-
-def test_padding_of_another_shape_is_ignored():
-    _, sparse, context = layer(Selector(0.3, unit="token"))
-    context.begin(torch.tensor([[1, 1, 0]]))
-    assert context.padding(1, 3) is not None
-    sparse(torch.randn(SHAPE, requires_grad=True))
-    assert sparse.site.of == 3 * 8 * 12
-    assert isinstance(context.padding(1, 3), Padding)

@@ -67,13 +67,6 @@ def test_padding_does_not_enter_column_scores(norm, device):
     torch.testing.assert_close(column_scores(x, norm, real), column_scores(x[real], norm), rtol=1e-4, atol=1e-4)
 
 
-def test_top_takes_the_largest(device):
-    scores = torch.rand(50, device=device)
-    chosen, weight = pick(scores, 10, Selector(0.2))
-    assert chosen.tolist() == sorted(scores.topk(10).indices.tolist())
-    assert weight is None
-
-
 @pytest.mark.parametrize("rule", ["top", "sampled", "mixed", "random", "stratified"])
 @pytest.mark.parametrize("k", [0, 1, 7, 29, 30])
 @pytest.mark.parametrize("coverage", [0.0, 0.5, 1.0])

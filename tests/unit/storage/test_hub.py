@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -62,16 +60,12 @@ def test_offline_switches_decide_without_asking(endpoint, monkeypatch, switch):
     assert all(os.environ[name] == "1" for name in hub.OFFLINE_SWITCHES)
 
 
-def test_a_refused_connection_is_offline_at_once(monkeypatch):
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_refused_connection_is_offline_at_once_and_a_hanging_name_server_after_some_patience(monkeypatch, hangs):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    began = time.monotonic()
-    assert hub.hub_answers() is False
-    assert time.monotonic() - began < 1
-
-
-def test_a_hanging_name_server_costs_no_more_than_the_patience(monkeypatch):
-    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *args, **kwargs: time.sleep(2))
-    monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.2)
+    if hangs:
+        monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *args, **kwargs: time.sleep(2))
+        monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.2)
     began = time.monotonic()
     assert hub.hub_answers() is False
     assert time.monotonic() - began < 1
@@ -95,9 +89,3 @@ def test_the_cache_counts_where_it_is_complete(tmp_path):
     table.parent.mkdir(parents=True)
     table.touch()
     assert hub.in_cache("owner/data", "dataset")
-
-
-def test_nothing_heavy_is_imported():
-    code = "import sys, keepfrac.storage.hub, keepfrac.storage.archives; print({'torch', 'pandas'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

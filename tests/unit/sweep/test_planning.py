@@ -1,8 +1,6 @@
 """The plan of a sweep, its estimates, and what it shows."""
 
 import io
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -41,14 +39,8 @@ def test_description_says_each_reason_once() -> None:
         "skipped, no data: 1 of the combinations: no y",
         "expected: 3 min",
     ]
-
-
-def test_description_of_a_finished_sweep_expects_nothing() -> None:
     assert len(planning.describe_plan(Plan((), (job("a"),), (), 0), "glue", 1, 2, "0 s")) == 1
-
-
-def test_nothing_to_run_says_what_to_type() -> None:
-    assert "DATA_DIR=" in planning.nothing_to_run(Plan((), (), (Missing((), "no x"),), 0))
+    assert "DATA_DIR=" in planning.nothing_to_run(Plan((), (), missing, 0))
 
 
 @pytest.mark.parametrize(("cores", "jobs", "threads"), [(2, 1, 2), (2, 2, 1), (16, 3, 5), (2, 5, 1)])
@@ -159,12 +151,6 @@ def test_failure_table_shows_markup_as_it_is() -> None:
     text = text_of(terminal.failure_table([*failures, Failure("cell b", "killed", Path("b/run.log"), "")]))
     for part in ("cell a", "[red]x[/nored]", "[/bold] last line", "a/run.log", "(it wrote nothing)"):
         assert part in text
-
-
-def test_it_is_light() -> None:
-    code = "import sys, keepfrac.sweep.planning; print([m for m in ('torch', 'hydra', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_part_of_an_experiment_takes_its_part_of_the_time() -> None:

@@ -12,18 +12,9 @@ from keepfrac.sweep import slurm
 from keepfrac.sweep.slurm import Attempt, Request
 
 ASKED = {
-    "partition": None,
-    "account": None,
-    "time": 60,
-    "warning": 120,
-    "requeues": 3,
-    "tasks": 1,
-    "cpus": 4,
-    "gpus": 0,
-    "memory": None,
-    "setup": (),
-    "options": {},
-}
+    "partition": None, "account": None, "time": 60, "warning": 120, "requeues": 3, "tasks": 1, "cpus": 4, "gpus": 0,
+    "memory": None, "setup": (), "options": {},
+}  # fmt: skip
 
 
 def test_a_request_in_submitits_words():

@@ -1,6 +1,8 @@
 """A tokenizer of words, and tasks built from their yaml without Hydra."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -8,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from keepfrac.storage.build import build
+from keepfrac.tasks.data import hub_data
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "glue"
 CONF = Path(__file__).resolve().parents[3] / "conf" / "task"
@@ -45,9 +48,31 @@ def own_cache(tmp_path, monkeypatch):
 def make_task():
     """`make_task("mrpc", rows=10)` builds a task from its yaml."""
 
-    def make(option: str, **overrides):
-        settings = yaml.safe_load((CONF / f"{option}.yaml").read_text())
-        settings |= {"batch_size": 4, "eval_batch_size": 8, "seed": 1, "num_workers": 0, "max_length": 32}
-        return build(settings | overrides)
+    return lambda option, **overrides: build(settings_of(option, max_length=32) | overrides)
 
-    return make
+
+def settings_of(option: str, **overrides) -> dict:
+    """A task's yaml with what the configuration gives it."""
+    settings = yaml.safe_load((CONF / f"{option}.yaml").read_text())
+    settings.pop("defaults", None)
+    return settings | {"batch_size": 4, "eval_batch_size": 8, "seed": 1, "num_workers": 0} | overrides
+
+
+@pytest.fixture
+def on_the_hub(monkeypatch):
+    """`on_the_hub({"train": ...})` makes the hub answer with these splits or fail; lists what is asked."""
+
+    def offer(found):
+        asked: list[tuple] = []
+
+        def load_dataset(*where, **more):
+            asked.append((*where, more))
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+        monkeypatch.setattr(hub_data, "hub_answers", lambda: True)
+        return asked
+
+    return offer

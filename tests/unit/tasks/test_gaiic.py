@@ -88,12 +88,6 @@ def test_folds_are_of_about_one_size_and_rows_of_one_text_stay_together():
     assert folds[-1] == folds[1]
 
 
-@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (5, None), (5, 5), (None, 0)], ids=lambda value: str(value))
-def test_folds_that_do_not_fit_are_an_error(make_task, folds, fold):
-    with pytest.raises(UserError, match=r"task\.fold"):
-        make_task("gaiic", folds=folds, fold=fold)
-
-
 def test_without_a_folder_the_error_says_what_to_type(make_task, monkeypatch, folder):
     monkeypatch.delenv("GAIIC_DATA", raising=False)
     with pytest.raises(DataMissing, match=r"task\.data_dir=.*GAIIC_DATA"):

@@ -1,7 +1,5 @@
 import json
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -44,9 +42,6 @@ def tiny_net():
     return GPT2LMHeadModel(config).eval()
 
 
-# data --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_training_row_is_a_reference_and_an_evaluation_row_a_meaning(e2e):
     task = e2e(use=False)
     rows = {split: len(rows) for split, rows in task.splits.named().items()}
@@ -57,6 +52,7 @@ def test_a_training_row_is_a_reference_and_an_evaluation_row_a_meaning(e2e):
     for rows in (task.splits.validation, task.splits.test):
         for number, references in zip(rows["number"], rows["references"], strict=True):
             assert task.references(number) == references and len(references) == 2
+    assert len(e2e(use=False, rows=10).splits.train) == 10
     described = task.describe()
     assert described["meanings"] == {"train": 24, "validation": 6, "test": 6}
     assert "num_beams=4" in described["generated"]
@@ -70,40 +66,22 @@ def test_eval_examples_bounds_the_meanings_the_same_for_every_seed(e2e):
     assert len(e2e(use=False, eval_examples=100).splits.test) == 6
 
 
-def test_rows_takes_references_to_train_on(e2e):
-    assert len(e2e(use=False, rows=10).splits.train) == 10
-
-
 def test_the_folder_may_come_from_the_environment(e2e, monkeypatch):
     monkeypatch.setenv("E2E_DATA", str(E2E))
     assert len(e2e(use=False, data_dir=None).splits.train) == 48
 
 
-def hub_of(records):
-    """Splits by name, as the hub's datasets library gives them."""
-    return dict.fromkeys(("train", "validation", "test"), records)
-
-
-def test_the_hubs_copy_without_a_script_is_read(e2e, monkeypatch):
-    asked, record = [], {"meaning_representation": "name[A]", "human_reference": "A is here."}
-    module = types.ModuleType("datasets")
-    module.load_dataset = lambda *where, **more: asked.append((*where, more)) or hub_of([record])
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr(hub_data, "hub_answers", lambda: True)
+def test_the_hubs_copy_without_a_script_is_read(e2e, on_the_hub):
+    record = {"meaning_representation": "name[A]", "human_reference": "A is here."}
+    asked = on_the_hub({split: [record] for split in ("train", "validation", "test")})
     task = e2e(use=False, data_dir=None)
     assert task.splits.source == "hub tuetschek/e2e_nlg, refs/convert/parquet"
     assert asked == [("tuetschek/e2e_nlg", None, {"revision": "refs/convert/parquet"})]
     assert task.splits.test["references"] == [["A is here."]]
 
 
-def test_a_script_data_set_and_no_hub_name_the_folder(e2e, monkeypatch):
-    def refuse(*where, **more):
-        raise RuntimeError("Dataset scripts are no longer supported, but found e2e_nlg.py")
-
-    module = types.ModuleType("datasets")
-    module.load_dataset = refuse
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    monkeypatch.setattr(hub_data, "hub_answers", lambda: True)
+def test_a_script_data_set_and_no_hub_name_the_folder(e2e, on_the_hub, monkeypatch):
+    on_the_hub(RuntimeError("Dataset scripts are no longer supported, but found e2e_nlg.py"))
     with pytest.raises(UserError, match=r"no longer supported.*task.data_dir=<your folder with trainset.csv"):
         e2e(use=False, data_dir=None).splits  # noqa: B018
     monkeypatch.setattr(hub_data, "hub_answers", lambda: False)
@@ -135,36 +113,6 @@ def test_meanings_without_a_good_reference_are_counted_in_the_account(make_task,
     described = task.describe()
     assert described["meanings"] == {"train": 1, "validation": 1, "test": 1}
     assert described["meanings_without_references"] == {"train": 0, "validation": 0, "test": 1}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        ({"layout": "rotowire"}, "layout=rotowire: must be one of e2e, dart, webnlg"),
-        ({"prompt": "say it"}, r"must have \{meaning\}"),
-        ({"beams": 0}, "beams=0: must be a whole number >= 1"),
-        ({"no_repeat": -1}, "no_repeat=-1"),
-        ({"eval_examples": 0}, "eval_examples=0"),
-        ({"max_new_tokens": 48}, "must be less than task.max_length=48"),
-        ({"label_smoothing": 1.0}, r"must be a number in \[0, 1\)"),
-        (
-            {"metrics": ["accuracy"], "best_metric": None},
-            "no metric of a generation; allowed are bleu, nist, rouge_l, chrf",
-        ),
-        ({"best_metric": "meteor"}, "best_metric=meteor: allowed are loss"),
-    ],
-)
-def test_bad_settings_are_said(e2e, overrides, said):
-    with pytest.raises(UserError, match=said):
-        e2e(use=False, **overrides)
-
-
-def test_a_length_beyond_the_tokenizer_is_said(e2e):
-    with pytest.raises(UserError, match="max_length=65: the model's tokenizer allows 64"):
-        e2e(max_length=65)
-
-
-# tokens ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_prompt_keeps_what_stands_first_and_the_text_ends_with_the_end_token():
@@ -254,21 +202,9 @@ def test_truncated_rows_are_counted(e2e):
     assert task.describe()["truncated"] == {"train": 48, "val": 6, "test": 6}
 
 
-def test_training_goes_on_in_the_order_of_an_uninterrupted_run(e2e):
-    whole = [batch["input_ids"] for batch in e2e().train_dataloader()]
-    task = e2e()
-    task.start_at(0, 5)
-    rest = [batch["input_ids"] for batch in task.train_dataloader()]
-    assert len(whole) == 12 and len(rest) == 7
-    assert all(torch.equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
-
-
 def test_texts_of_the_training_rows_are_prompts_and_references(e2e):
     texts = e2e().training_texts()
     assert len(texts) == 24 + 48 and texts[0].endswith("\nText:")
-
-
-# generation --------------------------------------------------------------------------------------------------------
 
 
 def greedy(net, prompt, most, end):

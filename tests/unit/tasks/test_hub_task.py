@@ -1,6 +1,3 @@
-import sys
-import types
-
 import pytest
 
 from keepfrac.errors import DataMissing, UserError
@@ -23,24 +20,6 @@ def part(labels, texts=None, **more):
     return Part(text=Column(texts), label=Column(labels), **{name: Column(values) for name, values in more.items()})
 
 
-@pytest.fixture
-def on_the_hub(monkeypatch):
-    """`on_the_hub({"train": ...})` makes the hub answer with these splits, or fail with an exception."""
-
-    def offer(found):
-        def load_dataset(path, config):
-            if isinstance(found, Exception):
-                raise found
-            return found
-
-        module = types.ModuleType("datasets")
-        module.load_dataset = load_dataset
-        monkeypatch.setitem(sys.modules, "datasets", module)
-        monkeypatch.setattr(hub_data, "hub_answers", lambda: True)
-
-    return offer
-
-
 def test_the_hub_comes_first(make_task, on_the_hub):
     on_the_hub({"train": part([0, 1] * 20), "validation": part([0, 1]), "test": part([0, 1, 1])})
     described = make_task("rotten_tomatoes", rows=10).describe()
@@ -60,15 +39,16 @@ def test_validation_is_cut_where_there_is_none(make_task, on_the_hub):
     assert task.num_labels == 5
 
 
-def test_a_hub_that_answers_but_fails_is_an_error_of_its_own(make_task, on_the_hub):
-    on_the_hub(ConnectionError("gone\nsecond line"))
-    with pytest.raises(UserError, match=r"cannot be loaded \(gone\); try again, or set KEEPFRAC_HUB=offline"):
-        make_task("rotten_tomatoes").fingerprint()
-
-
-def test_a_full_disk_is_said(make_task, on_the_hub):
-    on_the_hub(OSError(28, "No space left on device"))
-    with pytest.raises(UserError, match="the disk is full"):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("gone\nsecond line"), r"cannot be loaded \(gone\); try again, or set KEEPFRAC_HUB=offline"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+    ],
+)
+def test_a_hub_that_answers_but_fails_is_an_error_of_its_own(make_task, on_the_hub, error, said):
+    on_the_hub(error)
+    with pytest.raises(UserError, match=said):
         make_task("rotten_tomatoes").fingerprint()
 
 
@@ -149,8 +129,3 @@ def test_a_users_folder_goes_before_everything(make_task, tmp_path):
     (tmp_path / "test.tsv").unlink()
     with pytest.raises(DataMissing, match="no test file there"):
         make_task("rotten_tomatoes", data_dir=str(tmp_path)).fingerprint()
-
-
-def test_an_unknown_offline_source(make_task):
-    with pytest.raises(UserError, match=r"task\.offline=tape: must be one of movie_reviews, or null"):
-        make_task("yelp", offline="tape")

@@ -1,15 +1,12 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from torch.nn.functional import cross_entropy
 
-from keepfrac.errors import UserError
 from keepfrac.storage.build import build
 from keepfrac.tasks.masking import IGNORED
-from tests.unit.tasks.conftest import CONF, WORDS, word_tokenizer
+from tests.unit.tasks.conftest import WORDS, settings_of, word_tokenizer
 from tests.unit.tasks.test_generation import E2E
 
 
@@ -31,10 +28,7 @@ def lines(tmp_path):
 @pytest.fixture
 def make(lines, tokenizer):
     def make_(**overrides):
-        settings = yaml.safe_load((CONF / "mlm.yaml").read_text())
-        settings.pop("defaults")
-        settings |= {"batch_size": 8, "eval_batch_size": 8, "seed": 1, "num_workers": 0, "max_length": 32}
-        task = build(settings | {"text_file": str(lines)} | overrides)
+        task = build(settings_of("mlm", batch_size=8, max_length=32, text_file=str(lines)) | overrides)
         task.use(tokenizer)
         return task
 
@@ -66,17 +60,14 @@ def test_of_a_task_its_test_has_no_part(make, tmp_path):
     for name, first in (("train", 0), ("test", 5000)):
         rows = [f"{i}|,|{i} {i + 1}|,|{i % 17}" for i in range(first, first + 200)]
         (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
-    of = yaml.safe_load((CONF / "gaiic.yaml").read_text())
-    of |= {"data_dir": str(tmp_path), "batch_size": 8, "eval_batch_size": 8, "seed": 1, "num_workers": 0}
-    splits = make(of=of, text_file=None).splits
+    splits = make(of=settings_of("gaiic", data_dir=str(tmp_path)), text_file=None).splits
     texts = [text for rows in splits.named().values() for text in rows["text"]]
     assert sorted(texts) == sorted(f"{i} {i + 1}" for i in range(200))
     assert "gaiic" in splits.how and splits.notes == {"of": "gaiic"}
 
 
 def test_of_meanings_and_what_is_said_of_them_all_is_read(make):
-    of = yaml.safe_load((CONF / "e2e.yaml").read_text()) | {"data_dir": str(E2E), "seed": 1, "num_workers": 0}
-    task = make(of=of | {"batch_size": 8, "eval_batch_size": 8}, text_file=None)
+    task = make(of=settings_of("e2e", data_dir=str(E2E)), text_file=None)
     train = task.splits.train["text"]
     assert sum(text.startswith("name[") for text in train) == len({*train}) - 48 and len(train) > 48
     assert any(text.endswith(".") for text in task.splits.validation["text"])
@@ -85,9 +76,8 @@ def test_of_meanings_and_what_is_said_of_them_all_is_read(make):
 def test_texts_of_pairs_stand_by_themselves(make, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("a,b,label\n" + "".join(f"red {i},door {i},{i % 2}\n" for i in range(200)))
-    of = yaml.safe_load((CONF / "csv.yaml").read_text())
-    of |= {"train_file": str(path), "text": "a", "text_pair": "b", "batch_size": 8, "eval_batch_size": 8}
-    task = make(of=of | {"seed": 1, "num_workers": 0}, text_file=None)
+    of = settings_of("csv", train_file=str(path), text="a", text_pair="b")
+    task = make(of=of, text_file=None)
     assert {text.split()[0] for text in task.splits.train["text"]} == {"red", "door"}
     assert task.training_texts() == task.splits.train["text"]
 
@@ -151,24 +141,3 @@ def test_a_batch_without_masked_tokens_has_no_loss(make):
     loss = task.loss(SimpleNamespace(logits=torch.randn(2, 4, 20, requires_grad=True)), batch)
     loss.backward()
     assert loss.item() == 0
-
-
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        ({"text_file": None}, "either task@task.of="),
-        ({"of": {"name": "x"}}, "either task@task.of="),
-        ({"of": "gaiic", "text_file": None}, "type task@task.of=gaiic"),
-        ({"mask_frac": 1.0}, "mask_frac=1.0"),
-        ({"span": 0}, "span=0"),
-        ({"metrics": ["accuracy"], "best_metric": None}, "no metric of a masked_lm"),
-    ],
-)
-def test_what_does_not_fit_is_named(make, overrides, named):
-    with pytest.raises(UserError, match=named):
-        make(**overrides).fingerprint()
-
-
-def test_a_missing_file_is_named(make):
-    with pytest.raises(UserError, match="nowhere"):
-        make(text_file=str(Path("nowhere.txt"))).fingerprint()

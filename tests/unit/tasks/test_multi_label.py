@@ -120,5 +120,5 @@ def test_no_label_at_all():
 
 
 def test_less_is_better_for_errors():
-    names = ("one_minus_mlogloss", "ece", "scaled_ece", "perplexity", "map")
-    assert [scores.direction(name) for name in names] == ["max", "min", "min", "min", "max"]
+    assert {scores.direction(name) for name in ("one_minus_mlogloss", "map", "accuracy")} == {"max"}
+    assert {scores.direction(name) for name in ("ece", "scaled_ece", "perplexity", "loss", "mse")} == {"min"}

@@ -4,11 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 
-from keepfrac.storage.build import build
 from keepfrac.tasks.generation import NO_LOSS
-from tests.unit.tasks.conftest import CONF
 from tests.unit.tasks.test_generation import E2E
 
 
@@ -36,13 +33,10 @@ def test_of_texts_they_mean_to_the_loss(make_task, problem):
     torch.testing.assert_close(found.mean(), loss)
 
 
-def test_of_masked_tokens_they_are_sums():
-    settings = yaml.safe_load((CONF / "mlm.yaml").read_text())
-    settings.pop("defaults")
-    settings |= {"batch_size": 4, "eval_batch_size": 4, "seed": 1, "num_workers": 0}
+def test_of_masked_tokens_they_are_sums(make_task):
     labels = torch.randint(0, 11, (4, 7)).masked_fill(torch.rand(4, 7) < 0.5, NO_LOSS)
     labels[2] = NO_LOSS  # nothing was masked
-    found, loss = rows_of(build(settings), torch.randn(4, 7, 11), labels)
+    found, loss = rows_of(make_task("mlm"), torch.randn(4, 7, 11), labels)
     torch.testing.assert_close(found.sum() / (labels != NO_LOSS).sum(), loss)
     assert found[2] == 0
 

@@ -74,7 +74,3 @@ def test_a_metric_that_does_not_fit_is_an_error_that_lists_those_that_do():
         scores.collection(["f1"], "classification", 3, "val", Calibration())
     with pytest.raises(UserError, match="accuracy is no metric of a regression; allowed are pearson"):
         scores.check(["accuracy"], "regression")
-
-
-def test_direction():
-    assert [scores.direction(name) for name in ("accuracy", "loss", "mse")] == ["max", "min", "min"]

@@ -1,5 +1,6 @@
 """Whether to stream, decided without a network where the environment says it, and what waits for an upload."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,16 @@ def test_the_address_is_that_of_the_client(monkeypatch, tmp_path: Path):
     assert sync.base_url() == "http://localhost:8080"
 
 
-def test_the_server_is_asked_who_the_key_belongs_to(monkeypatch):
+@contextmanager
+def online(monkeypatch):
     with StandIn() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
+        yield server
+
+
+def test_the_server_is_asked_who_the_key_belongs_to(monkeypatch):
+    with online(monkeypatch) as server:
         assert sync.decide() == ("online", "")
         monkeypatch.setenv("WANDB_API_KEY", "local-" + "f" * 40)
         assert sync.decide() == ("offline", f"127.0.0.1:{server.port} refuses the key (HTTP 401)")
@@ -70,9 +77,7 @@ def test_the_server_is_asked_who_the_key_belongs_to(monkeypatch):
 
 
 def test_an_online_sweep_leaves_its_jobs_to_ask(monkeypatch, tmp_path: Path):
-    with StandIn() as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
+    with online(monkeypatch):
         assert sync.resolve_wandb(tmp_path) is None
         assert sync.DECISION not in sync.os.environ
 
@@ -101,9 +106,7 @@ def test_the_newest_attempt_of_each_run_waits(tmp_path: Path):
 
 def test_a_run_under_way_is_not_uploaded(monkeypatch, tmp_path: Path, capsys):
     attempt(tmp_path / "sweep" / "a", "run-20260102_000000-x")
-    with StandIn() as server, FileLock(tmp_path / "sweep" / "a" / ".lock"):
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
+    with online(monkeypatch), FileLock(tmp_path / "sweep" / "a" / ".lock"):
         assert sync.main([str(tmp_path / "sweep")]) == 1
     assert capsys.readouterr().out == f"not uploaded: {tmp_path}/sweep/a (it is running)\n"
 

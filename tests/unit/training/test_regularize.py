@@ -17,29 +17,19 @@ from keepfrac.training.options import (
     fgm_direction,
     refuse_without_dropout,
 )
-from tests.unit.adapters.test_units import gpt2
-from tests.unit.models.tiny import inputs, tiny
+from tests.tiny import inputs, tiny
 
 
-def test_divergence_of_classes_is_the_mean_of_both_kls():
-    one, other = torch.randn(5, 3), torch.randn(5, 3)
-    p, q = Categorical(logits=one), Categorical(logits=other)
-    expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
-    torch.testing.assert_close(divergence(one, other, "classification"), expected)
-
-
-def test_divergence_of_several_labels_is_that_of_bernoullis():
+@pytest.mark.parametrize(("problem", "kind"), [("classification", Categorical), ("multi_label", Bernoulli)])
+def test_divergence_is_the_mean_of_both_kls(problem, kind):
     one, other = torch.randn(5, 4), torch.randn(5, 4)
-    p, q = Bernoulli(logits=one), Bernoulli(logits=other)
+    p, q = kind(logits=one), kind(logits=other)
     expected = (kl_divergence(p, q) + kl_divergence(q, p)).mean() / 2
-    torch.testing.assert_close(divergence(one, other, "multi_label"), expected)
+    torch.testing.assert_close(divergence(one, other, problem), expected)
 
 
-def test_divergence_of_a_regression_is_the_squared_difference():
+def test_divergence_of_a_regression_is_the_squared_difference_and_of_another_task_refused():
     assert divergence(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.0]]), "regression") == 2.0
-
-
-def test_divergence_of_another_task_is_refused():
     with pytest.raises(UserError, match="r_drop=null"):
         divergence(torch.zeros(1, 2), torch.zeros(1, 2), "masked_lm")
 
@@ -76,7 +66,7 @@ def test_rates_fall_with_depth_and_no_parameter_is_lost(family):
 
 
 def test_gpt2s_tables_of_words_and_places_are_embeddings():
-    net = gpt2()
+    net = tiny("gpt2")
     depth = {name: depths(net)[parameter] for name, parameter in net.named_parameters()}
     assert depth["transformer.wte.weight"] == depth["transformer.wpe.weight"] == 0
     assert depth["transformer.h.0.ln_1.weight"] == 1

@@ -5,43 +5,32 @@ import shutil
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from keepfrac.sparse import act8bit
+from keepfrac.sparse.act8bit import Act8bit
+from tests.tiny import stock
 
 KERNELS = ("torch", *(("cpp",) if shutil.which("c++") and shutil.which("ninja") else ()))
-FAMILIES = {
-    "bert": (BertConfig, BertForSequenceClassification),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification),
-}
+FAMILIES = ("bert", "roberta", "roberta-prelayernorm", "distilbert")
+RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}
+SETTINGS = {"rows": "wta", "store": "exact", "context": "save", "skip_zero_rows": False, "kernels": "auto"}
 
 
 def network(family="bert", p=0.0, width=96, heads=4, inner=200, layers=2, **config):
     """The same weights each time."""
-    torch.manual_seed(1)
-    config_class, net_class = FAMILIES[family]
-    return net_class(
-        config_class(
-            hidden_size=width,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            vocab_size=100,
-            max_position_embeddings=140,
-            hidden_dropout_prob=p,
-            attention_probs_dropout_prob=p,
-            **config,
-        )
-    ).train()
+    places = {"vocab_size": 100, "max_position_embeddings": 140}
+    return stock(family, width, heads, inner, layers, dropout=p, **{"seed": 1, **places, **config})
 
 
-SETTINGS = {"rows": "wta", "store": "exact", "context": "save", "skip_zero_rows": False, "kernels": "auto"}
+def quiet(net):
+    """The network without torch's own dropout: that of the embeddings and of the classifier."""
+    net.bert.embeddings.dropout.p = net.dropout.p = 0.0
+    return net
 
 
 def settings(keep_frac=1.0, **given):
     """Settings that round nothing."""
-    whole = {"name": "late", "keep_frac": keep_frac, "selection_seed": 0, **SETTINGS}
-    return act8bit.Act8bit.Settings(**whole | given)
+    return Act8bit.Settings(**{"name": "late", "keep_frac": keep_frac, "selection_seed": 0, **SETTINGS, **given})
 
 
 def converted(net, keep_frac=1.0, **given):
@@ -59,7 +48,7 @@ def batch(rows=5, length=17, seed=0, lengths=None):
     return {"input_ids": ids.masked_fill(mask == 0, 1), "attention_mask": mask, "labels": torch.arange(rows) % 2}
 
 
-def gradients(net, data, times=1):
+def gradients(net, data):
     """Loss of one forward pass, and the gradients of all parameters."""
     net.zero_grad()
     loss = net(**data).loss
@@ -67,15 +56,17 @@ def gradients(net, data, times=1):
     return loss.item(), {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-def error(got, want):
-    """Relative error of all gradients as one vector."""
-    assert got.keys() == want.keys()
-    difference = math.sqrt(sum(((got[name] - want[name]).double() ** 2).sum() for name in want))
-    return difference / math.sqrt(sum((one.double() ** 2).sum() for one in want.values()))
+def error(got, want, names=None):
+    """Relative error of all gradients, or of those with some names, as one vector."""
+    assert names is not None or got.keys() == want.keys()
+    names = want.keys() if names is None else names
+    difference = math.sqrt(sum(((got[name] - want[name]).double() ** 2).sum() for name in names))
+    return difference / math.sqrt(sum((want[name].double() ** 2).sum() for name in names))
 
 
 def stack(net: nn.Module, x, mask=None):
     """Runs the encoder's layers alone."""
-    for layer in net.base_model.encoder.layer:
+    base = net.base_model
+    for layer in (base.transformer if hasattr(base, "transformer") else base.encoder).layer:
         x = layer(x, mask)
     return x

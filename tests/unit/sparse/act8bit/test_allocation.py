@@ -24,11 +24,6 @@ def test_the_least_error_per_byte_goes_first():
     assert cheapest(options, 36) is None
 
 
-def test_an_option_that_costs_nothing_is_taken_first():
-    free, dear = StorageOption({"a": "1"}, 0.0, 1), StorageOption({"b": "1"}, 1e-9, 100)
-    assert cheapest({(0, "x"): [free], (0, "y"): [dear]}, 1)[0, "x"] is free
-
-
 def spent(budget, **settings):
     net, data = network(p=0.1), batch(rows=6, length=16, lengths=[16, 9, 16, 3, 16, 12])
     handle = converted(net, 0.3, **settings)

@@ -5,19 +5,20 @@ import torch
 import torch.nn.functional as F
 
 from keepfrac.errors import UserError
+from keepfrac.models.anatomy import anatomy
 from keepfrac.sparse.act8bit.calls import OUTPUT, PROBABILITIES
 from keepfrac.sparse.kernels.plain import keep_mask
 from keepfrac.tensors.rng import seed63
-from tests.unit.sparse.act8bit.nets import KERNELS, batch, converted, error, gradients, network, stack
+from tests.unit.sparse.act8bit.nets import FAMILIES, KERNELS, RAGGED, batch, converted, error, gradients, network, stack
 
-RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}
+PRE_NORM = "roberta-prelayernorm"  # with the LayerNorm in front
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2])
-@pytest.mark.parametrize("context", ["save", "recompute"])
-def test_gradcheck_in_float64(p, context):
+@pytest.mark.parametrize(("family", "context"), [("bert", "save"), ("bert", "recompute"), (PRE_NORM, "save")])
+def test_gradcheck_in_float64(p, family, context):
     """Numerical derivatives; the same masks at every call, as all are the same call of the counter."""
-    net = network(p=p, width=4, heads=2, inner=5, layers=1).double()
+    net = network(family, p=p, width=4, heads=2, inner=5, layers=1).double()
     handle = converted(net, context=context)
     (layer,) = handle.layers.values()
     state = handle.rng_state()
@@ -28,17 +29,18 @@ def test_gradcheck_in_float64(p, context):
         handle.set_rng_state(state)
         return layer(x, mask)
 
-    assert torch.autograd.gradcheck(run, (x, *layer.parameters()))
+    assert torch.autograd.gradcheck(run, (x, *layer.parameters()), fast_mode=family == PRE_NORM)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("context", ["save", "recompute"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_keep_all_and_store_exactly_is_autograd(kernels, family, context, attention):
+@pytest.mark.parametrize("skip", [False, True])
+def test_keep_all_and_store_exactly_is_autograd(kernels, family, context, attention, skip):
     data = batch(**RAGGED)
     dense, net = (network(family, attn_implementation=attention) for _ in range(2))
-    converted(net, context=context, kernels=kernels)
+    converted(net, context=context, kernels=kernels, skip_zero_rows=skip)
     (loss, want), (mine, got) = gradients(dense, data), gradients(net, data)
     assert abs(loss - mine) < 1e-6 and error(got, want) < 1e-6
 
@@ -55,14 +57,13 @@ def test_activation_functions(kernels, activation):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("family", ["bert", PRE_NORM])
 @pytest.mark.parametrize(("store", "limit"), [("bf16", 3e-3), ("mixed", 0.02), ("8bit", 0.02)])
-def test_what_rounding_costs(kernels, store, limit):
+def test_what_rounding_costs(kernels, family, store, limit):
     data, shape = batch(rows=4, length=24), {"width": 128, "heads": 2, "inner": 256, "layers": 3}
-    net = network(**shape)
-    want = gradients(network(**shape), data)[1]
+    dense, net = network(family, **shape), network(family, **shape)
     converted(net, store=store, kernels=kernels)
-    _loss, got = gradients(net, data)
-    assert error(got, want) < limit
+    assert error(gradients(net, data)[1], gradients(dense, data)[1]) < limit
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -135,19 +136,32 @@ def test_with_dropout_it_is_autograd_with_the_same_masks(kernels):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_dropout_drops_its_share_and_the_residual_stays():
+    net = network(PRE_NORM, p=0.5, layers=1)
+    (layer,) = converted(net).layers.values()
+    with torch.no_grad():  # the sub-layers give 1 everywhere
+        for linear in (layer.attention.output.dense, layer.output.dense):
+            linear.weight.zero_()
+            linear.bias.fill_(1.0)
+    x = torch.randn(20, 30, 96)
+    added = layer(x) - x
+    share = [(added.round() == value).double().mean().item() for value in (0, 2, 4)]
+    assert share == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    assert not torch.equal(layer(x) - x, added)
+
+
+@pytest.mark.parametrize("family", ["bert", PRE_NORM])
 @pytest.mark.parametrize("rows", ["wta", "grad", "random"])
 @pytest.mark.parametrize("context", ["save", "recompute"])
-def test_keep_frac_touches_weight_gradients_alone(rows, context):
+def test_keep_frac_touches_weight_gradients_alone(family, rows, context):
     """The gradient to the input, to biases and to LayerNorms does not depend on the choice of rows."""
-    data = batch(**RAGGED)
-    want = gradients(network(), data)[1]
-    net = network()
+    data, net = batch(**RAGGED), network(family)
+    want = gradients(network(family), data)[1]
+    linear = {f"{path}.weight" for layer in anatomy(net).layers for path in layer.linears}
     handle = converted(net, keep_frac=0.2, rows=rows, context=context)
     got = gradients(net, data)[1]
-    linear = {name for name in want if "encoder" in name and name.endswith("weight") and "LayerNorm" not in name}
     assert len(linear) == 12
-    assert error({k: got[k] for k in got.keys() - linear}, {k: want[k] for k in want.keys() - linear}) < 1e-6
-    assert error({k: got[k] for k in linear}, {k: want[k] for k in linear}) > 1e-3
+    assert error(got, want, want.keys() - linear) < 1e-6 and error(got, want, linear) > 1e-3
     assert 0 < handle.kept()["achieved"] <= 0.25
 
 
@@ -169,11 +183,11 @@ def test_unbiased_rules_are_right_in_the_mean(rows):
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("rows", ["wta", "grad", "random"])
 @pytest.mark.parametrize("keep_frac", [1.0, 0.3])
-def test_skipping_zero_rows_changes_nothing(kernels, rows, keep_frac):
-    data = batch(**RAGGED)
-    found = []
+@pytest.mark.parametrize("family", ["bert", PRE_NORM])
+def test_skipping_zero_rows_changes_nothing(kernels, rows, keep_frac, family):
+    data, found = batch(**RAGGED), []
     for skip in (False, True):
-        net = network(p=0.1)
+        net = network(family, p=0.1)
         torch.manual_seed(3)  # the embeddings' own dropout
         converted(net, keep_frac, rows=rows, store="8bit", skip_zero_rows=skip, kernels=kernels)
         found.append(gradients(net, data)[1])

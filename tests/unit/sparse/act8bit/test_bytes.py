@@ -6,6 +6,7 @@ from transformers import BertConfig, BertModel
 
 from keepfrac.measurement.costs import saved_storages
 from tests.unit.sparse.act8bit.nets import batch, converted, network, stack
+from tests.unit.sparse.act8bit.test_cut import uneven
 
 BATCH, LENGTH, WIDTH = 32, 128, 768
 UNIT = BATCH * LENGTH * WIDTH * 4
@@ -36,17 +37,27 @@ def test_bert_base_layers_keep_a_sixth_of_dense(context, limit, compute):
         assert sum(row["bytes_dense"] for row in rows) == pytest.approx(2 * DENSE, rel=0.01)
 
 
+NETS = {
+    "bert": lambda: network(layers=3),
+    "pre-norm": lambda: network("roberta-prelayernorm", p=0.1, layers=3),
+    "cut": lambda: uneven("bert"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("store", ["exact", "bf16", "mixed", "8bit"])
 @pytest.mark.parametrize("context", ["save", "recompute"])
-def test_the_accounting_is_what_is_saved(store, context):
-    net = network(layers=3)
+def test_the_accounting_is_what_is_saved(name, store, context):
+    net = NETS[name]()
     handle = converted(net, store=store, context=context)
     x = torch.randn(4, 32, 96, requires_grad=True)
     with saved_storages(net) as storages:
-        stack(net, x)
+        y = stack(net, x)
     kept = sum(row["bytes_kept"] for row in handle.report())
-    own_input = x.nbytes if store == "exact" else 0  # the network's input itself, saved as it is
+    own_input = x.nbytes if store == "exact" and name != "pre-norm" else 0  # the network's, saved as it is
     assert kept + own_input == pytest.approx(sum(storages.values()), rel=0.01)
+    assert all(0 < row["bytes_kept"] < row["bytes_dense"] for row in handle.report() if name == "pre-norm")
+    y.sum().backward()
 
 
 def test_bytes_do_not_depend_on_keep_frac():
@@ -60,9 +71,12 @@ def test_bytes_do_not_depend_on_keep_frac():
     assert len(found) == 1
 
 
-def test_the_pooler_does_not_keep_the_last_hidden_state():
-    net = network()
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_the_pooler_does_not_keep_the_last_hidden_state(family):
+    net = network(family)
     converted(net)
     with saved_storages(net) as storages:
         hidden = net.base_model(batch()["input_ids"]).last_hidden_state
+        if family == "distilbert":
+            net.pre_classifier(hidden[:, 0])
     assert hidden.untyped_storage().data_ptr() not in storages

@@ -9,15 +9,14 @@ from keepfrac.adapters.surgery import adapted, attach, freeze_but
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import saved_storages
 from keepfrac.models.cut import encoder_layers
-from keepfrac.models.pruned import LowRankLinear
 from keepfrac.models.targets import targets_of
 from keepfrac.prune import attach as gating
 from keepfrac.prune.structure import ROLES
 from keepfrac.sparse.act8bit import weight_gradients
-from keepfrac.tensors.surgery import find, replace
-from tests.unit.sparse.act8bit.nets import KERNELS, batch, converted, error, gradients, network
+from keepfrac.tensors.surgery import find
+from tests.unit.sparse.act8bit.nets import KERNELS, RAGGED, batch, converted, error, gradients, network
+from tests.unit.sparse.act8bit.test_cut import with_factors
 
-RAGGED = {"rows": 5, "length": 17, "lengths": [17, 9, 17, 1, 4]}
 QUERY_VALUE = ("query", "value")
 
 
@@ -43,12 +42,13 @@ def tuned(wanted=QUERY_VALUE, sparse=0, head=True, **config):
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("context", ["save", "recompute"])
 @pytest.mark.parametrize(("wanted", "sparse"), [(QUERY_VALUE, 0), (ROLES, 0), (ROLES, 30)])
-def test_low_rank_updates(kernels, context, wanted, sparse):
+@pytest.mark.parametrize("family", ["bert", "roberta-prelayernorm"])
+def test_low_rank_updates(kernels, context, wanted, sparse, family):
     data = batch(**RAGGED)
-    dense, net = tuned(wanted, sparse), tuned(wanted, sparse)
+    dense, net = (tuned(wanted, sparse, family=family) for _ in range(2))
     converted(net, context=context, kernels=kernels, skip_zero_rows=True)
     (loss, want), (mine, got) = gradients(dense, data), gradients(net, data)
-    assert len(want) == 2 * len(wanted) * (3 if sparse else 2) + 2
+    assert len(want) == 2 * len(wanted) * (3 if sparse else 2) + (2 if family == "bert" else 4)  # and the head
     assert abs(loss - mine) < 1e-6 and error(got, want) < 1e-6
 
 
@@ -123,14 +123,6 @@ def test_masks_that_hold_for_weight_and_update():
             one.constrain(torch.arange(one.weight.numel()).view_as(one.weight) % 3 > 0)
     converted(nets[1])
     assert error(gradients(nets[1], data)[1], gradients(nets[0], data)[1]) < 1e-6
-
-
-def with_factors(net):
-    """The query of layer 0 and the second feed-forward linear of layer 1, each as two factors."""
-    for path in ("bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.output.dense"):
-        linear = find(net, path)
-        replace(net, path, LowRankLinear(linear.in_features, linear.out_features, 5, bias=True))
-    return net
 
 
 def test_updates_of_two_factors():
@@ -238,7 +230,7 @@ def test_a_dropped_layer_is_the_identity():
     leaves, handles = gated(twin, drop=frozenset([1]))
     got = gate_gradients(twin, leaves, data)[0]
     shared = {name for name in want if "layer.1." not in name}
-    assert error({k: got[k] for k in shared}, {k: want[k] for k in shared}) < 1e-6
+    assert error(got, want, shared) < 1e-6
     assert not any(got[k].any() for k in got if "layer.1." in k)
     for handle in handles:
         handle.remove()

@@ -1,32 +1,20 @@
-"""In the company of what training brings: accumulation, checkpointing, autocast, resume, several processes."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""In the company of what training brings: accumulation, checkpointing, autocast, resume."""
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
-from tests.unit.sparse.act8bit.nets import batch, converted, error, gradients, network
+from tests.unit.sparse.act8bit.nets import batch, converted, error, gradients, network, quiet
 
-ROOT = Path(__file__).parents[4]
 SETTINGS = {"keep_frac": 0.4, "store": "8bit"}
 
 
 def test_steps_draw_different_masks_and_a_resumed_run_the_same():
-    data, net = batch(), network(p=0.2)
-    net.bert.embeddings.dropout.p = net.dropout.p = 0.0  # torch's own
+    data, net, resumed = batch(), quiet(network(p=0.2)), quiet(network(p=0.2))
     handle = converted(net, **SETTINGS)
     first = gradients(net, data)[1]
     state = handle.rng_state()
     second, third = (gradients(net, data)[1] for _ in range(2))
     assert error(second, first) > 1e-3 and error(third, second) > 1e-3
-
-    resumed = network(p=0.2)
-    resumed.bert.embeddings.dropout.p = resumed.dropout.p = 0.0
     handle = converted(resumed, **SETTINGS, selection_seed=99)
     handle.set_rng_state(state)
     assert error(gradients(resumed, data)[1], second) == 0 and error(gradients(resumed, data)[1], third) == 0
@@ -42,31 +30,25 @@ def test_torchs_random_state_is_not_touched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_accumulation_is_the_sum_of_the_parts():
-    net = network(p=0.1)
-    net.bert.embeddings.dropout.p = net.dropout.p = 0.0
+def total(net):
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_accumulation_is_the_sum_of_the_parts(at_once):
+    """Also where two forward passes precede one backward pass."""
+    net = quiet(network(p=0.1))
     handle = converted(net, **SETTINGS)
     state, parts = handle.rng_state(), [batch(seed=seed) for seed in range(2)]
     one, two = (gradients(net, part)[1] for part in parts)
     handle.set_rng_state(state)
     net.zero_grad()
-    for part in parts:
-        net(**part).loss.backward()
-    total = {name: p.grad for name, p in net.named_parameters()}
-    assert error(total, {name: one[name] + two[name] for name in one}) < 1e-6
-
-
-def test_two_forwards_before_one_backward():
-    net = network(p=0.1)
-    net.bert.embeddings.dropout.p = net.dropout.p = 0.0
-    handle = converted(net, **SETTINGS)
-    state, parts = handle.rng_state(), [batch(seed=seed) for seed in range(2)]
-    one, two = (gradients(net, part)[1] for part in parts)
-    handle.set_rng_state(state)
-    net.zero_grad()
-    sum(net(**part).loss for part in parts).backward()
-    total = {name: p.grad for name, p in net.named_parameters()}
-    assert error(total, {name: one[name] + two[name] for name in one}) < 1e-6
+    if at_once:
+        sum(net(**part).loss for part in parts).backward()
+    else:
+        for part in parts:
+            net(**part).loss.backward()
+    assert error(total(net), {name: one[name] + two[name] for name in one}) < 1e-6
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -74,14 +56,12 @@ def test_activation_checkpointing_around_the_layers(use_reentrant):
     """The repeated forward draws the masks of the first, also when two forwards precede the backward pass."""
     found = []
     for checkpointed in (False, True):
-        net = network(p=0.1)
-        net.bert.embeddings.dropout.p = net.dropout.p = 0.0
+        net = quiet(network(p=0.1))
         converted(net, **SETTINGS)
         if checkpointed:
             net.activation_checkpointing_enable({"use_reentrant": use_reentrant})
-        loss = sum(net(**batch(seed=seed)).loss for seed in range(2))
-        loss.backward()
-        found.append({name: p.grad for name, p in net.named_parameters()})
+        sum(net(**batch(seed=seed)).loss for seed in range(2)).backward()
+        found.append(total(net))
     assert error(*found) < 1e-6
 
 
@@ -98,7 +78,7 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_the_stream(kernels):
             loss = net(**data).loss
             dtypes[name] = out.dtype
         loss.backward()
-        errors[name] = error({key: p.grad for key, p in net.named_parameters()}, want)
+        errors[name] = error(total(net), want)
     assert dtypes["late"] == dtypes["dense"] == torch.float32
     assert errors["late"] < 2 * errors["dense"] + 0.02
 
@@ -114,7 +94,7 @@ def test_backward_inside_autocast_is_the_same():
                 loss.backward()
         if not inside:
             loss.backward()
-        found.append({name: p.grad for name, p in net.named_parameters()})
+        found.append(total(net))
     assert error(*found) < 1e-2
 
 
@@ -123,58 +103,3 @@ def test_a_model_in_bfloat16():
     converted(net, store="8bit")
     want = gradients(network(), batch())[1]
     assert error(gradients(net, batch())[1], want) < 2 * error(gradients(dense, batch())[1], want) + 0.02
-
-
-def test_it_learns():
-    """Twenty steps on one batch: the loss falls as the dense one's does."""
-    losses = {}
-    for name in ("dense", "late"):
-        net = network(p=0.1)
-        if name == "late":
-            converted(net, keep_frac=0.3, store="8bit", skip_zero_rows=True)
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
-        for _ in range(20):
-            loss = net(**batch()).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        losses[name] = loss.item()
-    assert losses["late"] < 0.1 and losses["dense"] < 0.1
-
-
-def _work(rank, folder):
-    """What each of two processes does; it does not return.
-
-    It leaves without destructors: gloo's holds the interpreter's lock while it waits for a thread of its own, and that
-    thread may be waiting for the lock to let go of a gradient, which on a busy machine hung one of the two for ever.
-    """
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    net = network(p=0.2)
-    net.bert.embeddings.dropout.p = net.dropout.p = 0.0
-    converted(net, **SETTINGS, kernels="torch")
-    together = DistributedDataParallel(net)
-    # the same data on both: their losses differ by their masks alone
-    loss = together(**batch()).loss
-    loss.backward()
-    torch.save({"loss": loss.item(), "grad": net.classifier.weight.grad}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)
-
-
-def test_two_processes(tmp_path):
-    code = "import sys; from tests.unit.sparse.act8bit.test_training import _work; _work(int(sys.argv[1]), sys.argv[2])"
-    # else gloo asks the name service who this host is
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], cwd=ROOT, env=environment)
-        for rank in range(2)
-    ]
-    try:
-        assert [rank.wait(200) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert one["loss"] != two["loss"] and torch.equal(one["grad"], two["grad"])

@@ -10,16 +10,12 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: it comes with `make test`, on Linux")
 
-CASES = [Path(__file__).with_name(name) for name in ("triton_cases.py", "triton_layer.py")]
+CASES = [Path(__file__).with_name(name) for name in ("test_twins.py", "triton_layer.py")]
 ROOT = Path(__file__).parents[4]
 TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int8: "*i8", torch.uint8: "*u8",
     torch.int64: "*i64",
-}
+}  # fmt: skip
 
 
 def run_cases(**environment: str) -> None:
@@ -27,7 +23,7 @@ def run_cases(**environment: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, CASES)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "KERNELS": "triton", **environment},
         capture_output=True,
         text=True,
         timeout=280,
