@@ -1,5 +1,6 @@
 """The command line as a person meets it: fast help, and one clear line for each mistake."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,9 @@ def test_help_names_the_groups_and_an_example(cli):
 def test_help_describes_each_method(cli, root: Path):
     shown = cli("src.main", "--help").stdout
     for option in (root / "conf/method").glob("*.yaml"):
-        first = option.read_text().splitlines()[0]
-        assert f"{option.stem} " in shown and first.lstrip("# ") in shown
+        comment = itertools.takewhile(lambda line: line.startswith("#"), option.read_text().splitlines())
+        sentence = " ".join(line.lstrip("# ") for line in comment).partition(". ")[0]
+        assert f"{option.stem} " in shown and sentence.rstrip(".") in shown
 
 
 def test_the_version_is_ours(cli, root: Path):

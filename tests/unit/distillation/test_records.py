@@ -36,16 +36,13 @@ def test_a_student_inherits_what_its_teacher_was_tuned_on(tmp_path, by_model_fol
     results.write(tmp_path, {"status": "done", "provenance": {"trained_on": ["stsb"]}})
     (tmp_path / "model").mkdir()
     name = str(tmp_path / "model" if by_model_folder else tmp_path)
-    settings = {
-        "task": {"name": "mrpc"},
-        "model": {"run": None, "name": "m/m"},
-        "epochs": 1,
-        "distill": GOOD | {"teacher": name},
-    }
+    model, distill = SimpleNamespace(run=None, name="m/m"), GOOD | {"teacher": name}
+    settings = SimpleNamespace(task={"name": "mrpc"}, model=model, epochs=1, distill=distill)
     assert lineage.trained_on(settings, SimpleNamespace(name="mrpc", overlaps=[])) == ["mrpc", "stsb"]
     with pytest.raises(UserError, match=r"on which the teacher .* was tuned"):
         lineage.trained_on(settings, SimpleNamespace(name="other", overlaps=["stsb"]))
-    assert lineage.trained_on(settings | {"epochs": 0}, SimpleNamespace(name="mrpc", overlaps=["stsb"])) == []
+    settings.epochs = 0
+    assert lineage.trained_on(settings, SimpleNamespace(name="mrpc", overlaps=["stsb"])) == []
 
 
 def test_the_order_of_labels_is_judged_by_what_fits():
