@@ -143,7 +143,7 @@ gaiic: $(READY_BASELINES) ## reports to a small classifier: vocabulary, pre-trai
 # two workers, each with whole files, whose fixtures serve all their tests; testpaths names the long ones first
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(READY_DEV) lint ## set up, check and test everything (about 8 minutes on 2 cores)
+test: $(READY_DEV) lint ## set up, check and test everything (10 to 18 minutes on 2 cores)
 	$(PY) -m pytest $(TWO)
 
 test-slow: $(READY_DEV) ## the tests that `make test` leaves out for their length

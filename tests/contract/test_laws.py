@@ -172,9 +172,9 @@ def law(shared, teacher):
 
 @pytest.mark.parametrize("chosen", each(ARMS))
 def test_killed_and_resumed_is_uninterrupted(law, composed, chosen):
-    """Killed three times: before gates are on or units chosen, on the way, and in the second epoch, settled."""
+    """Killed twice: before gates are on or units chosen, and in the second epoch, settled."""
     whole, broken = (law(chosen, "checkpoint_every=3", "model.dropout=0.1", f"name={n}") for n in ("whole", "broken"))
-    check_resumes(whole, broken, 4, 8, 14)
+    check_resumes(whole, broken, 4, 14)
 
 
 @pytest.mark.parametrize("name", DECODERS)
