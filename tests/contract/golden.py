@@ -10,8 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +20,8 @@ from safetensors.torch import load_file
 from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.finetune import FineTune
 from tests.integration.conftest import sentences
+from tests.runs import killed_at
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("golden.json")
@@ -62,26 +61,6 @@ EXTRA = {  # name: words; together with each method by itself
     "dsee_structured+global": ("method=dsee_structured", "method.rank=4", "method.scope=global"),
     "nosp+accumulate": ("method=nosp", "accumulate=2", "eval_every=3"),
 }
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
-
-
-@contextmanager
-def killed_at(step: int) -> Iterator[None]:
-    original = FineTune.training_step
-
-    def training_step(self, batch, index):
-        if self.global_step == step:
-            raise Killed
-        return original(self, batch, index)
-
-    FineTune.training_step = training_step
-    try:
-        yield
-    finally:
-        FineTune.training_step = original
 
 
 def machine() -> str:
@@ -158,11 +137,8 @@ class Golden:
 
     def _resumed(self) -> dict:
         cfg = self._compose("resumed", "method=l0", *GATES)
-        try:
-            with killed_at(5):
-                run(cfg)
-        except Killed:
-            torch.manual_seed(12345)
+        with killed_at(5):
+            run(cfg)
         return outcome(cfg)
 
     def _under_teacher(self, method: str) -> dict:

@@ -216,15 +216,20 @@ def nonzeros(net: nn.Module) -> int:
 
 
 @torch.no_grad()
-def macs(net: nn.Module, length: int = 128) -> int:
-    """Returns the multiply-accumulates of one forward pass of one sentence of `length` tokens, attention included."""
+def flops(net: nn.Module, length: int) -> FlopCounterMode:
+    """Returns the counts of one forward pass of one sentence of `length` tokens, attention included."""
     was_training = net.training
     net.eval()
-    inputs = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
+    ids = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
     with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
-        net(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+        net(input_ids=ids, attention_mask=torch.ones_like(ids))
     net.train(was_training)
-    return counter.get_total_flops() // 2
+    return counter
+
+
+def macs(net: nn.Module, length: int = 128) -> int:
+    """Returns the multiply-accumulates of one forward pass of one sentence of `length` tokens, attention included."""
+    return flops(net, length).get_total_flops() // 2
 
 
 def bytes_on_disk(folder: Path) -> int:

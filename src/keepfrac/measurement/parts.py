@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from keepfrac.errors import UserError
-from keepfrac.measurement.costs import FLOPS_OF_CPU_ATTENTION
+from keepfrac.measurement.costs import flops
 from keepfrac.models.anatomy import Anatomy, Layer, anatomy
 
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "pooler", "head", "other")
@@ -64,15 +62,9 @@ def _under(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
-@torch.no_grad()
 def _macs(net: nn.Module, body: Anatomy) -> dict[str, int]:
     """Multiply-accumulates by part; what is in no part's modules is "other"."""
-    was_training = net.training
-    net.eval()
-    ids = torch.ones(1, LENGTH, dtype=torch.long, device=next(net.parameters()).device)
-    with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
-        net(input_ids=ids, attention_mask=torch.ones_like(ids))
-    net.train(was_training)
+    counter = flops(net, LENGTH)
     by_module = {
         path.partition(".")[2]: sum(by_operator.values()) // 2
         for path, by_operator in counter.get_flop_counts().items()
