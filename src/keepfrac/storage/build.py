@@ -41,5 +41,3 @@ def check_settings(settings: dict) -> None:
     target = build_target(settings["_target_"])
     if hasattr(target, "Settings"):
         target.Settings.of(settings)
-    elif hasattr(target, "check"):
-        target.check(settings)
