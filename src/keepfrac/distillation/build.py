@@ -21,7 +21,7 @@ def distiller_of(settings: dict, task, tokenizer, net) -> Distiller | None:
     Raises:
         UserError: the teacher cannot be read, or does not fit the task or the student.
     """
-    recipe = recipe_of(settings)
+    recipe = recipe_of(settings["distill"])
     if recipe is None:
         return None
     if settings["fidelity_every"]:

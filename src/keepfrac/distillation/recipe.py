@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from keepfrac.settings import Settings, anything, choice, count, flag, number, settings, text
 
@@ -51,12 +51,11 @@ class Recipe(Settings):
             raise self.error("teacher", "without effect: one of distill.w_att, w_rep, w_cls must be > 0")
 
 
-def recipe_of(settings: dict) -> Recipe | None:
-    """Returns what the `distill` group of a resolved configuration asks for; None: no teacher.
+def recipe_of(distill: Mapping[str, Any] | None) -> Recipe | None:
+    """Returns what a `distill` group asks for; None: no teacher.
 
     Raises:
         UserError: a value that is not allowed.
     """
-    chosen = settings.get("distill") or {"name": "none"}
-    recipe = None if chosen["name"] == "none" else Recipe.of(chosen)
+    recipe = None if not distill or distill["name"] == "none" else Recipe.of(distill)
     return recipe if recipe and recipe.teacher else None

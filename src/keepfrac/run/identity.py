@@ -66,7 +66,7 @@ def identify(settings: dict) -> str:
         part["method"] = part["method"] | {"adapter": fingerprint_of_folder(Path(folder))}
     if "_target_" in (augment := part.get("augment") or {}):
         part["augment"] = build_target(augment["_target_"]).contents(augment)
-    part["distill"] = _distill_identity(part.get("distill") or {})
+    part["distill"] = _distill_identity(part["distill"])
     text = json.dumps(_settled(part), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -116,7 +116,7 @@ def _model_identity(model: dict) -> dict:
 
 def _distill_identity(distill: dict) -> dict | None:
     """A teacher counts by its content; without one nothing of the group does."""
-    if recipe_of({"distill": distill or {"name": "none"}}) is None:
+    if recipe_of(distill) is None:
         return None
     source = locate_teacher(distill["teacher"])
     return {**distill, "teacher": fingerprint_of_folder(Path(source)) if Path(source).is_dir() else source}

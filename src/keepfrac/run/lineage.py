@@ -60,7 +60,7 @@ def _fold(task: Mapping) -> tuple:
 
 def _teacher(settings: RunSettings) -> Path | None:
     """The folder of the teacher's run, whose lineage is inherited; None: no teacher, or no run of ours."""
-    recipe = recipe_of({"distill": settings.distill}) if settings.epochs else None
+    recipe = recipe_of(settings.distill) if settings.epochs else None
     name = Path(recipe.teacher) if recipe and recipe.teacher else None
     return name if name is None or results.read(name) is not None else name.parent
 

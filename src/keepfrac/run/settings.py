@@ -126,7 +126,6 @@ class RunSettings(LoopSettings):
         for key in ("fgm", "ema"):
             if getattr(self, key) is not None and self.hardware.strategy == "fsdp":
                 raise self.error(key, "must be null where a strategy shards the weights (fsdp)")
-        recipe_of({"distill": self.distill})
         if self.export["name"] == "peft":
             _check_peft(self.method, self.model.run)
         self._check_groups()
@@ -147,7 +146,7 @@ class RunSettings(LoopSettings):
             )
         saver = build_target(self.backward["_target_"] if "_target_" in self.backward else self.method["_target_"])
         forms_scores = getattr(getattr(saver, "saver_class", saver), "forms_attention_scores", True)
-        recipe = recipe_of({"distill": self.distill})
+        recipe = recipe_of(self.distill)
         if recipe and recipe.w_att and not forms_scores:
             raise UserError(
                 f"distill.w_att={recipe.w_att}: late forms no attention scores to distil from: set distill.w_att=0, or"

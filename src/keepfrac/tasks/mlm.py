@@ -22,38 +22,23 @@ from keepfrac.tasks.data.files import read_text, split_lines
 from keepfrac.tasks.masking import IGNORED, Masking, masking_of
 from keepfrac.tasks.rows import TEXTS, Rows, Splits, hash_buckets, held_out_mask, subset
 from keepfrac.tasks.text import TextTask
-from keepfrac.tasks.tokens import Tokens
+from keepfrac.tasks.tokens import TokenRows
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000
 Draw = Callable[[], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class MaskedTokens:
+class MaskedTokens(TokenRows):
     """Rows that are masked when they are taken.
 
     Args:
-        tokens: of all rows.
         masking: chooses.
         draw: gives the numbers that, with a row's own, seed its choice.
     """
 
-    tokens: Tokens
     masking: Masking
     draw: Draw
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, (rows,)."""
-        return self.tokens.lengths
-
-    @property
-    def truncated(self) -> int:
-        """How many rows were cut."""
-        return self.tokens.truncated
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         ids, types = self.tokens.row(index)

@@ -9,33 +9,18 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from keepfrac.tasks.base import Batch, Task
 from keepfrac.tasks.rows import Rows
-from keepfrac.tasks.tokens import Tokens, cached_tokens, tokenizer_digest
+from keepfrac.tasks.tokens import TokenRows, Tokens, cached_tokens, tokenizer_digest
 
 
 @dataclass(frozen=True)
-class LabelledTokens:
+class LabelledTokens(TokenRows):
     """Tokens and labels of rows.
 
     Args:
-        tokens: of all rows.
         labels: class numbers, scores or lists of class numbers.
     """
 
-    tokens: Tokens
     labels: list
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, (rows,)."""
-        return self.tokens.lengths
-
-    @property
-    def truncated(self) -> int:
-        """How many rows were cut."""
-        return self.tokens.truncated
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None, int | float | list[int]]:
         return *self.tokens.row(index), self.labels[index]

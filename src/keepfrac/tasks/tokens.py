@@ -53,6 +53,30 @@ class Tokens:
         return self.ids[part], None if self.types is None else self.types[part]
 
 
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of tokens, with something beside each; a subclass gives the rows.
+
+    Args:
+        tokens: of all rows.
+    """
+
+    tokens: Tokens
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (rows,)."""
+        return self.tokens.lengths
+
+    @property
+    def truncated(self) -> int:
+        """How many rows were cut."""
+        return self.tokens.truncated
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
 def tokenizer_digest(tokenizer) -> str:
     """Returns a sha256 of what decides a tokenizer's output: its state, but for truncation and padding."""
     parts: list = [type(tokenizer).__name__, tokenizer.model_input_names, getattr(tokenizer, "truncation_side", None)]

@@ -119,13 +119,13 @@ GOOD = {
 )  # fmt: skip
 def test_a_bad_value_is_named(key, value):
     with pytest.raises(UserError, match=f"distill.{key}={'null' if value is None else value}: must be"):
-        recipe_of({"distill": GOOD | {key: value}})
+        recipe_of(GOOD | {key: value})
 
 
 def test_no_teacher_is_no_recipe():
-    assert recipe_of({"distill": GOOD}) == Recipe(**GOOD)
-    assert recipe_of({"distill": GOOD | {"teacher": None}}) is None
-    assert recipe_of({"distill": {"name": "none", "teacher": "t"}}) is None
-    assert recipe_of({}) is None
+    assert recipe_of(GOOD) == Recipe(**GOOD)
+    assert recipe_of(GOOD | {"teacher": None}) is None
+    assert recipe_of({"name": "none", "teacher": "t"}) is None
+    assert recipe_of(None) is None
     with pytest.raises(UserError, match="without effect"):
-        recipe_of({"distill": GOOD | {"w_att": 0, "w_rep": 0, "w_cls": 0}})
+        recipe_of(GOOD | {"w_att": 0, "w_rep": 0, "w_cls": 0})
