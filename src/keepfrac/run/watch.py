@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from datetime import timedelta
 
 import pytorch_lightning as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,8 +16,7 @@ LINES = 10  # of a whole fit, where there is no terminal
 
 def in_words(seconds: float) -> str:
     """Returns a time in hours, minutes and seconds, such as 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return str(timedelta(seconds=round(seconds)))
 
 
 class Watch(pl.Callback):
