@@ -66,7 +66,7 @@ def identify(settings: dict) -> str:
         part["method"] = part["method"] | {"adapter": fingerprint_of_folder(Path(folder))}
     if "_target_" in (augment := part.get("augment") or {}):
         part["augment"] = build_target(augment["_target_"]).contents(augment)
-    part["distill"] = _distill_identity(part.get("distill") or {"name": "none"})  # settings of before the group
+    part["distill"] = _distill_identity(part.get("distill") or {})  # settings of before the group have none
     text = json.dumps(_settled(part), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
