@@ -56,7 +56,7 @@ class PeftLora(FineTune):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's advice on models that it does not know
             inject_adapter_in_model(config, self.net)
-        if self.settings.train_head and self.task.head == "sequence_classification":
+        if self.settings.train_head and self.task.has_new_head:
             for path in anatomy(self.net).head:
                 find(self.net, path).requires_grad_(True)
         self._rename_masks()

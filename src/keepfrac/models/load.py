@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 pruned.register_classes()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
+    "token_classification": transformers.AutoModelForTokenClassification,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }

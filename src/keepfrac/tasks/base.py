@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, count, setting, settings, text
 from keepfrac.tasks.loading import Batch, BatchedData
-from keepfrac.tasks.metrics import multi_label, scores
+from keepfrac.tasks.metrics import entities, multi_label, scores
 from keepfrac.tasks.rows import Rows, Splits
 
 DEFAULT_METRICS = {
@@ -20,7 +20,10 @@ DEFAULT_METRICS = {
     "regression": ("pearson_and_spearman", "pearson", "spearman"),
     "multi_label": multi_label.NAMES,
     "masked_lm": tuple(scores.MASKED),
+    "token_classification": entities.NAMES,
 }
+NEW_HEADS = frozenset({"sequence_classification", "token_classification"})
+"""Heads that a task brings, with new weights; a language model has its own."""
 LIST = Kind(
     lambda value: isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value),
     "a list of words or numbers",
@@ -56,7 +59,7 @@ class Task(BatchedData):
 
     settings: Settings
     head: str
-    """Key of the table of model heads: "sequence_classification", "masked_lm", "causal_lm"."""
+    """Key of the table of model heads: "sequence_classification", "token_classification", "masked_lm", "causal_lm"."""
     problem: str
     """What is predicted: a key of the metrics that fit, see `scores.allowed`."""
     generates = False
@@ -164,6 +167,11 @@ class Task(BatchedData):
     def num_labels(self) -> int:
         """How many numbers the model's head gives."""
         return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def has_new_head(self) -> bool:
+        """Whether the head's weights are new with the task."""
+        return self.head in NEW_HEADS
 
     @property
     def problem_type(self) -> str | None:

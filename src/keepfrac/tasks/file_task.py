@@ -8,7 +8,7 @@ from keepfrac.settings import choice, flag, setting, settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import LIST
 from keepfrac.tasks.data.files import Table, found_labels, label_sets, read_table, text_columns, to_label_rows, to_rows
-from keepfrac.tasks.rows import Rows, Splits, cut_three, cut_validation, subset
+from keepfrac.tasks.rows import Rows, Splits, completed, subset
 from keepfrac.tasks.text import TextTask
 
 
@@ -64,7 +64,7 @@ class FileTask(TextTask):
         columns = text_columns(own.text, own.text_pair, own.label)
         tables = {split: read_table(path, columns) for split, path in paths.items()}
         labels, rows = self._rows(tables)
-        train, validation, test, how = _complete(rows)
+        train, validation, test, how = completed(rows)
         source = "files " + ", ".join(str(path) for path in paths.values())
         return Splits(
             train=subset(train, own.rows), validation=validation, test=test, source=source, how=how, labels=labels
@@ -81,19 +81,3 @@ class FileTask(TextTask):
         if self.problem == "classification" and labels is None and train.lines:
             labels = found_labels(train)
         return labels, {split: to_rows(table, labels) for split, table in tables.items()}
-
-
-def _complete(rows: dict[str, Rows]) -> tuple[Rows, Rows, Rows, str]:
-    """Returns train, validation, test, and how the missing ones were made."""
-    train, validation, test = rows["train"], rows.get("validation"), rows.get("test")
-    share = "10 % of train (5,000 rows at most) by a hash of the text"
-    if validation is None and test is None:
-        how = "validation and test are 10 % of train each, by a hash of the text"
-        return *cut_three(train), how
-    if validation is None:
-        train, validation = cut_validation(train)
-        return train, validation, rows["test"], f"test has its own file; validation is {share}"
-    if test is None:
-        train, test = cut_validation(train)
-        return train, validation, test, f"validation has its own file; test is {share}"
-    return train, validation, test, "each has its own file"

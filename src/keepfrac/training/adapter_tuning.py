@@ -114,7 +114,7 @@ class Adapters:
 
     def freeze(self, module: FineTune) -> None:
         """Freezes all but the updates, and the head where the task brings a new one."""
-        new_head = self.settings.train_head and module.task.head == "sequence_classification"
+        new_head = self.settings.train_head and module.task.has_new_head
         freeze_but(module.net, anatomy(module.net).head if new_head else ())
 
     def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.utilities import dim_zero_cat
 
 from keepfrac.errors import UserError
-from keepfrac.tasks.metrics import multi_label, text
+from keepfrac.tasks.metrics import entities, multi_label, text
 from keepfrac.tasks.metrics.masked_lm import MaskedAccuracy, Perplexity
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -133,6 +133,7 @@ def allowed(problem: str, num_labels: int | None = None) -> tuple[str, ...]:
         "multi_label": multi_label.NAMES,
         "masked_lm": tuple(MASKED),
         "generation": tuple(text.SCORES),
+        "token_classification": entities.NAMES,
     }
     if problem in named:
         return named[problem]
