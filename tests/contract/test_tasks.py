@@ -1,0 +1,86 @@
+"""Each method on each kind of task: two steps on the two-layer model, what is delivered reloads and is scored.
+
+The methods are those of conf/method, the kinds those of the table below: a new yaml is tested without an edit. A pair
+that makes no sense stands in REFUSED, with what its one clear error says.
+"""
+
+import json
+import math
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from keepfrac.errors import UserError
+from keepfrac.models.load import load_body
+from keepfrac.run import identity
+from keepfrac.run.run import run
+from tests.contract.settings_of import CONF, KEEP, METHODS, TWO_STEPS, is_preset, matching, words
+from tests.integration.conftest import BAD, GOOD, sentences
+
+COUNTS = (("train", 16), ("validation", 8), ("test", 8))
+
+
+def tagged(text: str, label: str) -> str:
+    tags = [f"B-{label}" if word in (GOOD if label == "good" else BAD) else "O" for word in text.split()]
+    return json.dumps({"tokens": text.split(), "tags": tags})
+
+
+KINDS = {  # kind: how a row of it is written, from a sentence and its label, and what names it
+    "ner": (tagged, "jsonl", ("task=ner",)),
+    "regression": (
+        lambda text, label: json.dumps({"text": text, "label": len(text) / 50 + (label == "good")}),
+        "jsonl",
+        ("task=csv", "task.problem=regression"),
+    ),
+    "multi_label": (
+        lambda text, label: json.dumps({"text": text, "label": label + " long" * (len(text) > 50)}),
+        "jsonl",
+        ("task=csv", "task.multi_label=true"),
+    ),
+}
+REFUSED: dict[tuple[str, str], str] = {}  # (kind, method): what the error says
+
+
+def cases():
+    for kind in KINDS:
+        for method in METHODS:
+            slow = (pytest.mark.slow,) if is_preset(method) or kind != "ner" else ()
+            yield pytest.param(kind, method, marks=slow, id=f"{kind}-{method}")
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """A function from a kind, a method and overrides to (results, folder) of a run of two steps."""
+    root = tmp_path_factory.mktemp("tasks")
+    for kind, (written, suffix, _) in KINDS.items():
+        for seed, (split, count) in enumerate(COUNTS):
+            rows = [written(*row) for row in sentences(count, seed)]
+            (root / f"{kind}-{split}.{suffix}").write_text("\n".join(rows) + "\n")
+    identity.register()
+
+    def run_(kind: str, method: str, *overrides: str):
+        _, suffix, named = KINDS[kind]
+        with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(CONF), version_base="1.3"):
+            patch.setenv("KEEPFRAC_MULTIRUN", str(root / "multirun"))
+            base = [*words(method, TWO_STEPS), "model=bert_tiny", *named, "logger=csv", "steps=2", "batch_size=8"]
+            base += [f"task.{split}_file={root}/{kind}-{split}.{suffix}" for split, _ in COUNTS]
+            base += ["hardware.precision=32-true", "hardware.threads=1", "probe_steps=0", "lr=1e-3", "name=tasks"]
+            cfg = compose("config", overrides=[*base, *overrides])
+            return run(cfg), identity.cell(cfg).folder
+
+    return run_
+
+
+@pytest.mark.parametrize(("kind", "method"), [*cases()])
+def test_a_method_trains_on_a_kind_of_task(run_of, kind, method):
+    keep = f"keep_frac={matching(KEEP, method) or 0.75}"
+    if says := REFUSED.get((kind, method)):
+        with pytest.raises(UserError, match=says):
+            run_of(kind, method, keep)
+        return
+    found, folder = run_of(kind, method, keep)
+    assert found["status"] == "done"
+    assert found["cost"]["steps"] == 2
+    scores = found["scores"] if "scores" in found else found["test"]
+    assert scores and all(math.isfinite(value) for value in scores.values())
+    load_body(folder / "model")
