@@ -9,6 +9,7 @@ import math
 
 import pytest
 from hydra import compose, initialize_config_dir
+from transformers import pipeline
 
 from keepfrac.errors import UserError
 from keepfrac.models.load import load_body
@@ -84,3 +85,12 @@ def test_a_method_trains_on_a_kind_of_task(run_of, kind, method):
     scores = found["scores"] if "scores" in found else found["test"]
     assert scores and all(math.isfinite(value) for value in scores.values())
     load_body(folder / "model")
+
+
+def test_a_tagger_is_served_by_a_pipeline(run_of):
+    _, folder = run_of("ner", "nosp", "keep_frac=1", "lr=3e-3", "epochs=60", "steps=null", "task.eval_batch_size=4")
+    found = pipeline("token-classification", str(folder / "model"), aggregation_strategy="simple")
+    groups = {one["entity_group"] for one in found("the film was lovely and the plot dull")}
+    assert groups and groups <= {"good", "bad"}
+    scores = json.loads((folder / "results.json").read_text())["scores"]
+    assert {"test/f1", "test/f1_of_good", "test/f1_of_bad", "test/word_accuracy"} <= set(scores)

@@ -72,7 +72,9 @@ class TokenTask(TextTask):
         )
         files: Mapping | None = anything("train, validation and test -> the file's name in the corpus' folder")
         path: str | None = text_field("dataset on the hub, owner/name", null=True)
-        revision: str | None = text_field("branch on the hub that holds the parquet copy; null: the main one", null=True)
+        revision: str | None = text_field(
+            "branch on the hub that holds the parquet copy; null: the main one", null=True
+        )
 
         def check(self) -> None:
             if not self.train_file and (self.validation_file or self.test_file):

@@ -1,6 +1,7 @@
 """Tagged words: reading, schemes, first tokens, loss and scores, against conlleval's own rules written out."""
 
 import json
+import os
 import random
 from types import SimpleNamespace
 
@@ -211,3 +212,15 @@ def test_words_that_are_cut_off_count_as_missed(make_task, tmp_path, tokenizer):
 def test_counts_what_was_repaired(make_task, tmp_path, tokenizer):
     task = task_of(make_task, tmp_path, tokenizer, CONLL.replace("B-fruit", "I-fruit"))
     assert task.describe()["tags_repaired"] == {"train": 1, "validation": 1, "test": 1}
+
+
+@pytest.mark.skipif("WNUT17_DATA" not in os.environ, reason="WNUT17_DATA names no folder with the corpus")
+def test_the_corpus_as_it_was_published(make_task):
+    task = make_task("wnut17")
+    rows, splits = task.describe()["rows"], task.splits
+    assert rows == {"train": 3394, "val": 1009, "test": 1287}
+    assert {name[2:] for name in task.labels[1:]} == {
+        *("corporation", "creative-work", "group", "location", "person", "product")
+    }
+    tags = [[task.labels[tag] for tag in row] for row in splits.test["label"]]
+    assert sum(len(entities(row)) for row in tags) == sum(len(conlleval(row)) for row in tags) == 1079

@@ -118,7 +118,9 @@ def _of_columns(path: Path) -> Iterator[tuple[list[str], list[str], list[int]]]:
             continue
         columns = line.rstrip().split("\t") if "\t" in line.rstrip() else line.split()
         if len(columns) < 2 or not columns[0].strip():
-            raise UserError(f"{path}, line {number}: {line.strip()!r}; wanted are a word and its tag, with a tab between")
+            raise UserError(
+                f"{path}, line {number}: {line.strip()!r}; wanted are a word and its tag, with a tab between"
+            )
         words.append(columns[0].strip())
         tags.append(columns[-1].strip())
         lines.append(number)
@@ -130,7 +132,9 @@ def _of_jsonl(path: Path) -> Iterator[tuple[list[str], list[str], list[int]]]:
         tags = next((record[name] for name in TAGS if name in record), None)
         for name, values in (("tokens", words), (TAGS[0], tags)):
             if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-                raise UserError(f"{path}, line {number}: {name} holds {json.dumps(values)[:60]}; allowed is a list of words")
+                raise UserError(
+                    f"{path}, line {number}: {name} holds {json.dumps(values)[:60]}; allowed is a list of words"
+                )
         if len(words) != len(tags):
             raise UserError(f"{path}, line {number}: {len(words)} tokens and {len(tags)} tags; allowed are as many")
         if words:
