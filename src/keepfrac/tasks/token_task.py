@@ -1,7 +1,7 @@
 """TokenTask: a tag for each word of a sentence, such as named entities in BIO.
 
-The order of sources: the user's own files (`train_file`), a folder of the corpus (`data_dir`, or an environment variable
-such as WNUT17_DATA), the hub or its local cache, one error.
+The order of sources: the user's own files (`train_file`), a folder of the corpus (`data_dir`, or an environment
+variable such as WNUT17_DATA), the hub or its local cache, one error.
 """
 
 import os

@@ -149,7 +149,7 @@ def test_says_where_sentences_come_from(make_task, tmp_path, monkeypatch):
     monkeypatch.delenv("WNUT17_DATA", raising=False)
     with pytest.raises(DataMissing, match=r"task.data_dir=<your folder that holds wnut17train.conll"):
         make_task("wnut17").splits  # noqa: B018
-    with pytest.raises(DataMissing, match="no wnut17train.conll, emerging.dev.conll"):
+    with pytest.raises(DataMissing, match=r"no wnut17train\.conll, emerging\.dev\.conll"):
         make_task("wnut17", data_dir=str(tmp_path)).splits  # noqa: B018
 
 
