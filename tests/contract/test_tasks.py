@@ -28,6 +28,16 @@ def tagged(text: str, label: str) -> str:
 
 KINDS = {  # kind: how a row of it is written, from a sentence and its label, and what names it
     "ner": (tagged, "jsonl", ("task=ner",)),
+    "similarity": (
+        lambda text, label: json.dumps({"text": text, "text_pair": text[::-1], "score": float(label == "good")}),
+        "jsonl",
+        ("task=similarity",),
+    ),
+    "embedding": (
+        lambda text, label: json.dumps({"text": text, "text_pair": f"{label} {text}"}),
+        "jsonl",
+        ("task=embedding",),
+    ),
     "regression": (
         lambda text, label: json.dumps({"text": text, "label": len(text) / 50 + (label == "good")}),
         "jsonl",
@@ -39,13 +49,15 @@ KINDS = {  # kind: how a row of it is written, from a sentence and its label, an
         ("task=csv", "task.multi_label=true"),
     ),
 }
+FIRST = ("ner", "embedding")
+"""Kinds that are tried with every method each time; the others in the slow set."""
 REFUSED: dict[tuple[str, str], str] = {}  # (kind, method): what the error says
 
 
 def cases():
     for kind in KINDS:
         for method in METHODS:
-            slow = (pytest.mark.slow,) if is_preset(method) or kind != "ner" else ()
+            slow = (pytest.mark.slow,) if is_preset(method) or kind not in FIRST else ()
             yield pytest.param(kind, method, marks=slow, id=f"{kind}-{method}")
 
 

@@ -200,7 +200,7 @@ class DseeStructured(Pruner):
         return self._logits(pair[0])
 
     def _logits(self, batch: Batch) -> Tensor:
-        return self.net(**self._inputs(batch)).logits.detach()
+        return self.net(**self._inputs(batch))[0].detach()
 
 
 def _second(pair: Any) -> Tensor:

@@ -126,7 +126,7 @@ class VocabPrune(FineTune):
         for row in range(min(COMPARED, len(tokens))):
             parts = zip(("input_ids", "token_type_ids"), tokens.row(row), strict=True)
             inputs = {name: torch.tensor(part[None].tolist()) for name, part in parts if part is not None}
-            logits = self.net(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+            logits = self.net(**{name: tensor.to(device) for name, tensor in inputs.items()})[0]
             found.append(logits[:, -COMPARED_TOKENS:] if logits.dim() == 3 else logits)
         self.net.train(training)
         return found

@@ -34,6 +34,7 @@ pruned.register_classes()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
+    "embedding": transformers.AutoModel,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }

@@ -57,6 +57,8 @@ def write_model(module: FineTune, tokenizer, folder: Path, writes: bool) -> None
     """
     if writes:
         save_model(module.net, tokenizer, folder / "model", module.masks)
+        for path, content in module.task.beside_model(module.net.config).items():
+            write_atomically(folder / "model" / path, content)
         write_account(module.net, folder)
     wait_for_all()
 

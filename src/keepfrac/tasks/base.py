@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, count, setting, settings, text
 from keepfrac.tasks.loading import Batch, BatchedData
-from keepfrac.tasks.metrics import entities, multi_label, scores
+from keepfrac.tasks.metrics import entities, multi_label, retrieval, scores
 from keepfrac.tasks.rows import Rows, Splits
 
 DEFAULT_METRICS = {
@@ -21,6 +21,7 @@ DEFAULT_METRICS = {
     "multi_label": multi_label.NAMES,
     "masked_lm": tuple(scores.MASKED),
     "token_classification": entities.NAMES,
+    "retrieval": retrieval.NAMES,
 }
 NEW_HEADS = frozenset({"sequence_classification", "token_classification"})
 """Heads that a task brings, with new weights; a language model has its own."""
@@ -59,7 +60,7 @@ class Task(BatchedData):
 
     settings: Settings
     head: str
-    """Key of the table of model heads: "sequence_classification", "token_classification", "masked_lm", "causal_lm"."""
+    """Key of the table of model heads, `models.load.HEADS`."""
     problem: str
     """What is predicted: a key of the metrics that fit, see `scores.allowed`."""
     generates = False
@@ -123,6 +124,10 @@ class Task(BatchedData):
 
     def examples(self) -> dict[str, list[dict]]:
         """Returns what was generated last, by split; nothing where the task does not generate."""
+        return {}
+
+    def beside_model(self, config) -> dict[str, str]:
+        """Returns path -> content of further files of the delivered folder, for a model with this configuration."""
         return {}
 
     def default_metrics(self) -> tuple[str, ...]:

@@ -45,18 +45,27 @@ class GlueTask(TextTask):
             "tasks that share rows with this one: no model may be evaluated on both", LIST
         )
 
+        @property
+        def layout_name(self) -> str:
+            """The GLUE task whose rows are read."""
+            return self.name
+
         def check(self) -> None:
-            allowed = LAYOUTS[self.name].tests
+            allowed = LAYOUTS[self.layout_name].tests
             if self.test not in allowed:
-                raise self.error("test", f"allowed for {self.name} are {', '.join(allowed)}")
+                raise self.error("test", f"allowed for {self.layout_name} are {', '.join(allowed)}")
 
     settings: Settings
 
     def __init__(self, settings: Settings):
-        self.layout = LAYOUTS[settings.name]
-        self.problem = "regression" if self.layout.raw is None else "classification"
+        self.layout = LAYOUTS[settings.layout_name]
+        self.problem = self.problem_of()
         self.overlaps = tuple(settings.overlaps)
         super().__init__(settings)
+
+    def problem_of(self) -> str:
+        """Returns what is predicted."""
+        return "regression" if self.layout.raw is None else "classification"
 
     def read(self) -> Splits:
         """Reads the first source there is, and cuts validation from train."""
@@ -66,7 +75,7 @@ class GlueTask(TextTask):
         if self.overlaps:
             notes["overlaps"] = list(self.overlaps)
         return Splits(
-            train=subset(train, self.settings.rows),
+            train=self.chosen(train),
             validation=validation,
             test=test,
             source=source,
@@ -75,6 +84,10 @@ class GlueTask(TextTask):
             extra=named,
             notes=notes,
         )
+
+    def chosen(self, train: Rows) -> Rows:
+        """Returns the training rows that were asked for."""
+        return subset(train, self.settings.rows)
 
     def _test_in_words(self) -> str:
         folder, test = self.settings.folder, self.settings.test
@@ -94,10 +107,10 @@ class GlueTask(TextTask):
             self.settings.data_dir or self.settings.folder or os.environ.get("GLUE_DATA")
         ):  # a folder that the user named
             return None
-        dataset = hub_dataset(HUB, self.name)
+        dataset = hub_dataset(HUB, self.settings.layout_name)
         if dataset is None:
             return None
-        source, layout = f"hub {HUB}, {self.name}", self.layout
+        source, layout = f"hub {HUB}, {self.settings.layout_name}", self.layout
         named = {
             name: hub_rows(dataset, split, layout.hub_columns, layout.labels, source, layout.limits)
             for name, (_, split) in self._wanted().items()

@@ -248,4 +248,4 @@ class UnitPruner(CostPruner):
 
 
 def _logits(net: nn.Module) -> Callable[[Any], Tensor]:
-    return lambda batch: net(**batch).logits
+    return lambda batch: net(**batch)[0]  # logits, or an encoder's hidden states
