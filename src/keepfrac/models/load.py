@@ -242,7 +242,8 @@ def load_body(folder: Path) -> nn.Module:
 def auto_class(config: PreTrainedConfig) -> Any:
     """Returns the Auto class of the head that a configuration names, AutoModel where it names none of HEADS."""
     wanted = (config.architectures or [""])[0]
-    known = (head for head in HEADS.values() if wanted in {cls.__name__ for cls in head._model_mapping.values()})
+    heads = [head for head in HEADS.values() if head is not transformers.AutoModel]
+    known = (head for head in heads if wanted in {cls.__name__ for cls in head._model_mapping.values()})
     return next(known, transformers.AutoModel)
 
 

@@ -1,4 +1,4 @@
-"""Texts as vectors: the base of tasks that compare two of them, and what sentence-transformers reads of such a model."""
+"""Texts as vectors: the base of tasks that compare two of them, and the files that sentence-transformers reads."""
 
 import json
 from dataclasses import dataclass
