@@ -8,8 +8,9 @@ import json
 import math
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from keepfrac.errors import UserError
 from keepfrac.models.load import load_body
@@ -106,3 +107,17 @@ def test_a_tagger_is_served_by_a_pipeline(run_of):
     assert groups and groups <= {"good", "bad"}
     scores = json.loads((folder / "results.json").read_text())["scores"]
     assert {"test/f1", "test/f1_of_good", "test/f1_of_bad", "test/word_accuracy"} <= set(scores)
+
+
+@pytest.mark.parametrize(("method", "keep"), [("nosp", 1), ("taylor", 0.75)])
+def test_a_folder_is_one_of_sentence_transformers(run_of, method, keep):
+    library = pytest.importorskip("sentence_transformers")
+    _, folder = run_of("embedding", method, f"keep_frac={keep}")
+    model = library.SentenceTransformer(str(folder / "model"), device="cpu", trust_remote_code=keep < 1)
+    found = torch.tensor(model.encode(["the film was lovely", "a plot"]))
+    tokenizer, net = AutoTokenizer.from_pretrained(folder / "model"), load_body(folder / "model")
+    batch = tokenizer(["the film was lovely", "a plot"], padding=True, return_tensors="pt")
+    hidden, mask = net.eval()(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+    wanted = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert model.max_seq_length == 128

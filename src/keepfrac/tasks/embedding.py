@@ -12,7 +12,7 @@ from keepfrac.settings import choice, settings
 from keepfrac.tasks.base import Batch
 from keepfrac.tasks.rows import Rows
 from keepfrac.tasks.text import TextTask
-from keepfrac.tasks.tokens import Tokens
+from keepfrac.tasks.tokens import Tokens, joined
 
 MODULES = "sentence_transformers.models"
 
@@ -30,6 +30,11 @@ class PairsOfTokens:
     left: Tokens
     right: Tokens
     labels: list
+
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens of all texts, the first ones before the second ones."""
+        return joined(self.left, self.right)
 
     @property
     def lengths(self) -> np.ndarray:

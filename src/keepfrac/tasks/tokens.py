@@ -53,6 +53,16 @@ class Tokens:
         return self.ids[part], None if self.types is None else self.types[part]
 
 
+def joined(first: Tokens, second: Tokens) -> Tokens:
+    """Returns the rows of both, the first ones before the second ones; both know segments, or neither does."""
+    return Tokens(
+        ids=np.concatenate([first.ids, second.ids]),
+        types=None if first.types is None else np.concatenate([first.types, second.types]),  # type: ignore[list-item]
+        starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
+        truncated=first.truncated + second.truncated,
+    )
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Rows of tokens, with something beside each; a subclass gives the rows.

@@ -147,3 +147,11 @@ def test_pairs_of_one_label(make_task, monkeypatch, tmp_path):
     assert "label" not in task.splits.train
     with pytest.raises(UserError, match="belongs=same: allowed for mnli are entailment"):
         make_task("nli_pairs", data_dir=str(tmp_path), belongs="same").splits  # noqa: B018
+
+
+def test_tokens_of_all_texts(make_task, pairs, tokenizer):
+    task = make_task("embedding", **files(pairs))
+    task.use(tokenizer)
+    data = task.encoded("train")
+    texts = [a for a, _ in PAIRS] + [b for _, b in PAIRS]
+    assert [data.tokens.row(i)[0].tolist() for i in range(len(texts))] == [tokenizer(text).input_ids for text in texts]
