@@ -27,6 +27,13 @@ def tagged(text: str, label: str) -> str:
     return json.dumps({"tokens": text.split(), "tags": tags})
 
 
+def asked(text: str, label: str) -> str:
+    word = next(word for word in text.split() if word in (*GOOD, *BAD))
+    answer = {"text": word, "answer_start": text.index(word)}
+    question = {"id": text, "question": f"how {label} is it", "answers": [answer]}
+    return json.dumps({"context": text, "qas": [question]})
+
+
 KINDS = {  # kind: how a row of it is written, from a sentence and its label, and what names it
     "ner": (tagged, "jsonl", ("task=ner",)),
     "similarity": (
@@ -39,6 +46,7 @@ KINDS = {  # kind: how a row of it is written, from a sentence and its label, an
         "jsonl",
         ("task=embedding",),
     ),
+    "qa": (asked, "json", ("task=qa", "task.max_length=96", "task.stride=8", "task.longest_question=16")),
     "regression": (
         lambda text, label: json.dumps({"text": text, "label": len(text) / 50 + (label == "good")}),
         "jsonl",
@@ -69,7 +77,8 @@ def run_of(tmp_path_factory):
     for kind, (written, suffix, _) in KINDS.items():
         for seed, (split, count) in enumerate(COUNTS):
             rows = [written(*row) for row in sentences(count, seed)]
-            (root / f"{kind}-{split}.{suffix}").write_text("\n".join(rows) + "\n")
+            whole = "\n".join(rows) if suffix == "jsonl" else f'{{"data": [{{"paragraphs": [{", ".join(rows)}]}}]}}'
+            (root / f"{kind}-{split}.{suffix}").write_text(whole + "\n")
     identity.register()
 
     def run_(kind: str, method: str, *overrides: str):

@@ -34,12 +34,13 @@ pruned.register_classes()  # from here on the Auto classes know cut models
 HEADS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
     "token_classification": transformers.AutoModelForTokenClassification,
+    "question_answering": transformers.AutoModelForQuestionAnswering,
     "embedding": transformers.AutoModel,
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }
 # A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
-NEW_PARTS = {part for family in FAMILIES.values() for part in family.new_parts}
+NEW_PARTS = {"qa_outputs"} | {part for family in FAMILIES.values() for part in family.new_parts}
 PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
     "dropout": {key for family in FAMILIES.values() for key in family.dropouts},

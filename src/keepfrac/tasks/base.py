@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, count, setting, settings, text
 from keepfrac.tasks.loading import Batch, BatchedData
-from keepfrac.tasks.metrics import entities, multi_label, retrieval, scores
+from keepfrac.tasks.metrics import answers, entities, multi_label, retrieval, scores
 from keepfrac.tasks.rows import Rows, Splits
 
 DEFAULT_METRICS = {
@@ -22,8 +22,9 @@ DEFAULT_METRICS = {
     "masked_lm": tuple(scores.MASKED),
     "token_classification": entities.NAMES,
     "retrieval": retrieval.NAMES,
+    "question_answering": answers.NAMES,
 }
-NEW_HEADS = frozenset({"sequence_classification", "token_classification"})
+NEW_HEADS = frozenset({"sequence_classification", "token_classification", "question_answering"})
 """Heads that a task brings, with new weights; a language model has its own."""
 LIST = Kind(
     lambda value: isinstance(value, list | tuple) and all(isinstance(one, str | int | float) for one in value),

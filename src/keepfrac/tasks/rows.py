@@ -123,18 +123,18 @@ def cut_three(rows: Rows, column: str = "text") -> tuple[Rows, Rows, Rows]:
     return tuple(rows.take(np.flatnonzero(mask)) for mask in (~test & ~validation, validation, test))  # type: ignore[return-value]
 
 
-def completed(rows: dict[str, Rows]) -> tuple[Rows, Rows, Rows, str]:
-    """Returns train, validation, test, and how the missing ones were made."""
+def completed(rows: dict[str, Rows], column: str = "text") -> tuple[Rows, Rows, Rows, str]:
+    """Returns train, validation, test, and how the missing ones were made: by a hash of `column`."""
     train, validation, test = rows["train"], rows.get("validation"), rows.get("test")
     share = "10 % of train (5,000 rows at most) by a hash of the text"
     if validation is None and test is None:
         how = "validation and test are 10 % of train each, by a hash of the text"
-        return *cut_three(train), how
+        return *cut_three(train, column), how
     if validation is None:
-        train, validation = cut_validation(train)
+        train, validation = cut_validation(train, column)
         return train, validation, rows["test"], f"test has its own file; validation is {share}"
     if test is None:
-        train, test = cut_validation(train)
+        train, test = cut_validation(train, column)
         return train, validation, test, f"validation has its own file; test is {share}"
     return train, validation, test, "each has its own file"
 

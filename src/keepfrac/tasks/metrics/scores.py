@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchmetrics.utilities import dim_zero_cat
 
 from keepfrac.errors import UserError
-from keepfrac.tasks.metrics import entities, multi_label, retrieval, text
+from keepfrac.tasks.metrics import answers, entities, multi_label, retrieval, text
 from keepfrac.tasks.metrics.masked_lm import MaskedAccuracy, Perplexity
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -135,6 +135,7 @@ def allowed(problem: str, num_labels: int | None = None) -> tuple[str, ...]:
         "generation": tuple(text.SCORES),
         "token_classification": entities.NAMES,
         "retrieval": retrieval.NAMES,
+        "question_answering": answers.NAMES,
     }
     if problem in named:
         return named[problem]
