@@ -59,14 +59,15 @@ KINDS = {  # kind: how a row of it is written, from a sentence and its label, an
     ),
 }
 FIRST = ("ner", "embedding")
-"""Kinds that are tried with every method each time; the others in the slow set."""
+"""Kinds that are tried with every method each time; the others with those of QUICK, the rest in the slow set."""
+QUICK = ("nosp", "late", "l0", "lora")
 REFUSED: dict[tuple[str, str], str] = {}  # (kind, method): what the error says
 
 
 def cases():
     for kind in KINDS:
         for method in METHODS:
-            slow = (pytest.mark.slow,) if is_preset(method) or kind not in FIRST else ()
+            slow = (pytest.mark.slow,) if is_preset(method) or (kind not in FIRST and method not in QUICK) else ()
             yield pytest.param(kind, method, marks=slow, id=f"{kind}-{method}")
 
 

@@ -236,6 +236,11 @@ class QuestionTask(TextTask):
         found = (score.double(), none.double(), offsets[rows, first, 0].double(), offsets[rows, last, 1].double())
         return torch.stack(found, dim=1), batch["questions"]
 
+    @property
+    def num_labels(self) -> int:
+        """Two numbers a token: how likely the answer begins there, and ends there."""
+        return 2
+
     def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
         return len(batch["labels"])
 
