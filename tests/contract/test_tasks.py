@@ -47,6 +47,11 @@ KINDS = {  # kind: how a row of it is written, from a sentence and its label, an
         ("task=embedding",),
     ),
     "qa": (asked, "json", ("task=qa", "task.max_length=96", "task.stride=8", "task.longest_question=16")),
+    "reranking": (
+        lambda text, label: json.dumps({"query": text[:9], "passage": text, "relevance": float(label == "good")}),
+        "jsonl",
+        ("task=reranking",),
+    ),
     "regression": (
         lambda text, label: json.dumps({"text": text, "label": len(text) / 50 + (label == "good")}),
         "jsonl",

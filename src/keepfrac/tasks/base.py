@@ -22,6 +22,7 @@ DEFAULT_METRICS = {
     "masked_lm": tuple(scores.MASKED),
     "token_classification": entities.NAMES,
     "retrieval": retrieval.NAMES,
+    "reranking": retrieval.NAMES,
     "question_answering": answers.NAMES,
 }
 NEW_HEADS = frozenset({"sequence_classification", "token_classification", "question_answering"})

@@ -36,6 +36,41 @@ def ranking_scores(cosines: Tensor, relevant: Tensor) -> Tensor:
     return torch.stack([(hits * gains).sum(1) / best, first * (hits.sum(1) > 0), hits.sum(1) / wanted], dim=1)
 
 
+class RerankingScores(Metric):
+    """The same scores of passages that are given for each query, ranked by a number; relevant above 1/2.
+
+    A query none of whose passages is relevant has no score and is left out.
+
+    Args:
+        names: of NAMES.
+    """
+
+    full_state_update = False
+    preds: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__()
+        self.names = tuple(names)
+        self.add_state("preds", [], dist_reduce_fx="cat")
+        self.add_state("target", [], dist_reduce_fx="cat")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a number for each pair, (rows,), and its relevance and query, (rows, 2)."""
+        self.preds.append(preds.float())
+        self.target.append(target)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the mean scores by name."""
+        preds, target = dim_zero_cat(self.preds).cpu(), dim_zero_cat(self.target).cpu()
+        relevant, queries = target[:, 0] > 0.5, target[:, 1]
+        groups = [queries == query for query in queries[relevant].unique()]
+        found = [ranking_scores(preds[group][None], relevant[group][None]) for group in groups]
+        means = torch.cat(found).mean(0).float() if found else torch.zeros(len(NAMES))
+        chosen = dict(zip(NAMES, means, strict=True))
+        return {name: chosen[name] for name in self.names}
+
+
 class RetrievalScores(Metric):
     """The scores over a whole set.
 

@@ -135,6 +135,7 @@ def allowed(problem: str, num_labels: int | None = None) -> tuple[str, ...]:
         "generation": tuple(text.SCORES),
         "token_classification": entities.NAMES,
         "retrieval": retrieval.NAMES,
+        "reranking": retrieval.NAMES,
         "question_answering": answers.NAMES,
     }
     if problem in named:
