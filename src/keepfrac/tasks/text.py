@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from keepfrac.tasks.base import Batch, Task
+from keepfrac.tasks.loading import Encoded
 from keepfrac.tasks.rows import Rows
 from keepfrac.tasks.tokens import TokenRows, Tokens, cached_tokens, tokenizer_digest
 
@@ -49,7 +50,7 @@ class TextTask(Task):
         assert self.tokenizer is not None, "use(tokenizer) comes first"
         return cached_tokens(self.tokenizer, self._digest, rows, self.settings.max_length)
 
-    def encode(self, rows: Rows) -> LabelledTokens:
+    def encode(self, rows: Rows) -> Encoded:
         """Returns tokens and labels of `rows`."""
         return LabelledTokens(self.tokens(rows), rows["label"])
 

@@ -106,7 +106,7 @@ class TokenTask(TextTask):
         return _read(paths), "files " + ", ".join(map(str, paths.values()))
 
     def _folder(self) -> tuple[dict[str, Tagged], str] | None:
-        files, variable = self.settings.files, f"{self.name.upper()}_DATA"
+        files, variable = self.settings.files, f"{self.settings.name.upper()}_DATA"
         root = files and (self.settings.data_dir or os.environ.get(variable))
         if not files or not root:
             return None
@@ -117,7 +117,7 @@ class TokenTask(TextTask):
         return _read({split: folder / files[split] for split in FILES}), f"folder {folder}"
 
     def _hub(self) -> tuple[dict[str, Tagged], str]:
-        own, variable = self.settings, f"{self.name.upper()}_DATA"
+        own, variable = self.settings, f"{self.settings.name.upper()}_DATA"
         if own.path is None:
             raise DataMissing(
                 f"task {self.name}: type task.train_file=<a file of CoNLL columns, or .jsonl with tokens and tags>"

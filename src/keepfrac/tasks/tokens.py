@@ -57,7 +57,7 @@ def joined(first: Tokens, second: Tokens) -> Tokens:
     """Returns the rows of both, the first ones before the second ones; both know segments, or neither does."""
     return Tokens(
         ids=np.concatenate([first.ids, second.ids]),
-        types=None if first.types is None else np.concatenate([first.types, second.types]),  # type: ignore[list-item]
+        types=None if first.types is None else np.concatenate([first.types, second.types]),
         starts=np.concatenate([first.starts, second.starts[1:] + first.starts[-1]]),
         truncated=first.truncated + second.truncated,
     )

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keepfrac.errors import UserError
 from keepfrac.tasks.data.files import read_csv_rows, read_text, split_lines
@@ -128,8 +129,8 @@ def _of_columns(path: Path) -> Iterator[tuple[list[str], list[str], list[int]]]:
 
 def _of_jsonl(path: Path) -> Iterator[tuple[list[str], list[str], list[int]]]:
     for number, record in read_csv_rows(path):
-        words = record.get("tokens", record.get("words"))
-        tags = next((record[name] for name in TAGS if name in record), None)
+        words: Any = record.get("tokens", record.get("words"))
+        tags: Any = next((record[name] for name in TAGS if name in record), None)
         for name, values in (("tokens", words), (TAGS[0], tags)):
             if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
                 raise UserError(
