@@ -5,6 +5,7 @@ What can be set right is set right in place, to what the model was trained with;
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 
@@ -14,7 +15,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import base_path
-from keepfrac.models.families import FAMILIES, PRUNED
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ def check_embeddings(net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, w
     tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
     if rows is not None and tokens > rows:
         raise UserError(
-            f"{who} has {rows} embeddings, its tokenizer {tokens} tokens: give the tokenizer that belongs to it"
-            " (model.tokenizer=), or enlarge the embeddings (resize_token_embeddings)"
+            f"{who} has {rows} embeddings, its tokenizer {tokens} tokens: give the tokenizer that belongs to it, or"
+            " enlarge the embeddings (resize_token_embeddings)"
         )
 
 
@@ -150,9 +150,11 @@ def position_offset(net: nn.Module) -> int | None:
 
 
 def reads_pad(net: PreTrainedModel) -> bool:
-    """Returns whether a model may look for the last token that is not padding: a classifier on no known encoder."""
-    family = FAMILIES.get(str(net.config.model_type).removeprefix(PRUNED))
-    return "SequenceClassification" in type(net).__name__ and (family is None or family.causal)
+    """Returns whether a model looks for a row's last token that is not padding, as classifiers on decoders do.
+
+    The code of its class says so, whatever its family: the configuration's `pad_token_id` is read in no other forward.
+    """
+    return "pad_token_id" in inspect.unwrap(type(net).forward).__code__.co_names
 
 
 def match_pad(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, who: str) -> None:

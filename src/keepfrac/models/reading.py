@@ -28,6 +28,8 @@ CONFIG_FILES = (CONFIG,)
 TOKENIZER_FILES = ("tokenizer*.json", "vocab.json", "special_tokens_map.json", "added_tokens.json")
 WEIGHT_FILES = ("*.safetensors", INDEX, "pytorch_model*.bin")
 """Where the fault is looked for when one of the three cannot be read."""
+VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+"""Files that tokenizers are made of; a tokenizer's class may name others."""
 
 
 def read_config(source: str | Path, who: str, **more: Any) -> PreTrainedConfig:
@@ -124,6 +126,8 @@ def _named(who: str, source: str | Path, what: str, files: Sequence[str]) -> Ite
     except Exception as error:  # tokenizers, safetensors and pickle have exceptions of their own
         folder = Path(source)
         problem = _foreign_code(error) or (next(faults(folder, files), None) if folder.is_dir() else None)
+        if files is TOKENIZER_FILES and not problem:
+            problem = _no_files(folder, VOCABULARIES)
         raise UserError(f"{who}: {problem or f'{what} cannot be read: {first_line(error)}'}") from error
 
 
@@ -209,14 +213,20 @@ def _not_a_model(folder: Path, more: dict) -> str | None:
     return f"there is no {CONFIG} in {folder}: give a folder with {CONFIG} and model.safetensors"
 
 
+def _no_files(folder: Path, names: Sequence[str]) -> str | None:
+    if not folder.is_dir() or any(path for name in names for path in folder.glob(name)):
+        return None
+    return f"there is no tokenizer in {folder} (tokenizer.json or a vocabulary)"
+
+
 def _no_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, more: dict) -> str | None:
     """Transformers makes a tokenizer of special tokens alone where a folder has none."""
-    names = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    files = [folder / name for name in sorted(names) if (folder / name).is_file()]
-    if tokenizer.vocab_files_names and folder.is_dir() and "gguf_file" not in more:
-        if not files:
-            return f"there is no tokenizer in {folder} (none of {', '.join(sorted(names))})"
-        if problem := next((f"{path.name} {found}" for path in files if (found := _pointer(path))), None):
+    own = tokenizer.vocab_files_names.values()
+    if own and folder.is_dir() and "gguf_file" not in more:
+        names = (*VOCABULARIES, *own)
+        files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
+        pointers = (f"{path.name} {found}" for path in files if (found := _pointer(path)))
+        if problem := _no_files(folder, names) or next(pointers, None):
             return problem
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         return "its tokenizer knows no token but the special ones"

@@ -65,13 +65,13 @@ def _check_tokens(
     source: str, net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None, who: str
 ) -> None:
     own = read_tokenizer(source, who, "a teacher must read the student's tokens: save its tokenizer beside the weights")
-    match_tokens(net, own, max_length, who)
     same = own.get_vocab() == tokenizer.get_vocab() and own(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"]
     if not same:
         raise UserError(
             f"{who} has another tokenizer than the student ({len(own)} and {len(tokenizer)} tokens):"
             " a teacher must read the same tokens"
         )
+    match_tokens(net, own, max_length, who)
     if reads_pad(net) and own.pad_token_id != tokenizer.pad_token_id:
         raise UserError(
             f"{who} is padded with {own.pad_token}, the student with {tokenizer.pad_token}: name one token in both"
