@@ -21,7 +21,7 @@ from keepfrac.models.activation import use_activation
 from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
-from keepfrac.models.matching import class_names, match_classes, match_tokens, output_linear
+from keepfrac.models.matching import class_names, match_classes, match_tokens, output_linear, renew_head
 from keepfrac.models.reading import check_attention, read_config, read_tokenizer, read_weights
 from keepfrac.models.vocabulary.tokenizers import built
 from keepfrac.prune.masks import Masks
@@ -123,6 +123,8 @@ def _net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
 ) -> PreTrainedModel:
     auto, attention = HEADS[head], settings["attention"]
+    if settings["head"] and (settings["config"] or head != "sequence_classification"):
+        raise UserError(f"model.head={settings['head']}: without effect, for no classifier is loaded: leave it null")
     if settings["config"]:  # random weights were asked for: they may be looked at without training
         config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
         config = _configured(config, settings, labels, num_labels)
@@ -141,10 +143,13 @@ def _net(
         ignore_mismatched_sizes=True,
     )
     new = _refuse_missing(source, info)
+    if settings["head"]:
+        new += renew_head(net, num_labels, who)
     if new and not learns:
         raise UserError(_untrained(settings, new))
     if labels and f"{output_linear(net, num_labels)}.weight" not in new:
-        match_classes(net, class_names(found), labels, who)
+        way_out = ", or train a new head: model.head=new"
+        match_classes(net, class_names(found), labels, who, way_out)
     return net
 
 

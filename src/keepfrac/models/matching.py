@@ -49,7 +49,7 @@ def _say_places(names: Sequence[str]) -> bool:
 
 
 @torch.no_grad()
-def match_classes(net: PreTrainedModel, own: Sequence[str], labels: Sequence[str], who: str) -> None:
+def match_classes(net: PreTrainedModel, own: Sequence[str], labels: Sequence[str], who: str, way_out: str = "") -> None:
     """Brings a trained head's rows into the order of a task's labels, by name, in place.
 
     Args:
@@ -57,6 +57,7 @@ def match_classes(net: PreTrainedModel, own: Sequence[str], labels: Sequence[str
         own: names of its classes, as its folder has them (`class_names`).
         labels: names of the task's classes.
         who: the model, for the message.
+        way_out: what else can be done, for the message.
 
     Raises:
         UserError: the names are not the task's, or the head's last linear is not to be found.
@@ -64,8 +65,8 @@ def match_classes(net: PreTrainedModel, own: Sequence[str], labels: Sequence[str
     order = class_order(own, labels)
     if order is None:
         raise UserError(
-            f"{who} has the classes {', '.join(own)}, the task {', '.join(map(str, labels))}: a head is used by the"
-            " names of its classes; name them alike (id2label in config.json), or LABEL_0, LABEL_1 ... to go by place"
+            f"{who} has the classes {', '.join(own)}, the task {', '.join(map(str, labels))}: name them alike (id2label"
+            f" in its config.json; LABEL_0, LABEL_1 ... go by their place){way_out}"
         )
     if order == list(range(len(labels))):
         return
@@ -78,6 +79,23 @@ def match_classes(net: PreTrainedModel, own: Sequence[str], labels: Sequence[str
     for tensor in net.get_submodule(head).parameters(recurse=False):
         tensor.copy_(tensor[order])
     log.info("%s: its classes %s are brought into the task's order: %s", who, ", ".join(own), ", ".join(labels))
+
+
+@torch.no_grad()
+def renew_head(net: PreTrainedModel, num_labels: int, who: str) -> list[str]:
+    """Gives a classifier a new last linear, in place; returns the names of its parameters.
+
+    Raises:
+        UserError: it is not to be found.
+    """
+    path = output_linear(net, num_labels)
+    if path is None:
+        raise UserError(f"model.head=new: {who} has no linear of its own that gives the classes")
+    head = net.get_submodule(path)
+    head.get_parameter("weight").normal_(std=getattr(net.config, "initializer_range", 0.02))
+    if head.bias is not None:
+        head.get_parameter("bias").zero_()
+    return [f"{path}.{name}" for name, _ in head.named_parameters()]
 
 
 def output_linear(net: nn.Module, num_labels: int) -> str | None:

@@ -68,8 +68,22 @@ def test_a_head_comes_into_the_tasks_order(family, tmp_path):
 
 def test_other_classes_are_refused_with_both_lists(tmp_path):
     given = saved(tmp_path, named(("bad", "good")))
-    with pytest.raises(UserError, match=r"has the classes bad, good, the task no, yes: .*id2label"):
+    with pytest.raises(UserError, match=r"has the classes bad, good, the task no, yes: .*id2label.*model\.head=new$"):
         load_net(given, "sequence_classification", ("no", "yes"), 2, 60)
+
+
+def test_a_new_head_takes_the_place_of_one_with_other_classes(tmp_path):
+    given = saved(tmp_path, named(("bad", "good"))) | {"head": "new"}
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    net = load_net(given, "sequence_classification", ("no", "yes"), 2, 60)
+    own = plain.state_dict()
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, own[name])}
+    assert changed == {"classifier.weight", "classifier.bias"} and not net.classifier.bias.any()
+    assert 0.01 < net.classifier.weight.std() < 0.03
+    with pytest.raises(UserError, match=r"epochs=0 .*no trained head for this task \(classifier"):
+        load_net(given, "sequence_classification", ("no", "yes"), 2, 60, learns=False)
+    with pytest.raises(UserError, match=r"model\.head=new: without effect"):
+        load_net(given, "masked_lm", None, 1, 60)
 
 
 def test_a_head_of_another_width_is_new_whatever_its_names(tmp_path):
