@@ -122,23 +122,30 @@ def load_net(
 def _net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
 ) -> PreTrainedModel:
-    auto, attention = HEADS[head], settings["attention"]
     if settings["head"] and (settings["config"] or head != "sequence_classification"):
         raise UserError(f"model.head={settings['head']}: without effect, for no classifier is loaded: leave it null")
-    if settings["config"]:  # random weights were asked for: they may be looked at without training
-        config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
-        config = _configured(config, settings, labels, num_labels)
-        check_attention(auto, config, attention, f"model {settings['name']}")
-        return auto.from_config(config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False)
+    if not settings["config"]:
+        return _loaded(settings, head, labels, num_labels, learns)
+    # random weights were asked for: they may be looked at without training
+    config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
+    config = _configured(config, settings, labels, num_labels)
+    check_attention(HEADS[head], config, settings["attention"], f"model {settings['name']}")
+    how = {"attn_implementation": settings["attention"], "dtype": torch.float32}
+    return HEADS[head].from_config(config, trust_remote_code=False, **how)
+
+
+def _loaded(
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, learns: bool
+) -> PreTrainedModel:
     source = model_source(settings)
     who = f"model {source}"
     found = read_config(source, who)
     net, info = read_weights(
-        auto,
+        HEADS[head],
         source,
         who,
         _configured(found, settings, labels, num_labels),
-        attn_implementation=attention,
+        attn_implementation=settings["attention"],
         dtype=torch.float32,  # else the checkpoint's own, which may be fp16
         ignore_mismatched_sizes=True,
     )
@@ -148,8 +155,7 @@ def _net(
     if new and not learns:
         raise UserError(_untrained(settings, new))
     if labels and f"{output_linear(net, num_labels)}.weight" not in new:
-        way_out = ", or train a new head: model.head=new"
-        match_classes(net, class_names(found), labels, who, way_out)
+        match_classes(net, class_names(found), labels, who, ", or train a new head: model.head=new")
     return net
 
 
