@@ -33,9 +33,10 @@ def locate(name: str, package: str | None, key: str = "model.name") -> str:
     own, files = PACKAGES.get(package or "", (None, None))
     if files and name == own:
         return str(files())
+    files_of = "tokenizer.json" if key == "model.tokenizer" else "config.json and model.safetensors"
     raise DataMissing(
         f"{key}={name}: not a local folder, the model hub does not answer and its cache does not hold it, and"
-        f" {_no_source(package, own)}; give a folder: {key}=<folder with config.json and model.safetensors>"
+        f" {_no_source(package, own)}; give a folder: {key}=<folder with {files_of}>"
     )
 
 

@@ -63,7 +63,8 @@ def read_tokenizer(
     Raises:
         UserError: it cannot be read, needs code of its own, or has no vocabulary.
     """
-    with _named(who, source, "tokenizer.json", TOKENIZER_FILES):
+    absent = _no_files(Path(source), VOCABULARIES)
+    with _named(who, source, "tokenizer.json", TOKENIZER_FILES, f"{absent}; {way_out}" if absent else None):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **more)
     if problem := _no_vocabulary(Path(source), tokenizer, more):
         raise UserError(f"{who}: {problem}; {way_out}")
@@ -117,8 +118,10 @@ def has_sdpa(auto: Any, config: PreTrainedConfig) -> bool:
 
 
 @contextmanager
-def _named(who: str, source: str | Path, what: str, files: Sequence[str]) -> Iterator[None]:
-    """Makes of whatever a library raises one line that names the file."""
+def _named(
+    who: str, source: str | Path, what: str, files: Sequence[str], otherwise: str | None = None
+) -> Iterator[None]:
+    """Makes of whatever a library raises one line that names the file, or says `otherwise` where none is damaged."""
     try:
         yield
     except UserError:
@@ -126,26 +129,27 @@ def _named(who: str, source: str | Path, what: str, files: Sequence[str]) -> Ite
     except Exception as error:  # tokenizers, safetensors and pickle have exceptions of their own
         folder = Path(source)
         problem = _foreign_code(error) or (next(faults(folder, files), None) if folder.is_dir() else None)
-        if files is TOKENIZER_FILES and not problem:
-            problem = _no_files(folder, VOCABULARIES)
-        raise UserError(f"{who}: {problem or f'{what} cannot be read: {first_line(error)}'}") from error
+        raise UserError(f"{who}: {problem or otherwise or f'{what} cannot be read: {first_line(error)}'}") from error
 
 
 def faults(folder: Path, files: Sequence[str]) -> Iterator[str]:
     """Yields what is wrong with the files of these names or patterns, each file's name first."""
     for path in (path for pattern in files for path in sorted(folder.glob(pattern))):
         check = CHECKS.get(path.suffix)
-        if check and path.is_file() and (problem := _pointer(path) or check(path)):
+        if check and path.is_file() and (problem := _no_content(path) or check(path)):
             yield f"{path.name} {problem}"
     yield from _missing_shards(folder / INDEX)
 
 
-def _pointer(path: Path) -> str | None:
-    with path.open("rb") as file:
-        begin = file.read(len(POINTER))
-    if begin == POINTER:
+def _no_content(path: Path) -> str | None:
+    if _is_pointer(path):
         return "is a pointer of git-lfs, not the file itself: type `git lfs pull` in its folder"
-    return None if begin else "is empty"
+    return None if path.stat().st_size else "is empty"
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def _json_problem(path: Path) -> str | None:
@@ -225,7 +229,7 @@ def _no_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, more: dict)
     if own and folder.is_dir() and "gguf_file" not in more:
         names = (*VOCABULARIES, *own)
         files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
-        pointers = (f"{path.name} {found}" for path in files if (found := _pointer(path)))
+        pointers = (f"{path.name} {_no_content(path)}" for path in files if _is_pointer(path))
         if problem := _no_files(folder, names) or next(pointers, None):
             return problem
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):

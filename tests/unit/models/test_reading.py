@@ -116,7 +116,7 @@ def test_a_damaged_model_is_named(folder, reader, file, damage, said):
         (empty, "tokenizer.json is empty"),
         (pointer, "tokenizer.json is a pointer of git-lfs"),
         (another_shape, "tokenizer.json cannot be read"),
-        (Path.unlink, "there is no tokenizer in"),
+        (Path.unlink, "there is no tokenizer in"),  # that this tokenizer's class cannot be without
     ],
 )
 def test_a_damaged_tokenizer_is_named(folder, damage, said):
@@ -126,10 +126,15 @@ def test_a_damaged_tokenizer_is_named(folder, damage, said):
     refused(lambda: taught(folder), f"distill.teacher={folder}", said)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama"])
+def test_a_folder_without_tokenizer_says_the_way_out(family, tmp_path):
+    tiny(family, layers=1).save_pretrained(tmp_path)
+    refused(lambda: load_tokenizer(given(tmp_path)), "there is no tokenizer in", "model.tokenizer=<folder or hub name>")
+
+
 @pytest.mark.parametrize(("family", "file"), [("bert", "vocab.txt"), ("gpt2", "vocab.json")])
 def test_a_tokenizer_of_special_tokens_alone_is_none(family, file, tmp_path):
     tiny(family, layers=1).save_pretrained(tmp_path)
-    refused(lambda: load_tokenizer(given(tmp_path)), "there is no tokenizer", "model.tokenizer=<folder or hub name>")
     (tmp_path / file).write_bytes(POINTER if family == "bert" else b"{}")
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     refused(lambda: load_tokenizer(given(tmp_path)), "git-lfs" if family == "bert" else "no token but the special ones")
