@@ -196,7 +196,7 @@ def other_words(net, tokenizer):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (relabelled(["good", "bad"]), "labels in the order good, bad, the task bad, good"),
+        (relabelled(["better", "worse"]), "has the classes better, worse, the task bad, good"),
         (swapped, "its label order disagrees"),
         (more_labels, "has 3 labels, the task 2"),
         (headless, "lacks classifier.* fine-tune it first"),

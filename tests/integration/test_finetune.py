@@ -101,6 +101,9 @@ def test_epochs_0_evaluates_what_a_run_left(composed):
     first = run(base)
     again = run(composed("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "name=again"))
     assert again["scores"] == first["scores"]
+    chain = ("epochs=0", "model=from_run", f"model.run={identity.cell(base).folder}", "probe_steps=0", "name=swapped")
+    swapped = run(composed(*chain, "task.labels=[good,bad]"))
+    assert swapped["scores"]["test/loss"] == pytest.approx(first["scores"]["test/loss"], abs=1e-6)
 
 
 def test_epochs_0_asks_for_the_head_of_the_run(composed, csv_folder, tmp_path):

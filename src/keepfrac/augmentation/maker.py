@@ -14,9 +14,10 @@ from keepfrac.augmentation.candidates import Candidates, WordCandidates
 from keepfrac.augmentation.masked import MaskedWords
 from keepfrac.augmentation.neighbours import Neighbours, from_embeddings, from_glove, glove_digest
 from keepfrac.augmentation.words import Sentence, Word, check_tokenizer, find_words
-from keepfrac.errors import DataMissing, UserError
+from keepfrac.errors import UserError
 from keepfrac.models.load import load_masked_lm, load_tokenizer
 from keepfrac.models.locate import locate
+from keepfrac.models.matching import check_embeddings
 from keepfrac.storage import hub
 from keepfrac.storage.fingerprint import fingerprint_of_folder
 
@@ -102,6 +103,7 @@ class Maker:
         own = self.settings
         with torch.random.fork_rng(devices=[]):  # new weights must not move the run's own random numbers
             net, has_head = load_masked_lm(self.folder)
+        check_embeddings(net, self._tokenizer, f"augment.model={own.model}")
         if not has_head and own.words == "masked_lm":
             raise UserError(
                 f"augment.words=masked_lm: {own.model} has no masked-LM head; give augment.model=<a masked"
@@ -128,10 +130,7 @@ def folder_of(model: str, package: str | None) -> str:
     inner = Path(model) / "model"
     if inner.is_dir():
         return str(inner)
-    try:
-        found = locate(model, package)
-    except DataMissing as error:
-        raise DataMissing(str(error).replace("model.name=", "augment.model=")) from None
+    found = locate(model, package, "augment.model")
     if Path(found).is_dir():
         return found
     from huggingface_hub import snapshot_download

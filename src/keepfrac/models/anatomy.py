@@ -127,7 +127,11 @@ def family_of(net: nn.Module) -> Family:
     """
     model_type = getattr(getattr(net, "config", None), "model_type", None) or type(net).__name__
     if (family := FAMILIES.get(model_type.removeprefix(PRUNED))) is None:
-        raise UserError(f"the parts of a {model_type!r} are not known: use one of {sorted(FAMILIES)}")
+        raise UserError(
+            f"the parts of a {model_type!r} are not known: it can be fine-tuned whole (method=nosp), learn from a"
+            f" teacher's logits (distill=logits) and lose tokens (method=vocab); all else is for"
+            f" {', '.join(sorted(FAMILIES))}"
+        )
     return family
 
 

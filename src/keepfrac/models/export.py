@@ -28,6 +28,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.anatomy import family_of
 from keepfrac.models.cut import counts_of, empty_like, encoder_layers, is_cut, shape_of
 from keepfrac.models.dense_reference import stock_config
+from keepfrac.models.matching import most_tokens
 from keepfrac.models.packed import save_packed
 from keepfrac.models.pruned import STOCK_OF
 from keepfrac.prune.structure import ROLES
@@ -210,5 +211,5 @@ def _two_rows(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _free(net: PreTrainedModel, example: Mapping[str, Tensor]) -> dict[str, dict]:
     batch = torch.export.Dim("batch", min=1)
-    length = torch.export.Dim("length", min=2, max=net.config.max_position_embeddings - 2)
+    length = torch.export.Dim("length", min=2, max=most_tokens(net))
     return {name: {0: batch, 1: length} for name in example}

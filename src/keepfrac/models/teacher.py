@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
 from keepfrac.models.load import HEADS, silence_library_logging
 from keepfrac.models.locate import locate_teacher
-from keepfrac.storage.redact import first_line
+from keepfrac.models.matching import class_names, match_classes, match_tokens, reads_pad
+from keepfrac.models.reading import has_sdpa, read_config, read_tokenizer, read_weights
 
 SAMPLE = "A teacher's words, it's said: don't (ever) re-tokenise 3.14 naïve sub-words!"
 
@@ -25,7 +23,7 @@ def load_teacher(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None,
 ) -> PreTrainedModel:
-    """Returns the teacher in fp32, in eval mode and without gradients.
+    """Returns the teacher in fp32, in eval mode and without gradients; its classes are in the task's order.
 
     Args:
         name: a run's folder, a local Hugging Face folder or a hub name.
@@ -36,62 +34,46 @@ def load_teacher(
         max_length: most tokens of a row; None: not known.
 
     Raises:
-        UserError: it cannot be read, has no head for the task, other labels or another order, or other tokens.
+        UserError: it cannot be read, has no head for the task, other classes or other tokens.
     """
     silence_library_logging()
-    source = locate_teacher(name)
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"distill.teacher={name}: {first_line(error)}") from error
-    _check_labels(name, config, labels, num_labels)
-    _check_tokens(name, source, config, tokenizer, max_length)
-    return _load(name, source, head).eval().requires_grad_(False)
+    source, who = locate_teacher(name), f"distill.teacher={name}"
+    config = read_config(source, who)
+    if config.num_labels != num_labels:
+        raise UserError(f"{who} has {config.num_labels} labels, the task {num_labels}: give a teacher of this task")
+    names = class_names(config)
+    net = _load(source, head, config, who)
+    if labels:
+        match_classes(net, names, labels, who)
+    _check_tokens(source, net, tokenizer, max_length, who)
+    return net.eval().requires_grad_(False)
 
 
-def _load(name: str, source: str, head: str) -> PreTrainedModel:
-    """A pickled checkpoint is read as weights alone (torch's `weights_only`), or not at all."""
-    try:
-        net, info = HEADS[head].from_pretrained(
-            source, attn_implementation="sdpa", dtype="float32", weights_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"distill.teacher={name}: {first_line(error)}") from error
+def _load(source: str, head: str, config: PreTrainedConfig, who: str) -> PreTrainedModel:
+    """How its attention is computed is no setting: nothing of it is asked but outputs and scores."""
+    attention = "sdpa" if has_sdpa(HEADS[head], config) else "eager"
+    net, info = read_weights(HEADS[head], source, who, config, attn_implementation=attention, dtype="float32")
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"distill.teacher={name} lacks {', '.join(missing[:3])}: it was not fine-tuned with a head for this task;"
+            f"{who} lacks {', '.join(missing[:3])}: it was not fine-tuned with a head for this task;"
             " fine-tune it first (method=nosp) and give that run's folder"
         )
-    attach_saved(net, Path(source))
     return net
 
 
-def _check_labels(name: str, config, labels: Sequence[str] | None, num_labels: int) -> None:
-    if config.num_labels != num_labels:
-        raise UserError(
-            f"distill.teacher={name} has {config.num_labels} labels, the task {num_labels}: give a teacher of this task"
-        )
-    own = [str(config.id2label[index]).casefold() for index in range(num_labels)] if labels else []
-    asked = [str(label).casefold() for label in labels or ()]
-    if sorted(own) == sorted(asked) and own != asked:
-        raise UserError(
-            f"distill.teacher={name} has its labels in the order {', '.join(own)}, the task {', '.join(asked)}"
-        )
-
-
-def _check_tokens(name: str, source: str, config, tokenizer, max_length: int | None) -> None:
-    try:
-        own = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"distill.teacher={name} has no tokenizer, and must read the student's tokens: save it beside the weights"
-        ) from error
+def _check_tokens(
+    source: str, net: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int | None, who: str
+) -> None:
+    own = read_tokenizer(source, who, "a teacher must read the student's tokens: save its tokenizer beside the weights")
     same = own.get_vocab() == tokenizer.get_vocab() and own(SAMPLE)["input_ids"] == tokenizer(SAMPLE)["input_ids"]
-    if not same or config.vocab_size < len(tokenizer):
+    if not same:
         raise UserError(
-            f"distill.teacher={name} has another tokenizer than the student ({len(own)} and {len(tokenizer)} tokens):"
+            f"{who} has another tokenizer than the student ({len(own)} and {len(tokenizer)} tokens):"
             " a teacher must read the same tokens"
         )
-    room = getattr(config, "max_position_embeddings", None)
-    if max_length and room and max_length > room:
-        raise UserError(f"task.max_length={max_length}: distill.teacher={name} takes at most {room} tokens")
+    match_tokens(net, own, max_length, who)
+    if reads_pad(net) and own.pad_token_id != tokenizer.pad_token_id:
+        raise UserError(
+            f"{who} is padded with {own.pad_token}, the student with {tokenizer.pad_token}: name one token in both"
+            " (pad_token_id in config.json)"
+        )

@@ -11,7 +11,7 @@ from keepfrac.distillation.examine import examine
 from keepfrac.measurement import costs
 from keepfrac.models.dense_reference import dense_original
 from keepfrac.models.export import check_ready
-from keepfrac.models.load import load_net, load_tokenizer, weights_note
+from keepfrac.models.load import load_for_task, load_tokenizer, weights_note
 from keepfrac.run import build, delivery, lineage
 from keepfrac.run.identity import Cell
 from keepfrac.run.probe import Fidelity, Probe
@@ -66,15 +66,7 @@ class Execution:
 
     def _build_module(self) -> None:
         task, model = self.task, self.settings.model.plain()
-        net = load_net(
-            model,
-            head=task.head,
-            labels=task.labels,
-            num_labels=task.num_labels,
-            vocab_size=len(self.tokenizer),
-            learns=bool(self.steps),
-        )
-        net.config.problem_type = task.problem_type  # type: ignore[union-attr]
+        net = load_for_task(model, task, self.tokenizer, learns=bool(self.steps))
         self.dense = copy.deepcopy(net)
         self.module = build.build_whole_module(self.settings, net, task, self.steps, self.tokenizer)
 

@@ -105,9 +105,9 @@ def _model_identity(model: dict) -> dict:
     if model["run"] and not folder.is_dir():
         raise UserError(f"model.run={model['run']}: not the folder of a finished run (it has no model/ in it)")
     if not folder.is_dir():
-        for name in (model["name"] if not model["config"] else None, model["tokenizer"]):
-            if isinstance(name, str):
-                found = locate(name, model["package"])  # missing weights are found before a sweep starts
+        for key in ("tokenizer",) if model["config"] else ("name", "tokenizer"):
+            if isinstance(name := model[key], str):
+                found = locate(name, model["package"], f"model.{key}")  # missing weights are found before a sweep
                 if found.endswith(ROUNDED):
                     model = {**model, "weights": Path(found).name}  # not those that the hub has by this name
         return model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from keepfrac.errors import UserError
 from keepfrac.measurement import costs
 from keepfrac.models.anatomy import anatomy
-from keepfrac.models.load import load_net, load_tokenizer
+from keepfrac.models.load import load_for_task, load_tokenizer
 from keepfrac.run.build import build_module, build_task, silence_libraries
 from keepfrac.run.settings import RunSettings
 from keepfrac.storage import results
@@ -138,7 +138,7 @@ def probe_of(folder: Path) -> Probe:
     task, model = build_task(settings), settings.model.plain()
     tokenizer = load_tokenizer(model)
     task.use(tokenizer)
-    net = load_net(model, head=task.head, labels=task.labels, num_labels=task.num_labels, vocab_size=len(tokenizer))
+    net = load_for_task(model, task, tokenizer)
     dense = copy.deepcopy(net)
     module = build_module(settings, net, task, 1)
     module.net.train()

