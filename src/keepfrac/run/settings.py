@@ -29,9 +29,11 @@ NAME = Kind(
 )
 SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
 GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
-EARLIER = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every")) | {
-    group: {"name": "none"} for group in ("backward", "distill", "augment", "export")
-}
+EARLIER = (
+    dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"))
+    | {group: {"name": "none"} for group in ("backward", "distill", "augment", "export")}
+    | {"rerun": "none"}
+)
 """Settings that runs of earlier versions do not name, as they were in effect."""
 
 
@@ -92,6 +94,7 @@ class RunSettings(LoopSettings):
     checkpoint_every: int = count("optimizer steps between resume checkpoints")
     keep_frac: float = share("of what: see the method's yaml", "(]")
     probe_steps: int = count("steps of the cost measurement per side; 0: no measurement", 0)
+    rerun: str = choice("of finished cells: none, or those that other code has made (changed)", "none", "changed")
     fidelity_every: int | None = count("optimizer steps between looks at the dense gradient; null: none", null=True)
     model: Model = setting("what is fine-tuned", Kind(lambda value: isinstance(value, Model), "a model"))
     hardware: Hardware = setting("where", Kind(lambda value: isinstance(value, Hardware), "hardware"))

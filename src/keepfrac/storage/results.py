@@ -4,7 +4,7 @@ Schema (version 1): status, error, identity, config, provenance, best_metric, di
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from keepfrac.storage.files import write_atomically
@@ -38,10 +38,24 @@ def read(folder: Path) -> dict | None:
     return results if isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION else None
 
 
-def is_done(folder: Path, identity: str) -> bool:
-    """Returns whether this folder holds the finished run of exactly this cell."""
-    results = read(folder)
-    return results is not None and results.get("status") == "done" and results.get("identity") == identity
+def is_done(folder: Path, identity: str, code: str | None = None) -> bool:
+    """Returns whether this folder holds the finished run of exactly this cell, made by this code (None: by any)."""
+    return finishes(read(folder), identity, code)
+
+
+def finishes(results: Mapping | None, identity: str, code: str | None = None) -> bool:
+    """As `is_done`, of results that have been read."""
+    if results is None or results.get("status") != "done" or results.get("identity") != identity:
+        return False
+    return code in (None, code_of(results))
+
+
+def code_of(results: Mapping | None) -> str | None:
+    """Returns the fingerprint of the code that made these results; None: they are of a version that kept none."""
+    place: object = results
+    for key in ("provenance", "fingerprints", "code"):
+        place = place.get(key) if isinstance(place, Mapping) else None
+    return place if isinstance(place, str) else None
 
 
 def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:

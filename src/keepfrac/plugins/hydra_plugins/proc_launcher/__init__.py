@@ -54,7 +54,7 @@ class ProcLauncher(Launcher):
         from keepfrac.sweep import planning, terminal
 
         console = Console(soft_wrap=True, markup=False, highlight=False)
-        plan = planning.make_plan(self._cells(job_overrides, initial_job_idx), results.is_done)
+        plan = planning.make_plan(self._cells(job_overrides, initial_job_idx))
         if not plan.todo and not plan.done:
             raise UserError(planning.nothing_to_run(plan))
         folder = (*plan.todo, *plan.done)[0].folder.parent
@@ -170,7 +170,7 @@ class ProcLauncher(Launcher):
         OmegaConf.set_struct(cfg, True)
         identity.check(cfg)
         cell = identity.cell(cfg)
-        return Job(task, cell.identity, Path(cell.folder), cell.label, kind_of(cfg))
+        return Job(task, cell.identity, cell.folder, cell.label, kind_of(cfg), cell.code, cell.code_asked)
 
     def _check_launcher(self, config: DictConfig) -> None:
         """Hydra chooses the launcher before it sees swept groups: another one's name would be ignored."""

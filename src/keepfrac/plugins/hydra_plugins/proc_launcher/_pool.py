@@ -125,7 +125,7 @@ class Pool:
             job = self.queue.popleft()
             if self._next_look.get(job.identity, 0.0) > time.monotonic():
                 self.queue.append(job)
-            elif results.is_done(job.folder, job.identity):
+            elif results.is_done(job.folder, job.identity, job.code_asked):
                 self._finished(job, "by another process")
             elif is_locked(job.folder):  # asked here: to start a process takes seconds
                 self._postpone(job)
@@ -161,7 +161,7 @@ class Pool:
         for child in [child for child in self.running if child.process.poll() is not None]:
             self.running.remove(child)
             job, code = child.job, child.process.returncode
-            if results.is_done(job.folder, job.identity):
+            if results.is_done(job.folder, job.identity, job.code_asked):
                 self._finished(job, f"in {planning.duration(time.time() - child.started)}")
             elif code == Held.EXIT_CODE:
                 self._postpone(job)
