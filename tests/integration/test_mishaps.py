@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_begins_the_run_anew(composed):
 def test_a_result_of_other_code_is_told_and_made_again_on_request(composed, monkeypatch, caplog):
     cfg = composed("steps=1", "probe_steps=0")
     made = run(cfg)["provenance"]["fingerprints"]
-    assert made == {"code": identity.cell(cfg).code, "data": identity.data(identity.plain(cfg)["task"])}
+    assert made == {"code": identity.cell(cfg).code, "data": identity.data(identity.plain(cfg)["task"])[:16]}
     caplog.set_level("WARNING")
     assert run(cfg)["status"] == "done" and not caplog.messages
     monkeypatch.setattr(identity, "fingerprint_of_code", lambda *_: "edited")

@@ -65,7 +65,7 @@ def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
 
     shown = redact_tree(settings.plain())
     (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
-    fingerprints = {"code": cell.code, "data": identity.data(settings.task)}
+    fingerprints = {"code": cell.code, "data": identity.data(settings.task)[:16]}
     made = provenance(settings.seed, _overrides()) | {"fingerprints": fingerprints}
     record = {"status": "running", "error": None, "identity": cell.identity, "config": shown, "provenance": made}
     results.write(cell.folder, record)
