@@ -25,6 +25,7 @@ class Standin:
         left_out = shutil.ignore_patterns("run", "__pycache__")
         shutil.copytree(ROOT / "src/keepfrac", root / "src/keepfrac", ignore=left_out, dirs_exist_ok=True)
         shutil.copy(ROOT / "conf/hydra/launcher/proc.yaml", root / "conf/hydra/launcher")
+        shutil.copytree(ROOT / "conf/hydra/sweeper", root / "conf/hydra/sweeper")
         self.environment = {**os.environ, "STARTS": str(root / "starts")}
         self.environment.pop("KEEPFRAC_MULTIRUN", None)
 

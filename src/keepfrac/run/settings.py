@@ -174,15 +174,17 @@ def plain(cfg: DictConfig) -> dict:
     Raises:
         UserError: a mandatory value is missing.
     """
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        found = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        return {str(key): _contents(cfg, key) for key in cfg if key != "hydra"}
     except MissingMandatoryValue as error:
         raise UserError(
             f"{error.full_key}: a value is needed, such as {error.full_key}=multirun/<name>/<cell>"
         ) from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+
+
+def _contents(cfg: DictConfig, key: Any) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
 def check(cfg: DictConfig | dict) -> RunSettings:

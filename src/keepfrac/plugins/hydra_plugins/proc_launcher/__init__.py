@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 
 class ProcLauncher(Launcher):
@@ -139,16 +139,18 @@ class ProcLauncher(Launcher):
 
     def _cells(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Any]:
         """Composes and checks every combination; one without data becomes a `Missing`."""
+        from hydra_plugins.proc_launcher._compose import Composer
+
         from keepfrac.errors import DataMissing, UserError
         from keepfrac.sweep.planning import Missing
 
         setup_globals()
-        before = HydraConfig.instance().cfg
+        before, composer = HydraConfig.instance().cfg, Composer(self.loader, self.config)
         try:
             for index, overrides in enumerate(job_overrides):
                 task = tuple(each for each in overrides if not each.startswith(("hydra.", "hydra/")))
                 try:
-                    yield self._cell(overrides, task, first + index)
+                    yield self._cell(composer(overrides), task, first + index)
                 except DataMissing as missing:
                     yield Missing(task, str(missing))
                 except UserError as error:
@@ -156,21 +158,17 @@ class ProcLauncher(Launcher):
         finally:
             HydraConfig.instance().cfg = before
 
-    def _cell(self, overrides: Sequence[str], task: tuple[str, ...], index: int) -> Any:
+    def _cell(self, config: DictConfig, task: tuple[str, ...], index: int) -> Any:
         from keepfrac.run import identity
         from keepfrac.sweep.planning import Job, kind_of
 
-        config = self.loader.load_sweep_config(self.config, list(overrides))
         self._check_launcher(config)
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = index, str(index)
             config.hydra.runtime.output_dir = str(Path(self.config.hydra.sweep.dir).absolute())
-        HydraConfig.instance().set_config(config)
-        cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        OmegaConf.set_struct(cfg, True)
-        identity.check(cfg)
-        cell = identity.cell(cfg)
-        return Job(task, cell.identity, cell.folder, cell.label, kind_of(cfg), cell.code, cell.code_asked)
+        HydraConfig.instance().cfg = config  # what ${hydra:...} reads, without a copy
+        cell = identity.cell(identity.check(config))
+        return Job(task, cell.identity, cell.folder, cell.label, kind_of(config), cell.code, cell.code_asked)
 
     def _check_launcher(self, config: DictConfig) -> None:
         """Hydra chooses the launcher before it sees swept groups: another one's name would be ignored."""
