@@ -1,11 +1,13 @@
 """What it costs to plan a sweep, and to type a finished one again: `python -m tests.bench.bench_plan [CELLS ...]`.
 
 Prints, for 10, 100 and 1,000 cells, the seconds from the command to the line that announces the plan, where nothing is
-done, and the seconds of the whole command, where everything is. Results are written without a run.
+done, and the seconds of the whole command, where everything is; in brackets those of a core, which other work on the
+machine does not change. Results are written without a run.
 """
 
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -56,25 +58,30 @@ def _record(config: dict, cell: identity.Cell) -> dict:
     return done | {"best_metric": "accuracy", "direction": "max", "scores": scores, "kept": {}, "cost": cost}
 
 
-def planned(line: list[str]) -> float:
+def used() -> float:
+    """Returns the seconds of a core that ended children of this process have used."""
+    times = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return times.ru_utime + times.ru_stime
+
+
+def planned(line: list[str]) -> str:
     """Returns the seconds until a sweep says what it will run; it runs nothing of it to an end."""
-    begin = time.monotonic()
+    begin, before = time.monotonic(), used()
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         told = next((text for text in process.stdout if " cells, " in text), None)
         seconds = time.monotonic() - begin
-        process.terminate()
-        process.stdout.read()
+        process.kill()
     assert told is not None
-    return seconds
+    return f"{seconds:.1f} s ({used() - before:.1f} s)"
 
 
-def typed_again(line: list[str]) -> float:
+def typed_again(line: list[str]) -> str:
     """Returns the seconds of a command whose cells are all done."""
-    begin = time.monotonic()
+    begin, before = time.monotonic(), used()
     output = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "everything is done" in output, output
-    return time.monotonic() - begin
+    return f"{time.monotonic() - begin:.1f} s ({used() - before:.1f} s)"
 
 
 def main(sizes: list[int]) -> None:
@@ -85,7 +92,7 @@ def main(sizes: list[int]) -> None:
             plan = planned(command(f"planned{size}", AXES[size]))
             finish(f"done{size}", AXES[size])
             again = typed_again(command(f"done{size}", AXES[size]))
-            sys.stdout.write(f"{size} cells: planned in {plan:.1f} s, typed again in {again:.1f} s\n")
+            sys.stdout.write(f"{size} cells: planned in {plan}, typed again in {again}\n")
             sys.stdout.flush()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra_plugins.proc_launcher import ProcLauncher
 
 
 class GridSweeper(BasicSweeper):
@@ -11,5 +10,5 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Composes every cell where the launcher does not do so before it starts one."""
-        if not isinstance(self.launcher, ProcLauncher):
+        if not getattr(self.launcher, "composes_first", False):
             super().validate_batch_is_legal(batch)

@@ -27,6 +27,8 @@ class ProcLauncher(Launcher):
         n_jobs: processes at a time, a whole number >= 1; the cores are divided among them.
     """
 
+    composes_first = True
+
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs = n_jobs
 
