@@ -43,6 +43,10 @@ class Standin:
         path = self.root / "starts"
         return path.read_text().split() if path.exists() else []
 
+    def processes(self) -> int:
+        """How many processes of cells there were, also those that ended before they began."""
+        return len((self.root / "starts.processes").read_text().split())
+
     def folder(self, beginning: str, name: str = "runs") -> Path:
         (found,) = (self.root / "multirun" / name).glob(f"{beginning}-*")
         return found
@@ -173,7 +177,7 @@ def test_two_sweeps_at_once_do_no_double_work(standin: Standin) -> None:
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert sorted(standin.starts()) == sorted(set(standin.starts()))
-    assert len(standin.starts()) == 3
+    assert len(standin.starts()) == standin.processes() == 3
     assert any("another process" in output for output in outputs)
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, signal_group
+from hydra_plugins.proc_launcher._process import caught_signals, signal_group, start_process
 from rich.console import Console
 from rich.live import Live
 
 from keepfrac.errors import Held
 from keepfrac.storage import results
-from keepfrac.storage.files import is_locked
+from keepfrac.storage.files import take_lock
 from keepfrac.storage.redact import redact
 from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Kind, Running, Status
@@ -127,33 +127,32 @@ class Pool:
                 self.queue.append(job)
             elif results.is_done(job.folder, job.identity, job.code_asked):
                 self._finished(job, "by another process")
-            elif is_locked(job.folder):  # asked here: to start a process takes seconds
-                self._postpone(job)
             else:
-                self._start(job)
+                self._try(job)
 
-    def _start(self, job: Job) -> None:
-        log, command = job.folder / "run.log", self.command(job)
-        self._next_look.pop(job.identity, None)
+    def _try(self, job: Job) -> None:
+        """Starts a job with the lock of its cell in its hands, so that no other launcher starts it as well."""
+        lock = None
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
-                now = datetime.now().astimezone()
-                output.write(f"--- {now:%Y-%m-%d %H:%M:%S} {redact(shlex.join(command))}\n".encode())
-                output.flush()
-                start = output.tell()
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=self.environment,
-                    start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends its children
-                    preexec_fn=die_with_parent(os.getpid()),
-                )
+            lock = take_lock(job.folder)
+            self._start(job, lock)
+        except Held:
+            self._postpone(job)
         except OSError as error:
-            self._failed(job, f"cannot be started: {error}", log, "")
-            return
+            self._failed(job, f"cannot be started: {error}", job.folder / "run.log", "")
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _start(self, job: Job, lock: int | None) -> None:
+        log, command = job.folder / "run.log", self.command(job)
+        with log.open("ab") as output:
+            now = datetime.now().astimezone()
+            output.write(f"--- {now:%Y-%m-%d %H:%M:%S} {redact(shlex.join(command))}\n".encode())
+            output.flush()
+            start = output.tell()
+            process = start_process(command, output, self.environment, lock)
+        self._next_look.pop(job.identity, None)
         self.running.append(Child(job, process, log, start))
         self._say(f"started {job.label}")
 
