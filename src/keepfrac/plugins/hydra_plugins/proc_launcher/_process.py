@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from subprocess import Popen
-from typing import IO
+from typing import IO, Protocol
 
 from keepfrac.storage.files import HANDED
 
@@ -16,7 +16,17 @@ PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def signal_group(process: subprocess.Popen, number: int) -> None:
+class Process(Protocol):
+    """A cell's process, however it was started."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, minus the signal where one ended it; None while it runs."""
+
+
+def signal_group(process: Process, number: int) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
