@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,31 @@ def test_two_at_a_time(standin: Standin) -> None:
     _, output = standin("-m", "seed=1,2", "seconds=1", "hydra.launcher.n_jobs=2")
     lines = [line.split("] ")[1].split()[0] for line in output.splitlines() if line.startswith("[")]
     assert lines == ["started", "started", "done", "done"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every job is a fresh process")
+@pytest.mark.parametrize("warm", [True, False])
+def test_jobs_are_copies_of_one_warm_process_or_fresh_ones(standin: Standin, warm: bool) -> None:
+    sweep = standin.start("-m", "do=finish,exit", f"hydra.launcher.warm={str(warm).lower()}")
+    output, _ = sweep.communicate(timeout=120)
+    assert "1 of 2 cells failed" in output and "exit code 3" in output
+    logs = [next((standin.root / "multirun/runs").glob(f"*_{do}-*/run.log")).read_text() for do in ("finish", "exit")]
+    parents = {re.search(r"parent=(\d+)", log)[1] for log in logs}
+    assert len(parents) == 1 and (parents == {str(sweep.pid)}) != warm
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every job is a fresh process")
+def test_without_the_warm_process_jobs_are_fresh_ones(standin: Standin) -> None:
+    sweep = standin.start("-m", "seed=1,2", "seconds=2")
+    standin.wait_for_starts(1)
+    log = standin.folder("norm_k0.3_s1_words_finish") / "run.log"
+    deadline = time.monotonic() + 30
+    while "parent=" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(int(re.search(r"parent=(\d+)", log.read_text())[1]), signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=120)
+    assert "killed by SIGKILL" in output  # its copies go with it
+    assert "done    norm_k0.3_s2_words_finish" in output
 
 
 def test_two_sweeps_at_once_do_no_double_work(standin: Standin) -> None:

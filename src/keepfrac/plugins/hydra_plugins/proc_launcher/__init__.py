@@ -64,16 +64,18 @@ class ProcLauncher(Launcher):
         if not plan.todo and not plan.done:
             raise UserError(planning.nothing_to_run(plan))
         folder = (*plan.todo, *plan.done)[0].folder.parent
-        known = planning.known_seconds(each for _, each in results.finished(folder))
+        finished = results.finished(folder)
+        known = planning.known_seconds(each for _, each in finished)
         expected = self._expected(plan, known)
         for line in planning.describe_plan(plan, folder.name, self.n_jobs, self._threads(), expected):
             console.print(line)
         if plan.todo:
             self._settle_streaming(folder, console)
             self._run(plan, known, console)
+            finished = results.finished(folder)
         else:
             console.print(f"everything is done: {folder}")
-        console.print(terminal.score_table(found for _, found in results.finished(folder)), soft_wrap=False)
+        console.print(terminal.score_table(found for _, found in finished), soft_wrap=False)
         console.print(f"all figures: python -m src.report {folder}")
         return [_completed(job.overrides, results.read(job.folder)) for job in (*plan.done, *plan.todo)]
 
