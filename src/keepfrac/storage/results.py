@@ -11,6 +11,8 @@ from keepfrac.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE = "results.json"
+PARTS = ("config", "provenance", "scores", "kept", "size", "cost")
+"""What is a mapping where it is there."""
 
 
 def evaluation(scores: dict[str, float]) -> str:
@@ -35,7 +37,8 @@ def read(folder: Path) -> dict | None:
         results = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION else None
+    ours = isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION
+    return results if ours and all(isinstance(results.get(part) or {}, dict) for part in PARTS) else None
 
 
 def is_done(folder: Path, identity: str, code: str | None = None) -> bool:
@@ -71,4 +74,4 @@ def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:
 
 def finished(sweep: Path) -> list[tuple[Path, dict]]:
     """Returns (folder, results) of each finished run in a sweep folder."""
-    return [(folder, results) for folder, results in cells(sweep) if results["status"] == "done"]
+    return [(folder, results) for folder, results in cells(sweep) if results.get("status") == "done"]

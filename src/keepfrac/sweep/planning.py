@@ -141,15 +141,20 @@ def known_seconds(finished: Iterable[Mapping]) -> dict[Kind, list[float]]:
     known: dict[Kind, list[float]] = {}
     for each in finished:
         config, seconds = each.get("config") or {}, (each.get("provenance") or {}).get("seconds")
-        if seconds is not None:
+        if isinstance(seconds, int | float):
             known.setdefault(kind_of(config), []).append(float(seconds))
     return known
 
 
 def kind_of(config: Mapping) -> Kind:
     """Returns (model, task) of a configuration."""
-    model, task = ((config.get(group) or {}).get("name") for group in ("model", "task"))
-    return str(model), str(task)
+    return name_of(config, "model"), name_of(config, "task")
+
+
+def name_of(config: Mapping, group: str) -> str:
+    """Returns the name of a configuration's group; "None" where it has none."""
+    part = config.get(group)
+    return str(part.get("name") if isinstance(part, Mapping) else None)
 
 
 def expected_seconds(kind: Kind, known: Mapping[Kind, Sequence[float]]) -> float | None:

@@ -78,6 +78,20 @@ def test_known_seconds_tolerates_results_without_them() -> None:
     assert known == {KIND: [10.0, 20.0], ("minilm", "mrpc"): [7.0]}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [{}, {"config": {"model": "text", "task": [1]}, "provenance": {"seconds": "long"}}, {"cost": {"saved_bytes": "1"}}],
+    ids=str,
+)
+def test_an_odd_result_ends_neither_plan_nor_table(tmp_path, odd) -> None:
+    cost = {"saved_bytes_dense": 2, "step_seconds": 1, "step_seconds_dense": "x"}
+    results.write(tmp_path / "odd", {"status": "done"} | odd | {"cost": cost | odd.get("cost", {})})
+    results.write(tmp_path / "none", {"identity": "a"})
+    found = [each for _, each in results.finished(tmp_path)]
+    assert len(found) == 1 and planning.known_seconds(found) == {}
+    assert "None" in text_of(terminal.score_table(found))
+
+
 def test_expectation_is_the_mean_of_the_like_else_of_all() -> None:
     known = {KIND: [10.0, 20.0], ("minilm", "mrpc"): [6.0]}
     assert planning.expected_seconds(KIND, known) == 15

@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import IO
 
 from hydra_plugins.proc_launcher._process import die_with_parent
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 LONGEST = 2**16  # bytes of an answer
 PROGRAM = """\
 import json, sys
@@ -68,7 +69,7 @@ class Server:
                 start_new_session=True,
                 preexec_fn=die_with_parent(os.getpid()),
             )
-        self._ready = False
+        self._ready, self._late = False, time.monotonic() + PATIENCE_SECONDS
 
     def is_ready(self) -> bool:
         """Returns whether it has imported what it has to.
@@ -80,6 +81,8 @@ class Server:
             self._ready = self._answer(0)["ready"]
             if not self._ready:
                 raise Cold
+        if not self._ready and time.monotonic() > self._late:
+            raise Cold
         return self._ready
 
     def start(self, words: list[str], output: IO[bytes], lock: int | None) -> Copy:
@@ -105,11 +108,11 @@ class Server:
 
     def code_of(self, pid: int) -> int | None:
         """Returns the exit code of a copy; None while it runs. With the server its copies have been killed."""
-        while pid not in self._codes and self._is_talking(0):
-            try:
+        try:
+            while pid not in self._codes and self._is_talking(0):
                 self._note(self._answer(0))
-            except Cold:
-                return -signal.SIGKILL
+        except Cold:
+            return self._codes.pop(pid, -signal.SIGKILL)
         return self._codes.pop(pid, None)
 
     def close(self) -> None:
@@ -130,4 +133,6 @@ class Server:
         raise Cold
 
     def _is_talking(self, seconds: float) -> bool:
+        if self._channel.fileno() < 0:
+            raise Cold
         return bool(select.select([self._channel], [], [], seconds)[0])
