@@ -102,7 +102,9 @@ def make_plan(cells: Iterable[Job | Missing]) -> Plan:
             repeats += 1
         else:
             distinct[cell.identity] = cell
-    todo, done, stale = [], [], 0
+    todo: list[Job] = []
+    done: list[Job] = []
+    stale = 0
     for job in distinct.values():
         left = results.read(job.folder)
         is_done = results.finishes(left, job.identity, job.code_asked)

@@ -59,11 +59,11 @@ def _serve(channel: socket.socket) -> list[str] | None:
     server = os.getpid()
     with _woken_by_children() as awake:
         while True:
-            ready, _, _ = select.select([channel, awake], [], [])
+            ready, _, _ = select.select([channel.fileno(), awake], [], [])
             if awake in ready:
                 os.read(awake, 4096)
                 _reap(channel)
-            if channel not in ready:
+            if channel.fileno() not in ready:
                 continue
             text, descriptors, _, _ = socket.recv_fds(channel, LONGEST, 2)
             if not text:
