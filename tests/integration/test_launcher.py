@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ class Standin:
         left_out = shutil.ignore_patterns("run", "__pycache__")
         shutil.copytree(ROOT / "src/keepfrac", root / "src/keepfrac", ignore=left_out, dirs_exist_ok=True)
         shutil.copy(ROOT / "conf/hydra/launcher/proc.yaml", root / "conf/hydra/launcher")
+        shutil.copytree(ROOT / "conf/hydra/sweeper", root / "conf/hydra/sweeper")
         self.environment = {**os.environ, "STARTS": str(root / "starts")}
         self.environment.pop("KEEPFRAC_MULTIRUN", None)
 
@@ -41,6 +43,10 @@ class Standin:
     def starts(self) -> list[str]:
         path = self.root / "starts"
         return path.read_text().split() if path.exists() else []
+
+    def processes(self) -> int:
+        """How many processes of cells there were, also those that ended before they began."""
+        return len((self.root / "starts.processes").read_text().split())
 
     def folder(self, beginning: str, name: str = "runs") -> Path:
         (found,) = (self.root / "multirun" / name).glob(f"{beginning}-*")
@@ -166,13 +172,38 @@ def test_two_at_a_time(standin: Standin) -> None:
     assert lines == ["started", "started", "done", "done"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every job is a fresh process")
+@pytest.mark.parametrize("warm", [True, False])
+def test_jobs_are_copies_of_one_warm_process_or_fresh_ones(standin: Standin, warm: bool) -> None:
+    sweep = standin.start("-m", "do=finish,exit", f"hydra.launcher.warm={str(warm).lower()}")
+    output, _ = sweep.communicate(timeout=120)
+    assert "1 of 2 cells failed" in output and "exit code 3" in output
+    logs = [next((standin.root / "multirun/runs").glob(f"*_{do}-*/run.log")).read_text() for do in ("finish", "exit")]
+    parents = {re.search(r"parent=(\d+)", log)[1] for log in logs}
+    assert len(parents) == 1 and (parents == {str(sweep.pid)}) != warm
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every job is a fresh process")
+def test_without_the_warm_process_jobs_are_fresh_ones(standin: Standin) -> None:
+    sweep = standin.start("-m", "seed=1,2", "seconds=2")
+    standin.wait_for_starts(1)
+    log = standin.folder("norm_k0.3_s1_words_finish") / "run.log"
+    deadline = time.monotonic() + 30
+    while "parent=" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(int(re.search(r"parent=(\d+)", log.read_text())[1]), signal.SIGKILL)
+    output, _ = sweep.communicate(timeout=120)
+    assert "killed by SIGKILL" in output  # its copies go with it
+    assert "done    norm_k0.3_s2_words_finish" in output
+
+
 def test_two_sweeps_at_once_do_no_double_work(standin: Standin) -> None:
     grid = ("-m", "seed=1,2,3", "seconds=1")
     first, second = standin.start(*grid), standin.start(*grid)
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     assert sorted(standin.starts()) == sorted(set(standin.starts()))
-    assert len(standin.starts()) == 3
+    assert len(standin.starts()) == standin.processes() == 3
     assert any("another process" in output for output in outputs)
 
 

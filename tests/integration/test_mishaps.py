@@ -49,6 +49,19 @@ def test_a_damaged_checkpoint_begins_the_run_anew(composed):
     assert run(cfg)["status"] == "done"
 
 
+def test_a_result_of_other_code_is_told_and_made_again_on_request(composed, monkeypatch, caplog):
+    cfg = composed("steps=1", "probe_steps=0")
+    made = run(cfg)["provenance"]["fingerprints"]
+    assert made == {"code": identity.cell(cfg).code, "data": identity.data(identity.plain(cfg)["task"])[:16]}
+    caplog.set_level("WARNING")
+    assert run(cfg)["status"] == "done" and not caplog.messages
+    monkeypatch.setattr(identity, "fingerprint_of_code", lambda *_: "edited")
+    assert run(cfg)["provenance"]["fingerprints"] == made
+    assert caplog.messages == [f"by other code ({made['code']}, now edited): rerun=changed runs it again"]
+    again = run(composed("steps=1", "probe_steps=0", "rerun=changed"))
+    assert again["provenance"]["fingerprints"] == made | {"code": "edited"}
+
+
 def test_a_cell_that_another_process_runs_is_left_to_it(composed):
     import filelock
 

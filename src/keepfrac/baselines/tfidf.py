@@ -22,6 +22,7 @@ import torch
 from keepfrac.errors import UserError
 from keepfrac.storage import results
 from keepfrac.storage.build import build
+from keepfrac.storage.fingerprint import fingerprint_of_code
 from keepfrac.storage.provenance import device_name, provenance
 from keepfrac.tasks.base import Task
 from keepfrac.tasks.rows import Rows
@@ -167,6 +168,7 @@ def _record(folder: Path, run: dict, task: Task, settings: Settings, identity: s
         "command": f"python -m src.baselines.tfidf {folder}{flags}",
         "seconds": seconds,
         "device": device_name("cpu"),
+        "fingerprints": {"code": fingerprint_of_code(), "data": task.fingerprint()[:16]},
         "data": task.describe(),
     }
     return {

@@ -7,7 +7,7 @@ chosen lr.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from keepfrac.reporting.cells import DENSE, FinishedRun
@@ -120,6 +120,26 @@ def summarise_cells(cells: Sequence[FinishedRun]) -> list[Arm]:
                 first = chosen[0].identity
                 arms.append(_arm(chosen, family, decided, dense, setups[first], variants[first]))
     return sorted(arms, key=_order)
+
+
+def told_apart(cells: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Returns cells of which no two have equal settings and different data.
+
+    Where a task's data was changed in place, its fingerprint becomes a setting, `data`; that of a cell whose version
+    kept none is unknown.
+    """
+    known = {name: {cell.data for cell in same if cell.data} for name, same in grouped(cells, _task).items()}
+    return [
+        replace(cell, settings={**cell.settings, "data": (cell.data or "unknown")[:8]})
+        if len(known[_task(cell)]) > 1
+        else cell
+        for cell in cells
+    ]
+
+
+def _task(cell: FinishedRun) -> str:
+    own = {key: value for key, value in cell.settings.items() if key.startswith("task.")}
+    return json.dumps([cell.task, own], sort_keys=True)
 
 
 def latest(cells: Iterable[FinishedRun]) -> list[FinishedRun]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keepfrac.errors import UserError
 from keepfrac.reporting import tables
-from keepfrac.reporting.arms import Arm, latest, summarise_cells
+from keepfrac.reporting.arms import Arm, latest, summarise_cells, told_apart
 from keepfrac.reporting.cells import FinishedRun, Problem, read_sweep
 from keepfrac.reporting.files import write_text
 from keepfrac.reporting.records import read_rows
@@ -54,6 +54,7 @@ class Report:
 
 def build(name: str, cells: Sequence[FinishedRun], problems: Sequence[Problem] = ()) -> Report:
     """Summarises cells."""
+    cells = told_apart(cells)
     arms = summarise_cells(cells)
     repeated = len(cells) - len(latest(cells))
     return Report(name, tuple(cells), tuple(problems), tuple(arms), tuple(tables.notes(arms, cells, repeated)))

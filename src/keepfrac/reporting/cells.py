@@ -32,7 +32,8 @@ class FinishedRun:
     one task, model and method with equal settings, keep_frac and lr differ by seed alone. `latency_*` is inference: one
     forward pass of the delivered and of the dense model, batch 1, length 128. `pinned` counts linears that attention
     keeps dense. `trained_frac` is the share of the parameters that an adapter trains, `unmerged_score` its test score
-    before it is merged. `date` is when the run began, in UTC, as ISO text.
+    before it is merged. `code` and `data` are fingerprints of what made it and of what it was made on, None where its
+    version kept none. `date` is when the run began, in UTC, as ISO text.
     """
 
     identity: str = at("identity")
@@ -75,6 +76,8 @@ class FinishedRun:
     torch: str | None = at("provenance.versions.torch")
     transformers: str | None = at("provenance.versions.transformers")
     git_sha: str | None
+    code: str | None = at("provenance.fingerprints.code")
+    data: str | None = at("provenance.fingerprints.data")
     date: str | None
     settings: dict[str, Any]
 

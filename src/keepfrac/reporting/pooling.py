@@ -9,7 +9,7 @@ from keepfrac.storage.redact import hide_paths, redact
 
 _TOP_LEFT_OUT = {
     "name", "seed", "lr", "keep_frac", "hardware", "logger", "export", "hydra", "checkpoint_every", "eval_batch_size",
-    "fidelity_every", "probe_steps",
+    "fidelity_every", "probe_steps", "rerun",
 }  # fmt: skip
 _LEFT_OUT = {"task.eval_batch_size", "task.name", "model.name", "method.name", "method.keep_frac"}
 # With the method's settings, what distinguishes the arms of one table; all else makes another table.

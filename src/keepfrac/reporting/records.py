@@ -15,7 +15,7 @@ from keepfrac.reporting.pooling import without_left_out
 
 COLUMNS = [field.name for field in fields(FinishedRun)]
 # columns that older records do not have
-_LATER = {"latency_seconds", "latency_seconds_dense", "pinned", "trained_frac", "unmerged_score"}
+_LATER = {"latency_seconds", "latency_seconds_dense", "pinned", "trained_frac", "unmerged_score", "code", "data"}
 
 
 def records_path(name: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from keepfrac.errors import UserError
-from keepfrac.reporting.arms import differing, grouped
+from keepfrac.reporting.arms import differing, grouped, told_apart
 from keepfrac.reporting.cells import FinishedRun, read_sweep
 from keepfrac.reporting.statistics import summarise
 from keepfrac.reporting.tables import markdown_table, number
@@ -54,6 +54,7 @@ def table(cells: Sequence[FinishedRun]) -> str:
     found = sorted({f"{cell.task} by {cell.best_metric}" for cell in cells})
     if len(found) != 1:
         raise UserError(f"cells of {', '.join(found)}: one task and metric is allowed")
+    cells = told_apart(cells)
     stages = list(grouped(cells, _stage).values())
     means = [{name: summarise(map(value, stage)).mean for name, (value, _) in COLUMNS.items()} for stage in stages]
     shown = [name for name in COLUMNS if any(mean[name] is not None for mean in means)]

@@ -1,5 +1,6 @@
 """Arms as tables in markdown and csv, with notes on what limits a comparison."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 
@@ -150,7 +151,7 @@ def notes(arms: Sequence[Arm], cells: Sequence[FinishedRun], repeated: int = 0) 
             found.append(f"{which}: {arm.pinned} linears stay dense: attention saves their input itself.")
     if repeated:
         found.append(f"{repeated} cells repeat a seed of the same arm and lr; the one begun last counts.")
-    return found + _measured(cells)
+    return found + _data_notes(cells) + _measured(cells)
 
 
 def _lr_notes(arms: Sequence[Arm]) -> list[str]:
@@ -196,11 +197,33 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
     return [f"keep counts unlike things here ({'; '.join(units)}): they are not comparable and never share an axis."]
 
 
+def _data_notes(cells: Sequence[FinishedRun]) -> list[str]:
+    """Where the data of a task was changed between its cells."""
+    found = {}
+    for cell in cells:
+        if "data" in cell.settings:
+            found.setdefault(cell.task, set()).add(cell.settings["data"])
+    return [
+        f"{task}: made on {len(several)} versions of its data ({', '.join(sorted(several))}), which are neither pooled "
+        "nor compared with one another."
+        for task, several in found.items()
+    ]
+
+
+def _made_by(cells: Sequence[FinishedRun]) -> list[str]:
+    """What code the cells were made by, where it is not the same."""
+    made = Counter(cell.code or "a version that kept none" for cell in cells)
+    if len(made) < 2:
+        return []
+    shown = ", ".join(f"{code} ({count})" for code, count in made.most_common())
+    return [f"Made by {len(made)} versions of the code: {shown}; rerun=changed runs the older cells again."]
+
+
 def _measured(cells: Sequence[FinishedRun]) -> list[str]:
     probes = sorted({cell.probe for cell in cells if cell.probe})
     places = {", ".join(filter(None, (c.device, c.precision, c.torch and f"torch {c.torch}"))) for c in cells}
     cost = [f"Saved for backward and step time: on a probe of {'; '.join(probes)}."] if probes else []
-    return cost + [f"Run on: {'; '.join(filter(None, sorted(places)))}."] * any(places)
+    return _made_by(cells) + cost + [f"Run on: {'; '.join(filter(None, sorted(places)))}."] * any(places)
 
 
 def table_csv(arms: Iterable[Arm]) -> str:

@@ -22,12 +22,15 @@ from keepfrac.models.locate import ROUNDED, locate, locate_teacher
 from keepfrac.run.settings import RunSettings, check, plain, resolved_precision
 from keepfrac.storage import hub
 from keepfrac.storage.build import build, build_target
-from keepfrac.storage.fingerprint import fingerprint_of_folder
+from keepfrac.storage.fingerprint import fingerprint_of_code, fingerprint_of_folder
+from keepfrac.storage.moved import today
 
 __all__ = ["Cell", "cell", "check", "identify", "plain", "register", "sweep_folder"]
 
 # They change where a run is stored and how it is logged, never its result.
-NOT_PART_OF_IT = ("hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size", "fidelity_every")
+NOT_PART_OF_IT = (
+    "hydra", "name", "logger", "checkpoint_every", "keep_frac", "eval_batch_size", "fidelity_every", "rerun",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,37 @@ class Cell:
         identity: 12 hexadecimal digits.
         folder: where its run lives.
         label: what people read.
+        code: fingerprint of the code that makes it now.
+        rerun: whether a finished run that other code has made is to be run again.
     """
 
     identity: str
     folder: Path
     label: str
+    code: str
+    rerun: bool
+
+    @property
+    def code_asked(self) -> str | None:
+        """The code that a finished run must be made by to count as done; None: any."""
+        return self.code if self.rerun else None
 
 
 @functools.cache
 def _task_fingerprint(settings: str) -> str:
     return build(json.loads(settings)).fingerprint()
+
+
+def data(task: dict) -> str:
+    """Returns a hash of the content of a task's data, wherever it lies."""
+    return _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
+
+
+def code(settings: RunSettings) -> str:
+    """Returns a hash of the code that makes a run: this package, and the modules of a user's own classes."""
+    groups = (settings.method, settings.task, settings.distill, settings.augment, settings.backward)
+    modules = {today(group["_target_"]).rpartition(".")[0] for group in groups if "_target_" in group}
+    return fingerprint_of_code(*sorted(name for name in modules if name.partition(".")[0] != "keepfrac"))
 
 
 def identify(settings: dict) -> str:
@@ -58,9 +82,8 @@ def identify(settings: dict) -> str:
     if hardware["devices"] != 1:
         part["devices"] = hardware["devices"]  # each process has a dropout of its own
     part["precision"] = resolved_precision(hardware["accelerator"], hardware["precision"])
-    task = dict(part["task"])
-    part["data"] = _task_fingerprint(json.dumps(task | {"seed": 0}, sort_keys=True))
-    part["task"] = _without_places(task)
+    part["data"] = data(part["task"])
+    part["task"] = _without_places(part["task"])
     part["model"] = _model_identity(part["model"])
     if (folder := part["method"].get("adapter")) and Path(folder).is_dir():
         part["method"] = part["method"] | {"adapter": fingerprint_of_folder(Path(folder))}
@@ -134,7 +157,8 @@ def cell(cfg: DictConfig | dict | RunSettings) -> Cell:
     parts = [name, f"k{method['keep_frac']:.4g}", f"lr{settings.lr:g}", f"s{settings.seed}"]
     parts += [_short(settings.task["name"]), "from_run" if settings.model.run else _short(settings.model.name)]
     label = "_".join(map(_short, parts))
-    return Cell(identity, sweep_folder(settings.name) / f"{label}-{identity[:8]}", label)
+    folder = sweep_folder(settings.name) / f"{label}-{identity[:8]}"
+    return Cell(identity, folder, label, code(settings), settings.rerun == "changed")
 
 
 def sweep_folder(name: str) -> Path:

@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> dict:
     settings = check(cfg)
     cell, rank = identity.cell(settings), distributed.rank_info(settings.hardware.devices)
     if not rank.is_rank_zero:
-        if not results.is_done(cell.folder, cell.identity):
+        if not results.is_done(cell.folder, cell.identity, cell.code_asked):
             _execute(settings, cell, {}, rank)
         return results.read(cell.folder) or {}
     with _full_disk_in_words(), locked(cell.folder), _log_into(cell.folder):
@@ -50,10 +50,13 @@ def run(cfg: DictConfig) -> dict:
 
 def _done(cell: Cell) -> dict | None:
     """Returns the results of an earlier run of this cell; None: it is to be run."""
-    if not results.is_done(cell.folder, cell.identity):
+    if not results.is_done(cell.folder, cell.identity, cell.code_asked):
         return None
     log.info("already done: %s", cell.folder)
-    return results.read(cell.folder)
+    found = results.read(cell.folder)
+    if (made_by := results.code_of(found)) not in (None, cell.code):
+        log.warning("by other code (%s, now %s): rerun=changed runs it again", made_by, cell.code)
+    return found
 
 
 def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
@@ -62,7 +65,8 @@ def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
 
     shown = redact_tree(settings.plain())
     (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
-    made = provenance(settings.seed, _overrides())
+    fingerprints = {"code": cell.code, "data": identity.data(settings.task)[:16]}
+    made = provenance(settings.seed, _overrides()) | {"fingerprints": fingerprints}
     record = {"status": "running", "error": None, "identity": cell.identity, "config": shown, "provenance": made}
     results.write(cell.folder, record)
     begin = time.monotonic()

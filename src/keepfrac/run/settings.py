@@ -29,9 +29,11 @@ NAME = Kind(
 )
 SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
 GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
-EARLIER = dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every")) | {
-    group: {"name": "none"} for group in ("backward", "distill", "augment", "export")
-}
+EARLIER = (
+    dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"))
+    | {group: {"name": "none"} for group in ("backward", "distill", "augment", "export")}
+    | {"rerun": "none"}
+)
 """Settings that runs of earlier versions do not name, as they were in effect."""
 EARLIER_MODEL = {"head": None}
 """The same of the `model` group."""
@@ -95,6 +97,7 @@ class RunSettings(LoopSettings):
     checkpoint_every: int = count("optimizer steps between resume checkpoints")
     keep_frac: float = share("of what: see the method's yaml", "(]")
     probe_steps: int = count("steps of the cost measurement per side; 0: no measurement", 0)
+    rerun: str = choice("of finished cells: none, or those that other code has made (changed)", "none", "changed")
     fidelity_every: int | None = count("optimizer steps between looks at the dense gradient; null: none", null=True)
     model: Model = setting("what is fine-tuned", Kind(lambda value: isinstance(value, Model), "a model"))
     hardware: Hardware = setting("where", Kind(lambda value: isinstance(value, Hardware), "hardware"))
@@ -175,15 +178,17 @@ def plain(cfg: DictConfig) -> dict:
     Raises:
         UserError: a mandatory value is missing.
     """
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
-        found = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        return {str(key): _contents(cfg, key) for key in cfg if key != "hydra"}
     except MissingMandatoryValue as error:
         raise UserError(
             f"{error.full_key}: a value is needed, such as {error.full_key}=multirun/<name>/<cell>"
         ) from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+
+
+def _contents(cfg: DictConfig, key: Any) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
 
 
 def check(cfg: DictConfig | dict) -> RunSettings:

@@ -1,13 +1,37 @@
-"""What a folder holds, as a hash."""
+"""What a folder holds, and what code a process runs, as a hash."""
 
+import functools
 import hashlib
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+BESIDE = ("plugins", "sweep", "tracking", "reporting")
+"""Packages that start runs and show them, and change no result."""
 
 
 def fingerprint_of_folder(folder: Path) -> str:
     """Returns a hash of the names and contents of all files in a folder."""
+    folder = Path(folder)
+    return _hash(folder, (path for path in folder.rglob("*") if path.is_file()))
+
+
+@functools.cache
+def fingerprint_of_code(*modules: str) -> str:
+    """Returns a hash of the code that can change a result, read once a process.
+
+    Args:
+        modules: those of a user's own, which stand outside this package and are imported already.
+    """
+    files = (path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in BESIDE)
+    own = [_hash(Path(file).parent, [Path(file)]) for name in modules if (file := sys.modules[name].__file__)]
+    return hashlib.sha256(" ".join([_hash(PACKAGE, files), *own]).encode()).hexdigest()[:16]
+
+
+def _hash(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+    for path in sorted(files):
         digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -4,13 +4,15 @@ Schema (version 1): status, error, identity, config, provenance, best_metric, di
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from keepfrac.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE = "results.json"
+PARTS = ("config", "provenance", "scores", "kept", "size", "cost")
+"""What is a mapping where it is there."""
 
 
 def evaluation(scores: dict[str, float]) -> str:
@@ -35,13 +37,28 @@ def read(folder: Path) -> dict | None:
         results = json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return results if isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION else None
+    ours = isinstance(results, dict) and results.get("schema_version") == SCHEMA_VERSION
+    return results if ours and all(isinstance(results.get(part) or {}, dict) for part in PARTS) else None
 
 
-def is_done(folder: Path, identity: str) -> bool:
-    """Returns whether this folder holds the finished run of exactly this cell."""
-    results = read(folder)
-    return results is not None and results.get("status") == "done" and results.get("identity") == identity
+def is_done(folder: Path, identity: str, code: str | None = None) -> bool:
+    """Returns whether this folder holds the finished run of exactly this cell, made by this code (None: by any)."""
+    return finishes(read(folder), identity, code)
+
+
+def finishes(results: Mapping | None, identity: str, code: str | None = None) -> bool:
+    """As `is_done`, of results that have been read."""
+    if results is None or results.get("status") != "done" or results.get("identity") != identity:
+        return False
+    return code in (None, code_of(results))
+
+
+def code_of(results: Mapping | None) -> str | None:
+    """Returns the fingerprint of the code that made these results; None: they are of a version that kept none."""
+    place: object = results
+    for key in ("provenance", "fingerprints", "code"):
+        place = place.get(key) if isinstance(place, Mapping) else None
+    return place if isinstance(place, str) else None
 
 
 def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:
@@ -57,4 +74,4 @@ def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:
 
 def finished(sweep: Path) -> list[tuple[Path, dict]]:
     """Returns (folder, results) of each finished run in a sweep folder."""
-    return [(folder, results) for folder, results in cells(sweep) if results["status"] == "done"]
+    return [(folder, results) for folder, results in cells(sweep) if results.get("status") == "done"]

@@ -8,11 +8,12 @@ import json
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from keepfrac.storage import results
 from keepfrac.storage.redact import redact
 
 Kind = tuple[str, str]  # (model, task): what the length of a run depends on first
@@ -22,13 +23,18 @@ TAIL_LINES = 6
 
 @dataclass(frozen=True)
 class Job:
-    """One cell of the grid: what to type, and where its result stands."""
+    """One cell of the grid: what to type, and where its result stands.
+
+    `code` is the fingerprint of the code that would run it now; only a result of the code `code_asked` counts as done.
+    """
 
     overrides: tuple[str, ...]
     identity: str
     folder: Path
     label: str
     kind: Kind
+    code: str = ""
+    code_asked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,16 @@ class Missing:
 
 @dataclass(frozen=True)
 class Plan:
-    """The grid, sorted: distinct cells to run and done before, combinations without data, and repeats."""
+    """The grid, sorted: distinct cells to run and done before, combinations without data, and repeats.
+
+    `stale` of the cells that are done were made by other code.
+    """
 
     todo: tuple[Job, ...]
     done: tuple[Job, ...]
     missing: tuple[Missing, ...]
     repeats: int
+    stale: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Failure:
     tail: str
 
 
-def make_plan(cells: Iterable[Job | Missing], is_done: Callable[[Path, str], bool]) -> Plan:
+def make_plan(cells: Iterable[Job | Missing]) -> Plan:
     """Sorts the cells of a grid; cells of equal identity count once, the first stands for all."""
     distinct: dict[str, Job] = {}
     missing, repeats = [], 0
@@ -92,8 +102,15 @@ def make_plan(cells: Iterable[Job | Missing], is_done: Callable[[Path, str], boo
             repeats += 1
         else:
             distinct[cell.identity] = cell
-    done = tuple(job for job in distinct.values() if is_done(job.folder, job.identity))
-    return Plan(tuple(job for job in distinct.values() if job not in done), done, tuple(missing), repeats)
+    todo: list[Job] = []
+    done: list[Job] = []
+    stale = 0
+    for job in distinct.values():
+        left = results.read(job.folder)
+        is_done = results.finishes(left, job.identity, job.code_asked)
+        (done if is_done else todo).append(job)
+        stale += is_done and results.code_of(left) not in (None, job.code)
+    return Plan(tuple(todo), tuple(done), tuple(missing), repeats, stale)
 
 
 def describe_plan(plan: Plan, name: str, num_at_once: int, threads: int, expected: str) -> list[str]:
@@ -101,6 +118,8 @@ def describe_plan(plan: Plan, name: str, num_at_once: int, threads: int, expecte
     num_todo, num_done = len(plan.todo), len(plan.done)
     share = f"{num_at_once} at a time, {threads} {'thread' if threads == 1 else 'threads'} each"
     lines = [f"sweep {name}: {num_todo + num_done} cells, {num_done} done, {num_todo} to run ({share})"]
+    if plan.stale:
+        lines.append(f"made by other code than today's: {plan.stale} of those done; rerun=changed runs them again")
     if plan.repeats:
         lines.append(f"same as another cell, run once: {plan.repeats} of the combinations")
     for reason, count in Counter(cell.reason for cell in plan.missing).items():
@@ -122,17 +141,22 @@ def threads_per_job(num_cores: int, num_at_once: int) -> int:
 def known_seconds(finished: Iterable[Mapping]) -> dict[Kind, list[float]]:
     """Collects how long finished runs took, by (model, task), from their results."""
     known: dict[Kind, list[float]] = {}
-    for results in finished:
-        config, seconds = results.get("config") or {}, (results.get("provenance") or {}).get("seconds")
-        if seconds is not None:
+    for each in finished:
+        config, seconds = each.get("config") or {}, (each.get("provenance") or {}).get("seconds")
+        if isinstance(seconds, int | float):
             known.setdefault(kind_of(config), []).append(float(seconds))
     return known
 
 
 def kind_of(config: Mapping) -> Kind:
     """Returns (model, task) of a configuration."""
-    model, task = ((config.get(group) or {}).get("name") for group in ("model", "task"))
-    return str(model), str(task)
+    return name_of(config, "model"), name_of(config, "task")
+
+
+def name_of(config: Mapping, group: str) -> str:
+    """Returns the name of a configuration's group; "None" where it has none."""
+    part = config.get(group)
+    return str(part.get("name") if isinstance(part, Mapping) else None)
 
 
 def expected_seconds(kind: Kind, known: Mapping[Kind, Sequence[float]]) -> float | None:

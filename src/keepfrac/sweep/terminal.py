@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from keepfrac.storage.redact import redact
-from keepfrac.sweep.planning import Failure, Status, duration
+from keepfrac.sweep.planning import Failure, Status, duration, name_of
 
 
 def status_line(status: Status) -> str:
@@ -46,7 +46,7 @@ def score_table(finished: Iterable[Mapping]) -> Table:
     table = Table("run", "metric", "val", "test", "kept", "saved bytes, of dense", "step, of dense")
     for found in finished:
         config, scores, metric = found.get("config") or {}, found.get("scores") or {}, found.get("best_metric")
-        label = " ".join(str((config.get(group) or {}).get("name")) for group in ("method", "task"))
+        label = " ".join(name_of(config, group) for group in ("method", "task"))
         values = [scores.get(f"{split}/{metric}") for split in ("val", "test")]
         values.append((found.get("kept") or {}).get("achieved"))
         cost = found.get("cost") or {}
@@ -58,7 +58,7 @@ def score_table(finished: Iterable[Mapping]) -> Table:
 
 def _share(cost: Mapping, key: str) -> float | None:
     own, dense = cost.get(key), cost.get(f"{key}_dense")
-    return own / dense if own is not None and dense else None
+    return own / dense if isinstance(own, int | float) and isinstance(dense, int | float) and dense else None
 
 
 def _rounded(value: object, form: str) -> str:

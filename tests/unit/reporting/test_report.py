@@ -185,6 +185,34 @@ class TestArms:
         fixed = settings_of({"seed": 1, "method": {"name": "late", "selection_seed": 7}})
         assert one == two != fixed
 
+    def test_cells_of_changed_data_are_neither_pooled_nor_compared(self, tmp_path):
+        def made(data, **changes):
+            return cell(**changes, **{"provenance.fingerprints": {"data": data, "code": data}})
+
+        contents = [made("a" * 16, seed=0), made("b" * 16, seed=1), made("b" * 16, method="nosp", seed=0), cell(seed=2)]
+        report = of_sweep(sweep(tmp_path, *contents))
+        found = [(arm.setup, arm.method, arm.test.n, arm.difference) for arm in report.arms]
+        assert found == [
+            ("data=aaaaaaaa", "norm", 1, None),
+            ("data=bbbbbbbb", "nosp", 1, None),
+            ("data=bbbbbbbb", "norm", 1, None),
+            ("data=unknown", "norm", 1, None),
+        ]
+        data, code = (note for note in report.notes if "versions of" in note)
+        assert data.startswith(
+            "rotten_tomatoes: made on 3 versions of its data (aaaaaaaa, bbbbbbbb, unknown), which are"
+        )
+        assert code == (
+            f"Made by 3 versions of the code: {'b' * 16} (2), {'a' * 16} (1), a version that kept none (1);"
+            " rerun=changed runs the older cells again."
+        )
+
+    def test_cells_of_before_the_fingerprints_are_of_the_only_data_that_is_known(self, tmp_path):
+        known = {"provenance.fingerprints": {"data": "a" * 16, "code": "c" * 16}}
+        report = of_sweep(sweep(tmp_path, cell("nosp", seed=0, **known), cell(seed=0), cell(seed=1, **known)))
+        dense, norm = report.arms
+        assert (dense.setup, norm.setup, norm.test.n, norm.difference.n) == ("", "", 2, 1)
+
     def test_an_option_that_is_off_splits_no_arm_from_cells_before_it(self, tmp_path):
         later = cell(seed=1)
         later["config"] |= {"ema": None, "augment": {"name": "none"}, "distill": {"name": "x", "teacher": None}}

@@ -39,7 +39,7 @@ def test_what_changes_the_result_changes_the_identity(settings, key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("name", "other"), ("logger.name", "csv"), ("checkpoint_every", 7), ("keep_frac", 0.9), ("eval_batch_size", 8),
-     ("hardware.num_workers", 2), ("hardware.threads", 1)],
+     ("hardware.num_workers", 2), ("hardware.threads", 1), ("rerun", "changed")],
 )  # fmt: skip
 def test_names_and_places_do_not(settings, key, value):
     assert identity.identify(settings) == identity.identify(changed(settings, key, value))

@@ -1,12 +1,14 @@
 """Files: whole or not at all; one holder of a folder's lock."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 from keepfrac.errors import Held
 from keepfrac.storage.cache import cache_folder
-from keepfrac.storage.files import is_locked, locked, replacing, write_atomically
+from keepfrac.storage.files import HANDED, locked, replacing, take_lock, write_atomically
 
 
 def test_a_file_and_a_folder_take_their_place_at_the_end(tmp_path):
@@ -35,12 +37,39 @@ def test_what_is_put_in_place_is_on_the_disk(tmp_path, monkeypatch):
 
 
 def test_a_lock_has_one_holder(tmp_path):
-    assert not is_locked(tmp_path)
     with locked(tmp_path / "cell"):
-        assert is_locked(tmp_path / "cell")
-        with pytest.raises(Held, match="another process"), locked(tmp_path / "cell"):
-            pass
-    assert not is_locked(tmp_path / "cell")
+        for take in (lambda: locked(tmp_path / "cell").__enter__(), lambda: take_lock(tmp_path / "cell")):
+            with pytest.raises(Held, match="another process"):
+                take()
+    with locked(tmp_path / "cell"):
+        pass
+
+
+def test_a_lock_goes_over_to_the_process_that_is_started_with_it(tmp_path):
+    lock = take_lock(tmp_path)
+    assert lock is not None
+    code = "import sys, pathlib; from keepfrac.storage.files import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+    environment = os.environ | {HANDED: str(lock)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pass_fds": (lock,), "env": environment}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) as process:
+        os.close(lock)
+        assert process.stdout.readline() == b"in\n"
+        with pytest.raises(Held):
+            take_lock(tmp_path)
+        process.stdin.close()
+        assert process.wait() == 0
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_of_another_folder_is_not_this_ones(tmp_path, monkeypatch):
+    lock = take_lock(tmp_path / "one")
+    monkeypatch.setenv(HANDED, str(lock))
+    with locked(tmp_path / "two"), pytest.raises(Held):
+        take_lock(tmp_path / "two")
+    assert os.environ[HANDED] == str(lock)
+    os.close(lock)
 
 
 def test_the_cache_is_where_the_system_says(tmp_path, monkeypatch):

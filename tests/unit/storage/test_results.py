@@ -13,7 +13,10 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "done"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"status": "done"}', '{"schema_version": 1, "status": "done", "identity": "abc", "cost": [1]}'],
+)
 def test_a_torn_or_foreign_file_is_no_result(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     assert results.read(tmp_path) is None and not results.is_done(tmp_path, "abc")

@@ -2,11 +2,13 @@
 
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from keepfrac.storage import results
 from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Missing, Plan, Running, Status
 
@@ -23,10 +25,29 @@ def text_of(renderable) -> str:
     return console.export_text()
 
 
-def test_plan_sorts_cells_and_runs_equal_ones_once() -> None:
+def finish(job: Job, **made_by: str) -> None:
+    made = {"fingerprints": made_by} if made_by else {}
+    results.write(job.folder, {"status": "done", "identity": job.identity, "provenance": made})
+
+
+def test_plan_sorts_cells_and_runs_equal_ones_once(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finish(job("b"))
     cells = [job("a", "keep=1"), job("b"), job("a", "keep=2"), Missing(("task=x",), "no x"), job("c")]
-    plan = planning.make_plan(cells, lambda folder, identity: identity == "b" and folder == Path("multirun/x/b"))
+    plan = planning.make_plan(cells)
     assert plan == Plan((job("a", "keep=1"), job("c")), (job("b"),), (Missing(("task=x",), "no x"),), 1)
+
+
+@pytest.mark.parametrize(("asked", "done", "stale"), [(None, "old same unknown", 1), ("now", "same", 0)])
+def test_cells_of_other_code_are_told_or_run_again(tmp_path, monkeypatch, asked, done, stale) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = [replace(job(name), code="now", code_asked=asked) for name in ("old", "same", "unknown")]
+    for cell, made_by in zip(cells, ({"code": "then"}, {"code": "now"}, {}), strict=True):
+        finish(cell, **made_by)
+    plan = planning.make_plan(cells)
+    assert ([cell.identity for cell in plan.done], plan.stale) == (done.split(), stale)
+    said = [line for line in planning.describe_plan(plan, "x", 1, 1, "") if "other code" in line]
+    assert said == ["made by other code than today's: 1 of those done; rerun=changed runs them again"] * stale
 
 
 def test_description_says_each_reason_once() -> None:
@@ -55,6 +76,20 @@ def finished(seconds, model="minilm", task="sst2") -> dict:
 def test_known_seconds_tolerates_results_without_them() -> None:
     known = planning.known_seconds([finished(10), finished(20), finished(7, task="mrpc"), finished(None), {}])
     assert known == {KIND: [10.0, 20.0], ("minilm", "mrpc"): [7.0]}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{}, {"config": {"model": "text", "task": [1]}, "provenance": {"seconds": "long"}}, {"cost": {"saved_bytes": "1"}}],
+    ids=str,
+)
+def test_an_odd_result_ends_neither_plan_nor_table(tmp_path, odd) -> None:
+    cost = {"saved_bytes_dense": 2, "step_seconds": 1, "step_seconds_dense": "x"}
+    results.write(tmp_path / "odd", {"status": "done"} | odd | {"cost": cost | odd.get("cost", {})})
+    results.write(tmp_path / "none", {"identity": "a"})
+    found = [each for _, each in results.finished(tmp_path)]
+    assert len(found) == 1 and planning.known_seconds(found) == {}
+    assert "None" in text_of(terminal.score_table(found))
 
 
 def test_expectation_is_the_mean_of_the_like_else_of_all() -> None:

@@ -1,4 +1,4 @@
-"""The local launcher, `hydra/launcher=proc`: a fresh process per job, so that no job can end the sweep.
+"""The local launcher, `hydra/launcher=proc`: a process of its own per job, so that no job can end the sweep.
 
 Hydra accepts launchers only under the namespace package `hydra_plugins`, and imports this module whenever the
 program starts: what is heavy is imported in functions. No dataclass may stand here: Hydra's scan executes the
@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 
 class ProcLauncher(Launcher):
@@ -25,10 +25,14 @@ class ProcLauncher(Launcher):
 
     Args:
         n_jobs: processes at a time, a whole number >= 1; the cores are divided among them.
+        warm: whether they begin as copies of one process that has imported what they need, which saves that time for
+            all but one; on a CPU under Linux. False: each begins as a fresh one.
     """
 
-    def __init__(self, n_jobs: int) -> None:
-        self.n_jobs = n_jobs
+    composes_first = True
+
+    def __init__(self, n_jobs: int, warm: bool = False) -> None:
+        self.n_jobs, self.warm = n_jobs, warm
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from keepfrac.errors import UserError
@@ -36,6 +40,8 @@ class ProcLauncher(Launcher):
         # here, for Hydra wraps what a constructor raises
         if isinstance(self.n_jobs, bool) or not isinstance(self.n_jobs, int) or self.n_jobs < 1:
             raise UserError(f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number >= 1")
+        if not isinstance(self.warm, bool):
+            raise UserError(f"hydra.launcher.warm={self.warm}: must be true or false")
         self.loader, self.config = hydra_context.config_loader, config
         self.command = [*program(task_function), *config_flags(config)]
 
@@ -54,20 +60,22 @@ class ProcLauncher(Launcher):
         from keepfrac.sweep import planning, terminal
 
         console = Console(soft_wrap=True, markup=False, highlight=False)
-        plan = planning.make_plan(self._cells(job_overrides, initial_job_idx), results.is_done)
+        plan = planning.make_plan(self._cells(job_overrides, initial_job_idx))
         if not plan.todo and not plan.done:
             raise UserError(planning.nothing_to_run(plan))
         folder = (*plan.todo, *plan.done)[0].folder.parent
-        known = planning.known_seconds(each for _, each in results.finished(folder))
+        finished = results.finished(folder)
+        known = planning.known_seconds(each for _, each in finished)
         expected = self._expected(plan, known)
         for line in planning.describe_plan(plan, folder.name, self.n_jobs, self._threads(), expected):
             console.print(line)
         if plan.todo:
             self._settle_streaming(folder, console)
             self._run(plan, known, console)
+            finished = results.finished(folder)
         else:
             console.print(f"everything is done: {folder}")
-        console.print(terminal.score_table(found for _, found in results.finished(folder)), soft_wrap=False)
+        console.print(terminal.score_table(found for _, found in finished), soft_wrap=False)
         console.print(f"all figures: python -m src.report {folder}")
         return [_completed(job.overrides, results.read(job.folder)) for job in (*plan.done, *plan.todo)]
 
@@ -123,6 +131,7 @@ class ProcLauncher(Launcher):
             known=known,
             num_done=len(plan.done),
             console=console,
+            warm=self.warm and self.config.hardware.get("accelerator", "cpu") == "cpu",
         )
 
     def _threads(self) -> int:
@@ -139,16 +148,18 @@ class ProcLauncher(Launcher):
 
     def _cells(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Any]:
         """Composes and checks every combination; one without data becomes a `Missing`."""
+        from hydra_plugins.proc_launcher._compose import Composer
+
         from keepfrac.errors import DataMissing, UserError
         from keepfrac.sweep.planning import Missing
 
         setup_globals()
-        before = HydraConfig.instance().cfg
+        before, composer = HydraConfig.instance().cfg, Composer(self.loader, self.config)
         try:
             for index, overrides in enumerate(job_overrides):
                 task = tuple(each for each in overrides if not each.startswith(("hydra.", "hydra/")))
                 try:
-                    yield self._cell(overrides, task, first + index)
+                    yield self._cell(composer(overrides), task, first + index)
                 except DataMissing as missing:
                     yield Missing(task, str(missing))
                 except UserError as error:
@@ -156,21 +167,17 @@ class ProcLauncher(Launcher):
         finally:
             HydraConfig.instance().cfg = before
 
-    def _cell(self, overrides: Sequence[str], task: tuple[str, ...], index: int) -> Any:
+    def _cell(self, config: DictConfig, task: tuple[str, ...], index: int) -> Any:
         from keepfrac.run import identity
         from keepfrac.sweep.planning import Job, kind_of
 
-        config = self.loader.load_sweep_config(self.config, list(overrides))
         self._check_launcher(config)
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = index, str(index)
             config.hydra.runtime.output_dir = str(Path(self.config.hydra.sweep.dir).absolute())
-        HydraConfig.instance().set_config(config)
-        cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        OmegaConf.set_struct(cfg, True)
-        identity.check(cfg)
-        cell = identity.cell(cfg)
-        return Job(task, cell.identity, Path(cell.folder), cell.label, kind_of(cfg))
+        HydraConfig.instance().cfg = config  # what ${hydra:...} reads, without a copy
+        cell = identity.cell(identity.check(config))
+        return Job(task, cell.identity, cell.folder, cell.label, kind_of(config), cell.code, cell.code_asked)
 
     def _check_launcher(self, config: DictConfig) -> None:
         """Hydra chooses the launcher before it sees swept groups: another one's name would be ignored."""

@@ -8,21 +8,22 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
-from hydra_plugins.proc_launcher._process import caught_signals, die_with_parent, signal_group
+from hydra_plugins.proc_launcher._process import Process, caught_signals, signal_group, start_process
+from hydra_plugins.proc_launcher._warm import Cold, Server
 from rich.console import Console
 from rich.live import Live
 
 from keepfrac.errors import Held
 from keepfrac.storage import results
-from keepfrac.storage.files import is_locked
+from keepfrac.storage.files import take_lock
 from keepfrac.storage.redact import redact
 from keepfrac.sweep import planning, terminal
 from keepfrac.sweep.planning import Failure, Job, Kind, Running, Status
@@ -45,7 +46,7 @@ class Child:
     """A process under way and where its part of the log begins."""
 
     job: Job
-    process: subprocess.Popen
+    process: Process
     log: Path
     log_start: int
     started: float = field(default_factory=time.time)
@@ -66,6 +67,7 @@ class Pool:
         known: seconds of finished runs by kind, for the time left; grows as jobs end.
         num_done: cells done before, shown with the others.
         console: where to show.
+        warm: whether jobs begin as copies of one process that has imported what they need, where that is possible.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Pool:
         known: dict[Kind, list[float]],
         num_done: int,
         console: Console,
+        warm: bool = False,
     ):
         self.queue, self.command, self.num_at_once, self.known = deque(jobs), command, num_at_once, known
         self.environment = {
@@ -87,6 +90,7 @@ class Pool:
             "PYTHONUNBUFFERED": "1",  # the log of a killed job ends where the job did
         }
         self.num_done, self.console = num_done, console
+        self.warm, self._server = warm, None
         self.running: list[Child] = []
         self.failures: list[Failure] = []
         self._next_look: dict[str, float] = {}  # identity -> when to ask again for a cell that another process holds
@@ -97,7 +101,7 @@ class Pool:
         Raises:
             Stopped: SIGINT, SIGTERM or SIGHUP came; the children are gone.
         """
-        with caught_signals() as caught, self._view() as refresh:
+        with caught_signals() as caught, self._view() as refresh, self._warmed():
             try:
                 while (self.queue or self.running) and not caught:
                     self._reap()
@@ -119,49 +123,81 @@ class Pool:
 
     def _fill(self) -> None:
         """Starts jobs while there is room; looks at each waiting job once."""
+        if not self._is_ready():
+            return
         for _ in range(len(self.queue)):
             if len(self.running) >= self.num_at_once:
                 return
             job = self.queue.popleft()
             if self._next_look.get(job.identity, 0.0) > time.monotonic():
                 self.queue.append(job)
-            elif results.is_done(job.folder, job.identity):
+            elif results.is_done(job.folder, job.identity, job.code_asked):
                 self._finished(job, "by another process")
-            elif is_locked(job.folder):  # asked here: to start a process takes seconds
-                self._postpone(job)
             else:
-                self._start(job)
+                self._try(job)
 
-    def _start(self, job: Job) -> None:
-        log, command = job.folder / "run.log", self.command(job)
-        self._next_look.pop(job.identity, None)
+    def _try(self, job: Job) -> None:
+        """Starts a job with the lock of its cell in its hands, so that no other launcher starts it as well."""
+        lock = None
         try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            with log.open("ab") as output:
-                now = datetime.now().astimezone()
-                output.write(f"--- {now:%Y-%m-%d %H:%M:%S} {redact(shlex.join(command))}\n".encode())
-                output.flush()
-                start = output.tell()
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=self.environment,
-                    start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends its children
-                    preexec_fn=die_with_parent(os.getpid()),
-                )
+            lock = take_lock(job.folder)
+            self._start(job, lock)
+        except Held:
+            self._postpone(job)
         except OSError as error:
-            self._failed(job, f"cannot be started: {error}", log, "")
-            return
+            self._failed(job, f"cannot be started: {error}", job.folder / "run.log", "")
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _start(self, job: Job, lock: int | None) -> None:
+        log, command = job.folder / "run.log", self.command(job)
+        with log.open("ab") as output:
+            now = datetime.now().astimezone()
+            output.write(f"--- {now:%Y-%m-%d %H:%M:%S} {redact(shlex.join(command))}\n".encode())
+            output.flush()
+            start = output.tell()
+            process = self._process(command, output, lock)
+        self._next_look.pop(job.identity, None)
         self.running.append(Child(job, process, log, start))
         self._say(f"started {job.label}")
+
+    @contextlib.contextmanager
+    def _warmed(self) -> Iterator[None]:
+        """Has the process that copies itself while jobs run; one job alone has no use for it."""
+        with contextlib.suppress(Cold):
+            self._server = Server(self.environment) if self.warm and len(self.queue) > 1 else None
+        try:
+            yield
+        finally:
+            if self._server is not None:
+                self._server.close()
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._server is None or self._server.is_ready()
+        except Cold:
+            self._cool()
+            return True
+
+    def _cool(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self._server = None
+
+    def _process(self, command: list[str], output: IO[bytes], lock: int | None) -> Process:
+        try:
+            if self._server is not None:
+                return self._server.start(command[1:], output, lock)
+        except Cold:
+            self._cool()
+        return start_process(command, output, self.environment, lock)
 
     def _reap(self) -> None:
         for child in [child for child in self.running if child.process.poll() is not None]:
             self.running.remove(child)
-            job, code = child.job, child.process.returncode
-            if results.is_done(job.folder, job.identity):
+            job, code = child.job, child.process.returncode or 0
+            if results.is_done(job.folder, job.identity, job.code_asked):
                 self._finished(job, f"in {planning.duration(time.time() - child.started)}")
             elif code == Held.EXIT_CODE:
                 self._postpone(job)

@@ -6,16 +6,51 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from subprocess import Popen
+from typing import IO, Protocol
+
+from keepfrac.storage.files import HANDED
 
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def signal_group(process: subprocess.Popen, number: int) -> None:
+class Process(Protocol):
+    """A cell's process, however it was started."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, minus the signal where one ended it; None while it runs."""
+
+
+def signal_group(process: Process, number: int) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
+
+
+def start_process(command: list[str], output: IO[bytes], environment: Mapping[str, str], lock: int | None) -> Popen:
+    """Starts a job in a session of its own: Ctrl-C reaches the launcher alone, which ends its children.
+
+    Args:
+        command: its command line.
+        output: where all that it writes goes.
+        environment: its.
+        lock: what holds the lock of its cell, and goes on doing so in the job; None: it takes its own.
+    """
+    return Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**environment, **({} if lock is None else {HANDED: str(lock)})},
+        pass_fds=() if lock is None else (lock,),
+        start_new_session=True,
+        preexec_fn=die_with_parent(os.getpid()),
+    )
 
 
 def die_with_parent(parent: int) -> Callable[[], None]:

@@ -105,7 +105,7 @@ class SlurmPool(Pool):
         for one in list(self.running):
             if states is not None:
                 self._moved(one, states.get(one.id))
-            if results.is_done(one.job.folder, one.job.identity):
+            if results.is_done(one.job.folder, one.job.identity, one.job.code_asked):
                 self.running.remove(one)
                 self._finished(one.job, f"in {planning.duration(time.time() - one.started)}")
             elif one.absent >= ABSENT_POLLS:
