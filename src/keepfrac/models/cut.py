@@ -55,7 +55,7 @@ def shape_of(net: PreTrainedModel) -> ModelShape:
     heads, hidden = config.num_attention_heads, config.hidden_size
     units = getattr(config, "num_key_value_heads", None) or heads
     return ModelShape(
-        num_layers=getattr(config, "original_layers", None) or config.num_hidden_layers,
+        num_layers=getattr(config, "original_layers", None) or getattr(config, family.depth),
         hidden=hidden,
         num_heads=units,
         head_dim=getattr(config, "head_dim", None) or hidden // heads,

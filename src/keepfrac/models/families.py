@@ -43,8 +43,9 @@ class Family:
         causal: whether a token sees only what stands before it: a decoder.
         attention_interface: whether attention goes through Transformers' AttentionInterface. Without it nothing can
             record or replace the attention function, and features that must are refused.
-        removed: what stands where a cut removed a sub-layer: "norm", its LayerNorm of the residual alone, or "zeros",
-            which its caller adds to the residual. None: a model of this family cannot be cut.
+        removed: what stands where a cut removed the attention, the feed-forward block: "zeros", which its caller adds
+            to the residual; "norm", the module of its LayerNorm gives that of the residual alone; "residual", the
+            module of its last linear gives the residual alone. None: a model of this family cannot be cut.
         why_not_cut: the rest of that refusal, where there is more to say.
         depth, neurons, function: keys of the configuration: number of layers, feed-forward width, activation.
         dropouts, attention_dropouts: keys of the configuration with the rates of hidden and of attention dropout.
@@ -76,7 +77,7 @@ class Family:
     layout: str = "plain"
     causal: bool = False
     attention_interface: bool = True
-    removed: str | None = "zeros"
+    removed: tuple[str, str] | None = ("zeros", "zeros")
     why_not_cut: str = ""
     depth: str = "num_hidden_layers"
     neurons: str = "intermediate_size"
@@ -106,7 +107,7 @@ BERT = Family(
     num_heads="num_attention_heads",
     head_dim="attention_head_size",
     width="all_head_size",
-    removed="norm",
+    removed=("norm", "norm"),
     dropouts=("hidden_dropout_prob",),
     attention_dropouts=("attention_probs_dropout_prob",),
     new_parts=("classifier", "pooler", "cls"),
@@ -127,8 +128,23 @@ FAMILIES: dict[str, Family] = {
         ROBERTA,
         layer_norms=("attention.LayerNorm", "intermediate.LayerNorm"),
         norm_at="before",
-        removed=None,
+        removed=("residual", "residual"),
         first_token_readers=("RobertaPreLayerNormPooler", "RobertaPreLayerNormClassificationHead"),
+    ),
+    "xlm-roberta": replace(ROBERTA, first_token_readers=("XLMRobertaPooler", "XLMRobertaClassificationHead")),
+    "camembert": replace(ROBERTA, first_token_readers=("CamembertPooler", "CamembertClassificationHead")),
+    "xlm-roberta-xl": replace(
+        ROBERTA,
+        layer_norms=("attention.self_attn_layer_norm", "LayerNorm"),
+        norm_at="before",
+        ffn_dropout=None,
+        removed=("residual", "residual"),
+        first_token_readers=("XLMRobertaXLPooler", "XLMRobertaXLClassificationHead"),
+    ),
+    "electra": replace(
+        BERT,
+        new_parts=("classifier", "generator_predictions", "generator_lm_head", "discriminator_predictions"),
+        first_token_readers=("ElectraClassificationHead",),
     ),
     "distilbert": Family(
         layers="transformer.layer",

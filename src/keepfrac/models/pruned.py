@@ -111,6 +111,13 @@ class NormOnly(nn.Module):
         return self.LayerNorm(input_tensor)
 
 
+class ResidualOnly(nn.Module):
+    """The output block of a removed sub-layer whose layer norm is in front: the residual alone."""
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        return input_tensor
+
+
 def reshape(model: Any, config: Any) -> None:
     """Gives the layers the sizes that the configuration records; in `__init__`, before weights are loaded.
 
@@ -142,7 +149,7 @@ def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> N
     group = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     attention, width = layer.get_submodule(family.attention), heads * head_dim
     if heads == 0:
-        _remove(layer, family, family.attention, NoAttention(getattr(attention, "layer_idx", None)))
+        _remove(layer, family, 0, NoAttention(getattr(attention, "layer_idx", None)))
         attention = layer.get_submodule(family.attention)
         setattr(attention, family.head_dim, head_dim)
     else:
@@ -158,7 +165,7 @@ def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> N
 
 def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
     if neurons == 0:
-        _remove(layer, family, family.feed_forward, NoFeedForward())
+        _remove(layer, family, 1, NoFeedForward())
         return
     for path in (family.ffn_gate, family.ffn_in):
         if path is not None:
@@ -166,12 +173,22 @@ def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
     _resize(layer, family.ffn_out, neurons, hidden)
 
 
-def _remove(layer: Any, family: Family, path: str, nothing: nn.Module) -> None:
-    """Puts `nothing` in the place of a sub-layer; where the norm adds the residual, it sees the residual alone."""
+def _remove(layer: Any, family: Family, number: int, nothing: nn.Module) -> None:
+    """Puts `nothing` in the place of a sub-layer, 0 or 1; where a module adds the residual, it gives that alone.
+
+    The layer norm stays, also where it was a part of what is gone.
+    """
+    path = (family.attention, family.feed_forward)[number]
+    output = (family.attention_output, family.ffn_out)[number]
+    norm = family.layer_norms[number]
+    layer_norm, kind = layer.get_submodule(norm), (family.removed or ())[number]
+    if norm.startswith(f"{path}."):
+        nothing.add_module(norm.rpartition(".")[2], layer_norm)
     _replace(layer, path, nothing)
-    if family.removed == "norm":
-        norm = family.layer_norms[0 if path == family.attention else 1]
-        _replace(layer, norm.rpartition(".")[0], NormOnly(layer.get_submodule(norm)))
+    if kind == "norm":
+        _replace(layer, norm.rpartition(".")[0], NormOnly(layer_norm))
+    elif kind == "residual":
+        _replace(layer, output.rpartition(".")[0], ResidualOnly())
 
 
 def _resize(layer: nn.Module, path: str, inputs: int, outputs: int) -> None:
@@ -264,7 +281,7 @@ def _make_relu_head() -> None:
 
 
 for _model_type, _family in FAMILIES.items():
-    if _family.removed is not None:
+    if _family.removed is not None and _model_type in CONFIG_MAPPING:  # which an older Transformers may not know
         _make_cut(_model_type, _family)
 _make_relu_head()
 STOCK_OF = {cut: stock for stock, cut in PRUNED_OF.items()}
