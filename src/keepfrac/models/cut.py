@@ -163,10 +163,17 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
         "layer_ffn": [len(s.neurons) for _, s in kept],
         "low_rank": low_rank or None,
         "original_layers": shape.num_layers,
+        **_layer_lists(net, [i for i, _ in kept]),
     }
     config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
     config._attn_implementation = _attention_of(net)
     return config
+
+
+def _layer_lists(net: PreTrainedModel, kept: Sequence[int]) -> dict[str, list]:
+    """What the configuration says of each layer, of those that stay."""
+    found = {name: getattr(net.config, name, None) for name in family_of(net).layer_lists}
+    return {name: [values[i] for i in kept] for name, values in found.items() if values is not None}
 
 
 def _attention_of(net: PreTrainedModel) -> str:

@@ -14,9 +14,15 @@ from keepfrac.prune.accounting import Account, account
 
 
 def stock_config(net: PreTrainedModel, **sizes):
-    """Returns the stock configuration of a cut model, with other sizes."""
-    stock = STOCK_OF[type(net.config)]
-    config = stock(**settings_for(stock, net.config) | sizes)
+    """Returns the stock configuration of a cut model, with other sizes.
+
+    Of another number of layers it says of each what its class does, not what the cut model's said.
+    """
+    stock, family = STOCK_OF[type(net.config)], family_of(net)
+    settings = settings_for(stock, net.config)
+    if sizes.get(family.depth, settings[family.depth]) != settings[family.depth]:
+        settings = {name: value for name, value in settings.items() if name not in family.layer_lists}
+    config = stock(**settings | sizes)
     config._attn_implementation = net.config._attn_implementation
     return config
 

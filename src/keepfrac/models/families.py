@@ -48,6 +48,7 @@ class Family:
             module of its last linear gives the residual alone. None: a model of this family cannot be cut.
         why_not_cut: the rest of that refusal, where there is more to say.
         depth, neurons, function: keys of the configuration: number of layers, feed-forward width, activation.
+        layer_lists: keys of the configuration that say something of each layer: they are cut with the layers.
         dropouts, attention_dropouts: keys of the configuration with the rates of hidden and of attention dropout.
         new_parts: names of modules that a task creates: heads, and an encoder's pooler.
         first_token_readers: classes of poolers and heads that are given all hidden states and read the first token.
@@ -82,6 +83,7 @@ class Family:
     depth: str = "num_hidden_layers"
     neurons: str = "intermediate_size"
     function: str = "hidden_act"
+    layer_lists: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = ()
     attention_dropouts: tuple[str, ...] = ()
     new_parts: tuple[str, ...] = ()
@@ -117,6 +119,26 @@ ROBERTA = replace(
     BERT,
     new_parts=("classifier", "pooler", "lm_head"),
     first_token_readers=("RobertaPooler", "RobertaClassificationHead"),
+)
+LLAMA = Family(
+    layers="layers",
+    embeddings="embed_tokens",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    attention_output="self_attn.o_proj",
+    ffn_in="mlp.up_proj",
+    ffn_out="mlp.down_proj",
+    ffn_gate="mlp.gate_proj",
+    activation="mlp.act_fn",
+    feed_forward="mlp",
+    layer_norms=("input_layernorm", "post_attention_layernorm"),
+    norm_at="before",
+    num_heads=None,
+    causal=True,
+    attention_dropouts=("attention_dropout",),
+    new_parts=("score", "lm_head"),
 )
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -198,24 +220,15 @@ FAMILIES: dict[str, Family] = {
         attention_dropouts=("attn_pdrop",),
         new_parts=("score", "lm_head"),
     ),
-    "llama": Family(
-        layers="layers",
-        embeddings="embed_tokens",
-        attention="self_attn",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        attention_output="self_attn.o_proj",
-        ffn_in="mlp.up_proj",
-        ffn_out="mlp.down_proj",
-        ffn_gate="mlp.gate_proj",
-        activation="mlp.act_fn",
-        feed_forward="mlp",
-        layer_norms=("input_layernorm", "post_attention_layernorm"),
-        norm_at="before",
-        num_heads=None,
-        causal=True,
-        attention_dropouts=("attention_dropout",),
-        new_parts=("score", "lm_head"),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": replace(LLAMA, layer_lists=("layer_types",)),
+    "qwen3": replace(LLAMA, layer_lists=("layer_types",)),
+    "smollm3": replace(LLAMA, layer_lists=("layer_types", "no_rope_layers")),
+    "gemma3_text": replace(
+        LLAMA,
+        layer_norms=("input_layernorm", "pre_feedforward_layernorm"),
+        function="hidden_activation",
+        layer_lists=("layer_types",),
     ),
 }

@@ -36,6 +36,8 @@ def slice_tensors(
         wide, narrow = (_widen(kept.heads, width) for width in (layer.unit_width, layer.head_dim))
         heads = {layer.query: wide, layer.key: narrow, layer.value: narrow}
         _slice_units(found, heads, layer.attention_output, wide, _gate(gates, i, "heads", "attention", layer))
+        if not kept.heads:  # what else it has, such as norms of query and key
+            found = {name: t for name, t in found.items() if not name.startswith(f"{layer.attention}.")}
         neurons = dict.fromkeys((layer.ffn_in, layer.ffn_gate), kept.neurons)
         _slice_units(found, neurons, layer.ffn_out, kept.neurons, _gate(gates, i, "neurons", "ffn", layer))
         for role in ROLES if merge else ():
