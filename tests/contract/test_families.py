@@ -48,7 +48,7 @@ KEPT = Structure((LayerStructure((1, 3), (0, 5, 7)), LayerStructure((), (2, 3)),
 def tiny_of(family: str, seed: int = 0) -> PreTrainedModel:
     """A classifier of three layers of 32, 4 heads of 8, 48 neurons."""
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3, FAMILIES[family].neurons: 48}
-    sizes |= SIZES[family] if FAMILIES[family].ffn_gate else {}
+    sizes |= SIZES.get(family, {})
     sizes |= {"vocab_size": 60, "max_position_embeddings": 40, "pad_token_id": 0, "num_labels": 3}
     torch.manual_seed(seed)
     return AutoModelForSequenceClassification.from_config(

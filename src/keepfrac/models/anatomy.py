@@ -10,6 +10,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.families import FAMILIES, PRUNED, Family
+from keepfrac.models.own_attention import can_ask
 from keepfrac.tensors.layouts import LinearLayout
 
 ATTENTION = ("attention", "query", "key", "value", "attention_output", "probability_dropout", "attention_dropout")
@@ -32,6 +33,7 @@ class Layer:
         head_dim: width of one head.
         num_kv_heads: heads of key and value, where several query heads share one; None: as many as heads.
         transposed: whether weights are held as (inputs, outputs).
+        positions: further linears, whose outputs are those of heads as well.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Layer:
     head_dim: int
     num_kv_heads: int | None
     transposed: bool
+    positions: tuple[str, ...] = ()
 
     @property
     def layout(self) -> LinearLayout:
@@ -143,7 +146,9 @@ def check_attention_interface(net: nn.Module, wanted: str, instead: str) -> None
         UserError: the model's attention does not go through Transformers' AttentionInterface.
     """
     parts = anatomy(net)
-    if not (parts.family.attention_interface and getattr(net, "_supports_attention_backend", False)):
+    asks = parts.family.attention_interface and getattr(net, "_supports_attention_backend", False)
+    paths = [layer.attention for layer in parts.layers if layer.attention is not None]
+    if not asks and not all(can_ask(net.get_submodule(path)) for path in paths):
         raise UserError(
             f"{wanted}: the attention of a {parts.model_type} model does not go through Transformers'"
             f" AttentionInterface, so nothing of it would be seen; {instead}"
@@ -175,6 +180,7 @@ def _layer(net: nn.Module, path: str, family: Family) -> Layer:
         head_dim=head_dim,
         num_kv_heads=None if named else counted["key"],
         transposed=family.layout == "conv1d",
+        positions=tuple(f"{path}.{name}" for name in family.positions if _has(layer, name)),
     )
 
 

@@ -2,7 +2,8 @@
 
 Transformers hands out probabilities, and its fused attention not even these. Here an attention function of our own is
 registered with its AttentionInterface for each implementation that is met: it calls that implementation and, where the
-module is being recorded, also forms the scores. So the fused kernels stay, the price is one more product Q K^T,
+module is being recorded, also forms the scores. Attention that computes by itself is made to ask the interface for the
+time (`models.own_attention`). So the fused kernels stay, the price is one more product Q K^T,
 and outside of `recorded` a model is untouched.
 """
 
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import check_attention_interface
+from keepfrac.models.own_attention import asking
 
 PREFIX = "keepfrac_scores_"
 ATTRIBUTE = "recorded_scores"
@@ -34,7 +36,8 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
         attentions: path of the module that calls the attention function, by the number that it is known by.
 
     Yields:
-        Q K^T * scaling by number, (batch, heads, length, length), without any mask; with their graph.
+        Q K^T * scaling, plus a bias of positions where the model has one, by number; (batch, heads, length, length),
+        without any mask; with their graph.
 
     Raises:
         UserError: the model's attention does not go through the AttentionInterface.
@@ -52,7 +55,8 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
     for config, base in zip(configs, bases, strict=True):
         config._attn_implementation = _recorder(base or "eager")
     try:
-        yield found
+        with asking(net, tuple(attentions.values())):
+            yield found
     finally:
         for config, base in zip(configs, bases, strict=True):
             config._attn_implementation = base
@@ -96,6 +100,7 @@ def _record(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention as `base` does; keeps the scores where the module is recorded."""
@@ -103,7 +108,8 @@ def _record(
         found, number = recorded
         shared = query.shape[1] // key.shape[1]  # queries that read the same key
         keys = key.repeat_interleave(shared, 1) if shared > 1 else key
-        found[number] = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+        scores = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+        found[number] = scores if position_bias is None else scores + position_bias
     return _function(base, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

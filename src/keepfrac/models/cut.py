@@ -23,7 +23,7 @@ from keepfrac.models.families import PRUNED
 from keepfrac.models.pruned import PRUNED_OF, SIZES, STOCK_OF
 from keepfrac.models.slicing import slice_tensors
 from keepfrac.prune.attach import FixedGates, read_counts
-from keepfrac.prune.structure import ROLES, LayerCounts, ModelShape, Structure
+from keepfrac.prune.structure import ROLES, LayerCounts, LayerStructure, ModelShape, Structure
 
 NOT_SETTINGS = ("model_type", "architectures", "auto_map", "transformers_version")
 
@@ -164,10 +164,17 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
         "low_rank": low_rank or None,
         "original_layers": shape.num_layers,
         **_layer_lists(net, [i for i, _ in kept]),
+        **({"head_numbers": [_numbers_of(net, i, s) for i, s in kept]} if family_of(net).head_bias else {}),
     }
     config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
     config._attn_implementation = _attention_of(net)
     return config
+
+
+def _numbers_of(net: PreTrainedModel, layer: int, kept: LayerStructure) -> list[int]:
+    """The heads that a layer keeps, by their places in the dense original."""
+    before = getattr(net.config, "head_numbers", None)
+    return [head if before is None else before[layer][head] for head in kept.heads]
 
 
 def _layer_lists(net: PreTrainedModel, kept: Sequence[int]) -> dict[str, list]:

@@ -113,7 +113,16 @@ def stock_padded(net: PreTrainedModel) -> PreTrainedModel:
 
     Low-rank linears are multiplied out. Outputs are equal up to the order of summation. Kept units take the first
     places: which they were in the dense model is not recorded in a cut model.
+
+    Raises:
+        UserError: a decoder, or a head whose place in the dense model counts.
     """
+    numbers = getattr(net.config, "head_numbers", None) or []
+    if any(own != list(range(len(own))) for own in numbers):
+        raise UserError(
+            f"a stock class cannot hold this model: a {net.config.model_type} has a bias for the place of each head,"
+            " and not the last ones alone were cut; its own folder loads everywhere"
+        )
     return _as_stock(net, shape_of(net).num_neurons)
 
 

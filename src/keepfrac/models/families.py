@@ -41,8 +41,10 @@ class Family:
         width: attribute with num_heads * head_dim, where the forward pass reads it.
         layout: how a linear holds its matrix: "plain" (outputs, inputs), or "conv1d" (inputs, outputs).
         causal: whether a token sees only what stands before it: a decoder.
-        attention_interface: whether attention goes through Transformers' AttentionInterface. Without it nothing can
-            record or replace the attention function, and features that must are refused.
+        attention_interface: whether attention goes through Transformers' AttentionInterface. Without it the attention
+            function is recorded or replaced where `models.own_attention` knows the module; elsewhere that is refused.
+        positions: linears, where a model has them, that make keys and queries of distances: cut with the heads.
+        head_bias: whether the attention is given a bias that has a place for every head of the dense model.
         removed: what stands where a cut removed the attention, the feed-forward block: "zeros", which its caller adds
             to the residual; "norm", the module of its LayerNorm gives that of the residual alone; "residual", the
             module of its last linear gives the residual alone. None: a model of this family cannot be cut.
@@ -78,6 +80,8 @@ class Family:
     layout: str = "plain"
     causal: bool = False
     attention_interface: bool = True
+    positions: tuple[str, ...] = ()
+    head_bias: bool = False
     removed: tuple[str, str] | None = ("zeros", "zeros")
     why_not_cut: str = ""
     depth: str = "num_hidden_layers"
@@ -167,6 +171,31 @@ FAMILIES: dict[str, Family] = {
         BERT,
         new_parts=("classifier", "generator_predictions", "generator_lm_head", "discriminator_predictions"),
         first_token_readers=("ElectraClassificationHead",),
+    ),
+    "mpnet": replace(
+        ROBERTA,
+        attention="attention.attn",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_output="attention.attn.o",
+        layer_norms=("attention.LayerNorm", "output.LayerNorm"),
+        probability_dropout="attention.attn.dropout",
+        attention_dropout="attention.dropout",
+        attention_interface=False,
+        head_bias=True,
+        removed=("zeros", "norm"),
+        first_token_readers=("MPNetPooler", "MPNetClassificationHead"),
+    ),
+    "deberta-v2": replace(
+        BERT,
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        attention_interface=False,
+        positions=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+        new_parts=("classifier", "pooler", "cls", "lm_predictions"),
+        first_token_readers=("ContextPooler",),
     ),
     "distilbert": Family(
         layers="transformer.layer",

@@ -12,6 +12,7 @@ stay those of the dense original; what is left of it stands in these fields:
     layer_ffn         feed-forward neurons of each layer; 0 = the same for the feed-forward sub-layer
     low_rank          module name inside the encoder -> rank, for linears held as two factors q(p(x))
     original_layers   number of layers of the dense original, where whole layers were dropped
+    head_numbers      which heads of the dense original each layer has, where a bias has a place for each of these
 
 Parameter names are those of the stock classes.
 """
@@ -51,6 +52,7 @@ SIZES = {
     "layer_ffn": "list[int] | None",
     "low_rank": "dict[str, int] | None",
     "original_layers": "int | None",
+    "head_numbers": "list[list[int]] | None",
 }
 """Fields that the configuration of a cut model has beside those of the stock one."""
 ENCODERS: tuple[Any, ...] = (
@@ -74,6 +76,16 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.q(self.p(x))
+
+
+class SomeHeads(_Base):
+    """Before a stock attention: of a bias with a place for every head of the dense model it takes its own heads'."""
+
+    head_numbers: list[int]
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, *args, **kwargs):
+        own = None if position_bias is None else position_bias[:, self.head_numbers]
+        return super().forward(hidden_states, attention_mask, own, *args, **kwargs)
 
 
 class NoAttention(nn.Module):
@@ -135,6 +147,8 @@ def reshape(model: Any, config: Any) -> None:
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
             _reshape_attention(layer, family, config, config.layer_heads[i])
+        if family.head_bias and config.head_numbers is not None and config.head_numbers[i]:
+            _take_heads(layer.get_submodule(family.attention), config.head_numbers[i])
         if config.layer_ffn is not None:
             _reshape_ffn(layer, family, config.hidden_size, config.layer_ffn[i])
     for name, rank in (config.low_rank or {}).items():
@@ -157,10 +171,19 @@ def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> N
         packed = 3 if family.query == family.key else 1
         for path, outputs in widths.items():
             _resize(layer, path, config.hidden_size, packed * outputs)
+        for path in family.positions:
+            if hasattr(attention, path.rpartition(".")[2]):
+                _resize(layer, path, config.hidden_size, width)
         _resize(layer, family.attention_output, width * group, config.hidden_size)
     for name, size in ((family.num_heads, heads), (family.width, width)):
         if name is not None:
             setattr(attention, name, size)
+
+
+def _take_heads(attention: Any, numbers: list[int]) -> None:
+    name = f"SomeHeads{type(attention).__name__}"
+    attention.__class__ = globals().get(name) or _made(name, SomeHeads, type(attention))
+    attention.head_numbers = numbers
 
 
 def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
@@ -263,7 +286,8 @@ def _made(name: str, *bases: type, **content: Any) -> Any:
 def _make_cut(model_type: str, family: Family) -> None:
     """Makes the classes of a family's cut models."""
     stock = CONFIG_MAPPING[model_type]
-    sizes = {name: kind for name, kind in SIZES.items() if not hasattr(stock, name)}
+    known = {name: kind for name, kind in SIZES.items() if family.head_bias or name != "head_numbers"}
+    sizes = {name: kind for name, kind in known.items() if not hasattr(stock, name)}
     content = {"model_type": f"{PRUNED}{model_type}", "__annotations__": sizes, **dict.fromkeys(sizes)}
     PRUNED_OF[stock] = config = _made(f"Pruned{stock.__name__}", stock, **content)
     CLASSES[config] = {}

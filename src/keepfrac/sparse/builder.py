@@ -9,6 +9,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import Anatomy, check_attention_interface
+from keepfrac.models.own_attention import ask
 from keepfrac.sparse.context import Context
 from keepfrac.sparse.layers.activation import PackedReLU
 from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
@@ -183,6 +184,7 @@ class Builder:
         if config._attn_implementation != NAME:
             self.undo.append(lambda: setattr(config, "_attn_implementation", "eager"))
             config._attn_implementation = NAME
+        self.undo += ask(self.net, [layer.attention for layer in self.parts.layers if layer.attention is not None])
         for layer in self.parts.layers:
             if layer.attention is not None:
                 module: Any = find(self.net, layer.attention)
