@@ -85,6 +85,7 @@ class Anatomy:
         layers: the transformer layers, first to last.
         pooler: path of the pooler, None where there is none.
         head: paths of the modules outside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
+        repeats: how often each layer is run, one time after the other, in a forward pass.
     """
 
     model_type: str
@@ -94,11 +95,17 @@ class Anatomy:
     layers: tuple[Layer, ...]
     pooler: str | None
     head: tuple[str, ...]
+    repeats: int = 1
 
     @property
     def causal(self) -> bool:
         """Whether a token sees only what stands before it: a decoder."""
         return self.family.causal
+
+    @property
+    def runs(self) -> tuple[Layer, ...]:
+        """The layers in the order of the forward pass, each as often as it is run."""
+        return tuple(layer for layer in self.layers for _ in range(self.repeats))
 
 
 def anatomy(net: nn.Module) -> Anatomy:
@@ -119,6 +126,7 @@ def anatomy(net: nn.Module) -> Anatomy:
         layers=tuple(_layer(net, f"{prefix}{family.layers}.{i}", family) for i in range(count)),
         pooler=f"{prefix}pooler" if getattr(encoder, "pooler", None) is not None else None,
         head=tuple(name for name, _ in net.named_children() if name != base) if base else (),
+        repeats=_repeats(net, family, count),
     )
 
 
@@ -161,6 +169,13 @@ def base_path(net: nn.Module) -> str:
     return prefix if prefix and hasattr(net, prefix) else ""
 
 
+def _repeats(net: nn.Module, family: Family, layers: int) -> int:
+    runs = getattr(net.config, family.runs) if family.runs else layers
+    if runs % layers or (family.runs and getattr(net.config, "inner_group_num", 1) != 1):
+        raise UserError(f"the {layers} layers of this model are not run equally often, one after the other: not known")
+    return runs // layers
+
+
 def _layer(net: nn.Module, path: str, family: Family) -> Layer:
     layer = net.get_submodule(path)
     names = {role: getattr(family, role) for role in ATTENTION + FEED_FORWARD}
@@ -190,7 +205,6 @@ def _outputs(layer: nn.Module, path: str | None) -> int:
 
 def _has(module: nn.Module, path: str) -> bool:
     try:
-        module.get_submodule(path)
+        return not getattr(module.get_submodule(path), "is_removed", False)
     except AttributeError:
         return False
-    return True

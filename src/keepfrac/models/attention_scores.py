@@ -33,7 +33,8 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
 
     Args:
         net: the model.
-        attentions: path of the module that calls the attention function, by the number that it is known by.
+        attentions: path of the module that calls the attention function, by the number that it is known by; several
+            numbers where it is called several times, in their order.
 
     Yields:
         Q K^T * scaling, plus a bias of positions where the model has one, by number; (batch, heads, length, length),
@@ -47,11 +48,14 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
         yield found
         return
     check_recordable(net)
-    modules = {number: net.get_submodule(path) for number, path in attentions.items()}
+    numbers: dict[str, list[int]] = {}
+    for number, path in attentions.items():
+        numbers.setdefault(path, []).append(number)
+    modules = [net.get_submodule(path) for path in numbers]
     configs = {id(m.config): m.config for m in net.modules() if hasattr(m, "config")}.values()
     bases = [config._attn_implementation for config in configs]
-    for number, module in modules.items():
-        setattr(module, ATTRIBUTE, (found, number))
+    for module, own in zip(modules, numbers.values(), strict=True):
+        setattr(module, ATTRIBUTE, (found, own))
     for config, base in zip(configs, bases, strict=True):
         config._attn_implementation = _recorder(base or "eager")
     try:
@@ -60,7 +64,7 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
     finally:
         for config, base in zip(configs, bases, strict=True):
             config._attn_implementation = base
-        for module in modules.values():
+        for module in modules:
             delattr(module, ATTRIBUTE)
 
 
@@ -105,7 +109,8 @@ def _record(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention as `base` does; keeps the scores where the module is recorded."""
     if (recorded := getattr(module, ATTRIBUTE, None)) is not None:
-        found, number = recorded
+        found, numbers = recorded
+        number = next((one for one in numbers if one not in found), numbers[-1])
         shared = query.shape[1] // key.shape[1]  # queries that read the same key
         keys = key.repeat_interleave(shared, 1) if shared > 1 else key
         scores = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)

@@ -129,6 +129,13 @@ def settings_for(config_class: type, config: PreTrainedConfig) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in {*unknown, *NOT_SETTINGS}}
 
 
+def depths(net: PreTrainedModel, layers: int) -> dict[str, int]:
+    """Returns what the configuration of a model like this one, of so many layers, says of their number."""
+    parts = anatomy(net)
+    runs = parts.family.runs
+    return {parts.family.depth: layers} | ({runs: layers * parts.repeats} if runs else {})
+
+
 def empty_like(net: PreTrainedModel, model_class: Callable, config: PreTrainedConfig) -> PreTrainedModel:
     """Returns a model of another class with random weights: device, dtype, pooler or none as `net` has it.
 
@@ -157,7 +164,7 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
     if low_rank and shape.causal:
         raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
     sizes = {
-        family_of(net).depth: len(kept),
+        **depths(net, len(kept)),
         "head_dim": shape.head_dim,
         "layer_heads": [len(s.heads) for _, s in kept],
         "layer_ffn": [len(s.neurons) for _, s in kept],

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from keepfrac.models.anatomy import family_of
-from keepfrac.models.cut import counts_of, settings_for, shape_of
+from keepfrac.models.cut import counts_of, depths, settings_for, shape_of
 from keepfrac.models.pruned import STOCK_OF
 from keepfrac.prune.accounting import Account, account
 
@@ -35,7 +35,7 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
     """
     stock, config = type(net), net.config
     if type(net) in STOCK_OF:
-        stock, config = STOCK_OF[type(net)], stock_config(net, **{family_of(net).depth: shape_of(net).num_layers})
+        stock, config = STOCK_OF[type(net)], stock_config(net, **depths(net, shape_of(net).num_layers))
     pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
 
     def build(device: str) -> PreTrainedModel:

@@ -30,7 +30,8 @@ class Family:
             and value, in equal parts and this order, is named three times.
         ffn_gate: a third linear of the feed-forward block, whose activation multiplies what `ffn_in` gives; None: none.
         activation: the activation between `ffn_in` and `ffn_out`; with a gate, that of the gate.
-        feed_forward: the module of `ffn_in` and the activation, and of `ffn_out` unless its LayerNorm has a module.
+        feed_forward: the module of `ffn_in` and the activation, and of `ffn_out` unless its LayerNorm has a module; in
+            a layer without such modules, `ffn_in`.
         layer_norms: of the attention, of the feed-forward block.
         norm_at: where they stand: "after" the sum with the residual, or "before" the sub-layer.
         probability_dropout: the dropout module of the attention probabilities; None: the family has no such module.
@@ -50,6 +51,7 @@ class Family:
             module of its last linear gives the residual alone. None: a model of this family cannot be cut.
         why_not_cut: the rest of that refusal, where there is more to say.
         depth, neurons, function: keys of the configuration: number of layers, feed-forward width, activation.
+        runs: key of the number of layers that are run, where each layer is run several times in a row; None: once.
         layer_lists: keys of the configuration that say something of each layer: they are cut with the layers.
         dropouts, attention_dropouts: keys of the configuration with the rates of hidden and of attention dropout.
         new_parts: names of modules that a task creates: heads, and an encoder's pooler.
@@ -85,6 +87,7 @@ class Family:
     removed: tuple[str, str] | None = ("zeros", "zeros")
     why_not_cut: str = ""
     depth: str = "num_hidden_layers"
+    runs: str | None = None
     neurons: str = "intermediate_size"
     function: str = "hidden_act"
     layer_lists: tuple[str, ...] = ()
@@ -186,6 +189,29 @@ FAMILIES: dict[str, Family] = {
         head_bias=True,
         removed=("zeros", "norm"),
         first_token_readers=("MPNetPooler", "MPNetClassificationHead"),
+    ),
+    "albert": replace(
+        BERT,
+        layers="encoder.albert_layer_groups",
+        attention="albert_layers.0.attention",
+        query="albert_layers.0.attention.query",
+        key="albert_layers.0.attention.key",
+        value="albert_layers.0.attention.value",
+        attention_output="albert_layers.0.attention.dense",
+        ffn_in="albert_layers.0.ffn",
+        ffn_out="albert_layers.0.ffn_output",
+        activation="albert_layers.0.activation",
+        feed_forward="albert_layers.0.ffn",
+        layer_norms=("albert_layers.0.attention.LayerNorm", "albert_layers.0.full_layer_layer_norm"),
+        probability_dropout="albert_layers.0.attention.attention_dropout",
+        attention_dropout="albert_layers.0.attention.output_dropout",
+        ffn_dropout=None,
+        depth="num_hidden_groups",
+        runs="num_hidden_layers",
+        removed=("norm", "zeros"),
+        dropouts=("hidden_dropout_prob", "classifier_dropout_prob"),
+        new_parts=("classifier", "pooler", "predictions", "sop_classifier"),
+        first_token_readers=(),
     ),
     "deberta-v2": replace(
         BERT,

@@ -106,7 +106,9 @@ class NoAttention(nn.Module):
 
 
 class NoFeedForward(nn.Module):
-    """A removed feed-forward block: gives zeros."""
+    """A removed feed-forward block, or what is left of one in its layer: gives zeros."""
+
+    is_removed = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(hidden_states)
@@ -121,6 +123,17 @@ class NormOnly(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         return self.LayerNorm(input_tensor)
+
+
+class NormedInput(NoAttention):
+    """A removed attention that has the residual and its layer norm inside: that of the input."""
+
+    def __init__(self, layer_norm: nn.Module) -> None:
+        super().__init__(None)
+        self.LayerNorm = layer_norm
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        return self.LayerNorm(hidden_states), None
 
 
 class ResidualOnly(nn.Module):
@@ -208,8 +221,11 @@ def _remove(layer: Any, family: Family, number: int, nothing: nn.Module) -> None
     if norm.startswith(f"{path}."):
         nothing.add_module(norm.rpartition(".")[2], layer_norm)
     _replace(layer, path, nothing)
-    if kind == "norm":
-        _replace(layer, norm.rpartition(".")[0], NormOnly(layer_norm))
+    if kind == "zeros" and not output.startswith(f"{path}."):
+        _replace(layer, output, NoFeedForward())
+    elif kind == "norm":
+        parent = norm.rpartition(".")[0]
+        _replace(layer, parent, NormedInput(layer_norm) if parent == path else NormOnly(layer_norm))
     elif kind == "residual":
         _replace(layer, output.rpartition(".")[0], ResidualOnly())
 
