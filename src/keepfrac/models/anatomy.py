@@ -185,7 +185,8 @@ def _layer(net: nn.Module, path: str, family: Family) -> Layer:
             there = {other: name for other, name in there.items() if other not in removed}
     attention = layer.get_submodule(family.attention)
     head_dim = getattr(attention, family.head_dim)
-    counted = {role: _outputs(layer, there.get(role)) // head_dim for role in ("query", "key")}
+    packed = (family.query, family.key, family.value).count(family.query)
+    counted = {role: _outputs(layer, there.get(role)) // (head_dim * packed) for role in ("query", "key")}
     named = family.num_heads is not None
     return Layer(
         path=path,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepfrac.errors import UserError
@@ -161,7 +161,7 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
     if len(kept) < len(layers) and getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
         raise UserError("a model whose attention is scaled by its layer's number cannot lose whole layers")
     shape, low_rank = shape_of(net), _ranks_of(net, state, layers, [i for i, _ in kept])
-    if low_rank and shape.causal:
+    if low_rank and (shape.causal or shape.gated):
         raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
     sizes = {
         **depths(net, len(kept)),
@@ -171,11 +171,16 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
         "low_rank": low_rank or None,
         "original_layers": shape.num_layers,
         **_layer_lists(net, [i for i, _ in kept]),
+        **({"first_norm": _first_norm(net, layers[kept[0][0]])} if family_of(net).bare_first else {}),
         **({"head_numbers": [_numbers_of(net, i, s) for i, s in kept]} if family_of(net).head_bias else {}),
     }
     config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
     config._attn_implementation = _attention_of(net)
     return config
+
+
+def _first_norm(net: PreTrainedModel, first: Layer) -> bool:
+    return not isinstance(net.get_submodule(first.layer_norms[0]), nn.Identity)
 
 
 def _numbers_of(net: PreTrainedModel, layer: int, kept: LayerStructure) -> list[int]:

@@ -29,11 +29,13 @@ class Family:
         query, key, value, attention_output, ffn_in, ffn_out: the six linears. One linear whose outputs are query, key
             and value, in equal parts and this order, is named three times.
         ffn_gate: a third linear of the feed-forward block, whose activation multiplies what `ffn_in` gives; None: none.
+            One linear whose outputs are the gate and `ffn_in`, in equal parts and this order, is named twice.
         activation: the activation between `ffn_in` and `ffn_out`; with a gate, that of the gate.
         feed_forward: the module of `ffn_in` and the activation, and of `ffn_out` unless its LayerNorm has a module; in
             a layer without such modules, `ffn_in`.
         layer_norms: of the attention, of the feed-forward block.
         norm_at: where they stand: "after" the sum with the residual, or "before" the sub-layer.
+        bare_first: whether the first layer has nothing in the place of the attention's.
         probability_dropout: the dropout module of the attention probabilities; None: the family has no such module.
         attention_dropout: that of the attention sub-layer's output.
         ffn_dropout: that of the feed-forward block's output.
@@ -73,6 +75,7 @@ class Family:
     feed_forward: str
     layer_norms: tuple[str, str]
     norm_at: str = "after"
+    bare_first: bool = False
     probability_dropout: str | None = None
     attention_dropout: str | None = None
     ffn_dropout: str | None = None
@@ -247,6 +250,30 @@ FAMILIES: dict[str, Family] = {
         new_parts=("classifier", "pre_classifier", "vocab_projector", "vocab_transform"),
         first_token_views=("pre_classifier",),
     ),
+    "modernbert": Family(
+        layers="layers",
+        attention="attn",
+        query="attn.Wqkv",
+        key="attn.Wqkv",
+        value="attn.Wqkv",
+        attention_output="attn.Wo",
+        ffn_gate="mlp.Wi",
+        ffn_in="mlp.Wi",
+        ffn_out="mlp.Wo",
+        activation="mlp.act",
+        feed_forward="mlp",
+        layer_norms=("attn_norm", "mlp_norm"),
+        norm_at="before",
+        bare_first=True,
+        attention_dropout="attn.out_drop",
+        num_heads=None,
+        function="hidden_activation",
+        layer_lists=("layer_types",),
+        dropouts=("embedding_dropout", "mlp_dropout", "classifier_dropout"),
+        attention_dropouts=("attention_dropout",),
+        new_parts=("classifier", "head", "decoder"),
+    ),
+    "eurobert": replace(LLAMA, causal=False, new_parts=("classifier", "dense", "lm_head")),
     "gpt2": Family(
         layers="h",
         embeddings="drop",

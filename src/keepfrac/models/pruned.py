@@ -12,6 +12,7 @@ stay those of the dense original; what is left of it stands in these fields:
     layer_ffn         feed-forward neurons of each layer; 0 = the same for the feed-forward sub-layer
     low_rank          module name inside the encoder -> rank, for linears held as two factors q(p(x))
     original_layers   number of layers of the dense original, where whole layers were dropped
+    first_norm        whether the first layer has a LayerNorm in front of its attention, where that of the original has none
     head_numbers      which heads of the dense original each layer has, where a bias has a place for each of these
 
 Parameter names are those of the stock classes.
@@ -19,6 +20,7 @@ Parameter names are those of the stock classes.
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from pathlib import Path
@@ -52,6 +54,7 @@ SIZES = {
     "layer_ffn": "list[int] | None",
     "low_rank": "dict[str, int] | None",
     "original_layers": "int | None",
+    "first_norm": "bool | None",
     "head_numbers": "list[list[int]] | None",
 }
 """Fields that the configuration of a cut model has beside those of the stock one."""
@@ -157,6 +160,8 @@ def reshape(model: Any, config: Any) -> None:
         sizes = getattr(config, name)
         if sizes is not None and (len(sizes) != len(layers) or min(sizes) < 0):
             raise ValueError(f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers")
+    if family.bare_first and config.first_norm:
+        _replace(layers[0], family.layer_norms[0], copy.deepcopy(layers[0].get_submodule(family.layer_norms[1])))
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
             _reshape_attention(layer, family, config, config.layer_heads[i])
@@ -203,9 +208,9 @@ def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
     if neurons == 0:
         _remove(layer, family, 1, NoFeedForward())
         return
-    for path in (family.ffn_gate, family.ffn_in):
-        if path is not None:
-            _resize(layer, path, hidden, neurons)
+    sources = [path for path in (family.ffn_gate, family.ffn_in) if path is not None]
+    for path in dict.fromkeys(sources):
+        _resize(layer, path, hidden, sources.count(path) * neurons)
     _resize(layer, family.ffn_out, neurons, hidden)
 
 
@@ -302,12 +307,16 @@ def _made(name: str, *bases: type, **content: Any) -> Any:
 def _make_cut(model_type: str, family: Family) -> None:
     """Makes the classes of a family's cut models."""
     stock = CONFIG_MAPPING[model_type]
-    known = {name: kind for name, kind in SIZES.items() if family.head_bias or name != "head_numbers"}
-    sizes = {name: kind for name, kind in known.items() if not hasattr(stock, name)}
+    unwanted = {
+        name for name, wanted in (("head_numbers", family.head_bias), ("first_norm", family.bare_first)) if not wanted
+    }
+    sizes = {name: kind for name, kind in SIZES.items() if not hasattr(stock, name) and name not in unwanted}
     content = {"model_type": f"{PRUNED}{model_type}", "__annotations__": sizes, **dict.fromkeys(sizes)}
     PRUNED_OF[stock] = config = _made(f"Pruned{stock.__name__}", stock, **content)
     CLASSES[config] = {}
     for auto in DECODERS if family.causal else ENCODERS:
+        if stock not in auto._model_mapping:
+            continue
         net = auto._model_mapping[stock]
         PRUNED_OF[net] = CLASSES[config][auto] = _made(f"Pruned{net.__name__}", _Pruned, net, config_class=config)
 
