@@ -14,6 +14,7 @@ from keepfrac.adapters.files import write_peft
 from keepfrac.adapters.surgery import attach
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
+from keepfrac.models.attention_scores import recorded
 from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference
 from keepfrac.models.export import stock_padded
 from keepfrac.models.families import FAMILIES
@@ -94,6 +95,23 @@ def test_heads_whose_place_counts_are_not_padded():
         stock_padded(cut(small("mpnet"), Structure(STRUCTURES["units"])))
 
 
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_recorded_scores_are_those_behind_the_probabilities(name):
+    net, batch = small(name), inputs()
+    paths = {number: layer.attention for number, layer in enumerate(anatomy(net).runs, start=1)}
+    with recorded(net, paths) as scores:
+        recording = net(**batch).logits
+    plain = net(**batch, output_attentions=True)
+    torch.testing.assert_close(recording, plain.logits)
+    real = batch["attention_mask"].bool()
+    closed, read = ~real[:, None, None, :], real[:, None, :, None]  # what padding itself attends to is nobody's concern
+    for own, expected in zip(scores.values(), plain.attentions, strict=True):
+        found = own.masked_fill(closed, float("-inf")).softmax(-1)
+        near = expected > 0  # not outside of a window
+        found = found.masked_fill(~near, 0) / found.masked_fill(~near, 0).sum(-1, keepdim=True)
+        torch.testing.assert_close(found * read, expected * read, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", OWN_ATTENTION)
 def test_attention_that_is_made_to_ask_computes_what_it_did(name):
     net = small(name).double()
@@ -134,6 +152,7 @@ def test_late_with_everything_kept_exactly_is_autograd(name):
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cut_models_load_and_compute_the_same_where_the_project_is_not_installed(tmp_path):
     nets = {name: cut(small(name), Structure(STRUCTURES["sub-layers"])) for name in CUTTABLE}
     folders = {tmp_path / name: tmp_path / f"{name}-again" for name in nets}

@@ -12,7 +12,7 @@ stay those of the dense original; what is left of it stands in these fields:
     layer_ffn         feed-forward neurons of each layer; 0 = the same for the feed-forward sub-layer
     low_rank          module name inside the encoder -> rank, for linears held as two factors q(p(x))
     original_layers   number of layers of the dense original, where whole layers were dropped
-    first_norm        whether the first layer has a LayerNorm in front of its attention, where that of the original has none
+    first_norm        whether the first layer has a LayerNorm in front of its attention, where the original's has none
     head_numbers      which heads of the dense original each layer has, where a bias has a place for each of these
 
 Parameter names are those of the stock classes.
@@ -307,10 +307,8 @@ def _made(name: str, *bases: type, **content: Any) -> Any:
 def _make_cut(model_type: str, family: Family) -> None:
     """Makes the classes of a family's cut models."""
     stock = CONFIG_MAPPING[model_type]
-    unwanted = {
-        name for name, wanted in (("head_numbers", family.head_bias), ("first_norm", family.bare_first)) if not wanted
-    }
-    sizes = {name: kind for name, kind in SIZES.items() if not hasattr(stock, name) and name not in unwanted}
+    special = {"head_numbers": family.head_bias, "first_norm": family.bare_first}
+    sizes = {name: kind for name, kind in SIZES.items() if special.get(name, not hasattr(stock, name))}
     content = {"model_type": f"{PRUNED}{model_type}", "__annotations__": sizes, **dict.fromkeys(sizes)}
     PRUNED_OF[stock] = config = _made(f"Pruned{stock.__name__}", stock, **content)
     CLASSES[config] = {}
