@@ -125,7 +125,7 @@ def anatomy(net: nn.Module) -> Anatomy:
         embeddings=f"{prefix}{family.embeddings}",
         layers=tuple(_layer(net, f"{prefix}{family.layers}.{i}", family) for i in range(count)),
         pooler=f"{prefix}pooler" if getattr(encoder, "pooler", None) is not None else None,
-        head=tuple(name for name, _ in net.named_children() if name != base) if base else (),
+        head=head_of(net),
         repeats=_repeats(net, family, count),
     )
 
@@ -138,7 +138,12 @@ def family_of(net: nn.Module) -> Family:
     """
     model_type = getattr(getattr(net, "config", None), "model_type", None) or type(net).__name__
     if (family := FAMILIES.get(model_type.removeprefix(PRUNED))) is None:
-        raise UserError(f"the parts of a {model_type!r} are not known: use one of {sorted(FAMILIES)}")
+        raise UserError(
+            f"the parts of a {model_type!r} are not known, as models/families.py has no row for it: it can be"
+            " fine-tuned whole (method=nosp or checkpoint), have low-rank updates of linears that patterns name"
+            " (method=lora method.targets=['.*query']), learn from a teacher's logits (distill=logits) and lose tokens"
+            f" (method=vocab); all else is for {', '.join(sorted(FAMILIES))}"
+        )
     return family
 
 
@@ -167,6 +172,12 @@ def base_path(net: nn.Module) -> str:
     """Returns the path of the encoder inside `net`: its `base_model_prefix`, or "" where `net` is the encoder."""
     prefix = getattr(net, "base_model_prefix", "")
     return prefix if prefix and hasattr(net, prefix) else ""
+
+
+def head_of(net: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of the modules outside the encoder, of any model; none of a bare encoder."""
+    base = base_path(net)
+    return tuple(name for name, _ in net.named_children() if name != base) if base else ()
 
 
 def _repeats(net: nn.Module, family: Family, layers: int) -> int:

@@ -19,7 +19,8 @@ from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
 from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
-from keepfrac.models.families import FAMILIES, PRUNED
+from keepfrac.models.agreement import new_weights, refuse_decoder
+from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
 from keepfrac.models.vocabulary.tokenizers import built
@@ -123,7 +124,7 @@ def _net(
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model {source}: {first_line(error)}") from error
-    new = _refuse_missing(source, net, info)
+    new = _new_weights(source, net, info)
     if new and settings["run"] and not learns:
         found = results.read(Path(settings["run"])) or {}
         task = ((found.get("config") or {}).get("task") or {}).get("name", "another task")
@@ -146,7 +147,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
         net, info = HEADS["masked_lm"].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"model {source}: {first_line(error)}") from error
-    _refuse_missing(source, net, info)
+    _new_weights(source, net, info)
     return net.eval(), not info["missing_keys"]
 
 
@@ -164,6 +165,7 @@ def load_masks(settings: dict) -> Masks | None:
 
 def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labels: int):
     """Returns a copy of a configuration with the task's labels and the settings of the `model` group."""
+    refuse_decoder(config)
     config = copy.deepcopy(config)
     config.num_labels = num_labels
     if labels:
@@ -180,22 +182,8 @@ def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labe
     return config
 
 
-def _new_parts(net: nn.Module) -> set[str]:
-    """What a checkpoint may lack: a task brings its own head, and an encoder its pooler. Of an unknown family: any."""
-    row = FAMILIES.get(net.config.model_type.removeprefix(PRUNED))  # type: ignore[union-attr]
-    return {part for family in ([row] if row else FAMILIES.values()) for part in family.new_parts}
-
-
-def _refuse_missing(source: str, net: nn.Module, info: dict) -> list[str]:
-    """Returns the names of the weights that are new, the head's and the pooler's; raises a UserError for others."""
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
-    new = sorted({*info["missing_keys"], *mismatched})
-    parts = _new_parts(net)
-    wrong = [key for key in new if not set(key.split(".")) & parts]
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise UserError(f"model {source}: these weights are missing or have another shape: {shown}")
-    if new:
+def _new_weights(source: str, net: nn.Module, info: dict) -> list[str]:
+    if new := new_weights(source, net.config, info):
         log.info("new weights, not in the checkpoint: %s", ", ".join(new))
     return new
 
