@@ -29,7 +29,7 @@ from keepfrac.prune.masks import Masks, top_mask
 from keepfrac.prune.structure import LayerStructure, Structure
 from keepfrac.sparse.act8bit import Act8bit
 from keepfrac.sparse.convert import sparsify
-from keepfrac.sparse.recompute import recompute_activations
+from keepfrac.sparse.recompute import CheckpointedLayers, recompute_activations
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.training.weight_pruning import matrices_of
 from tests.tiny import SIZES, inputs
@@ -79,6 +79,11 @@ def relu(net: PreTrainedModel) -> None:
 
 def recomputing(net: PreTrainedModel) -> None:
     recompute_activations(net)
+    two_steps(net)
+
+
+def checkpointing(net: PreTrainedModel) -> None:
+    CheckpointedLayers(CheckpointedLayers.Settings(name="checkpoint", keep_frac=1.0)).attach(net)
     two_steps(net)
 
 
@@ -149,6 +154,7 @@ FEATURES: dict[str, Callable[[PreTrainedModel], None]] = {
     "LayerNorm sites": sites("layer_norm"),
     "one-bit ReLU (`model.hidden_act=relu`)": relu,
     "`recompute_gelu`": recomputing,
+    "`checkpoint`": checkpointing,
     "`late`": late,
     "gates and cuts (`l0`, `taylor`, `magnitude` ...)": cutting,
     "low-rank factors (`l0_factorized`)": factors,
