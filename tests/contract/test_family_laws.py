@@ -13,6 +13,8 @@ from torch import nn
 from keepfrac.adapters.files import write_peft
 from keepfrac.adapters.surgery import attach
 from keepfrac.errors import UserError
+from keepfrac.measurement.costs import macs
+from keepfrac.measurement.parts import LENGTH, parts
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.attention_scores import recorded
 from keepfrac.models.cut import counts_of, cut, encoder_layers, largest_difference
@@ -110,6 +112,16 @@ def test_recorded_scores_are_those_behind_the_probabilities(name):
         near = expected > 0  # not outside of a window
         found = found.masked_fill(~near, 0) / found.masked_fill(~near, 0).sum(-1, keepdim=True)
         torch.testing.assert_close(found * read, expected * read, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameters_and_operations_are_counted_by_part_and_nothing_is_left_out(name):
+    net = small(name, max_position_embeddings=140)
+    rows = {row["part"]: row for row in parts(net)}
+    assert sum(row["params"] for row in rows.values()) == sum(one.numel() for one in net.parameters())
+    assert sum(row["macs"] for row in rows.values()) == macs(net, LENGTH)
+    assert rows["attention"]["params"] >= 4 * 32 * 16 and rows["attention"]["macs"] and rows["feed-forward"]["macs"]
+    assert all(parameter.requires_grad for parameter in net.parameters())
 
 
 @pytest.mark.parametrize("name", OWN_ATTENTION)
