@@ -32,7 +32,7 @@ from tests.unit.models.elsewhere import all_logits_elsewhere
 
 VARIANTS = {  # of a family: what its models are also like
     "deberta-v3": ("deberta-v2", {"share_att_key": True}),
-    "deberta-v2-conv": ("deberta-v2", {"conv_kernel_size": 3, "relative_attention": False, "pos_att_type": []}),
+    "deberta-v2-conv": ("deberta-v2", {"conv_kernel_size": 3, "norm_rel_ebd": "none", "pos_att_type": ["p2c"]}),
 }
 ENCODERS = [name for name, row in FAMILIES.items() if not row.causal]
 ROWS = {name: FAMILIES[VARIANTS.get(name, (name,))[0]] for name in (*ENCODERS, *VARIANTS)}

@@ -105,8 +105,8 @@ class _AskingDeberta(_Asking):
         bias = query.new_zeros(())
         if self.relative_attention:
             positions = self.pos_dropout(rel_embeddings)
-            bias = self.disentangled_attention_bias(flat[0], flat[1], relative_pos, positions, factor)
-            bias = bias.unflatten(0, (-1, heads))
+            found = self.disentangled_attention_bias(flat[0], flat[1], relative_pos, positions, factor)
+            bias = found.unflatten(0, (-1, heads)) if isinstance(found, Tensor) else bias  # 0 without products
         mask = torch.where(attention_mask.bool(), bias, torch.finfo(query.dtype).min)
         root = torch.tensor(query.shape[-1] * factor, dtype=torch.float).sqrt().item()  # as theirs: in single precision
         scaling = 1 / root
