@@ -11,13 +11,26 @@ HEADS = {
     "causal_lm": AutoModelForCausalLM,
 }
 BERT = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 40}
-SIZES = {  # where a family's names are not BERT's; Llama: 8 query heads of 4 on 4 key-value heads
+GROUPED = BERT | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}  # 8 query heads on 4 of keys
+WIDE = GROUPED | {"head_dim": 6}  # heads that are together wider than the residual
+DISTANCES = {"relative_attention": True, "position_buckets": 4, "max_relative_positions": 40, "share_att_key": False}
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "local_attention": 6}
+SIZES = {  # where a family's names are not BERT's, or what makes its layers differ
     "distilbert": {"dim": 32, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 40},
+    "albert": BERT | {"num_hidden_layers": 6, "num_hidden_groups": 3, "embedding_size": 16},
+    "deberta-v2": BERT | DISTANCES | {"pos_att_type": ["c2p", "p2c"], "norm_rel_ebd": "layer_norm"},
+    "modernbert": BERT | WINDOWS | {"cls_token_id": 1, "sep_token_id": 2},
+    "eurobert": GROUPED,
     "gpt2": {"n_embd": 32, "n_head": 4, "n_inner": 48, "n_positions": 40},
-    "llama": BERT | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 5},
+    "qwen2": GROUPED | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    "qwen3": WIDE,
+    "smollm3": GROUPED | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+    "gemma3_text": WIDE | {"sliding_window_pattern": 2, "sliding_window": 5, "query_pre_attn_scalar": 6},
 }
-LAYERS = {"distilbert": "n_layers", "gpt2": "n_layer"}
-DECODERS = ("gpt2", "llama")
+LAYERS = {"albert": "num_hidden_groups", "distilbert": "n_layers", "gpt2": "n_layer"}
+DECODERS = tuple(name for name, row in FAMILIES.items() if row.causal)
 EMBEDDINGS = ("embedding", "wte", "wpe", "embed_tokens")
 
 

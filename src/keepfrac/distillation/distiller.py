@@ -96,7 +96,7 @@ class Distiller(nn.Module):
         wanted = {"output_hidden_states": True} if self.recipe.w_rep else {}
         paths = {
             number: layer.attention
-            for number, layer in enumerate(anatomy(net).layers if self.recipe.w_att else (), start=1)
+            for number, layer in enumerate(anatomy(net).runs if self.recipe.w_att else (), start=1)
             if layer.attention is not None
         }
         with recorded(net, paths) as scores:
@@ -154,4 +154,4 @@ class Distiller(nn.Module):
 
 
 def _depth(net: PreTrainedModel) -> int:
-    return len(anatomy(net).layers)
+    return len(anatomy(net).runs)

@@ -267,8 +267,10 @@ class L0Prune(UnitPruner):
 
     def _factorize(self, batches: Iterable[Batch]) -> None:
         """Holds every linear of the encoder as two factors, unless an earlier run left it so."""
-        if shape_of(self.net).causal:
-            raise UserError("gates on ranks are for encoders: leave ranks out of method.families")
+        shape = shape_of(self.net)
+        if shape.causal or shape.gated:
+            only = "" if shape.causal else " whose feed-forward blocks have no gate"
+            raise UserError(f"gates on ranks are for encoders{only}: leave ranks out of method.families")
         paths = [path for layer in encoder_layers(self.net) for path in layer.linears]
         paths = [path for path in paths if rank_of(self.net.get_submodule(path)) is None]
         masked = {name for name, _ in self.masks.items()} if self.masks is not None else set()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import anatomy
+from keepfrac.models.anatomy import head_of
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
 from keepfrac.tensors.layouts import is_transposed
@@ -57,7 +57,7 @@ class PeftLora(FineTune):
             warnings.simplefilter("ignore")  # PEFT's advice on models that it does not know
             inject_adapter_in_model(config, self.net)
         if self.settings.train_head and self.task.has_new_head:
-            for path in anatomy(self.net).head:
+            for path in head_of(self.net):
                 find(self.net, path).requires_grad_(True)
         self._rename_masks()
         self.account = trained(self)

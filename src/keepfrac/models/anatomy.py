@@ -10,6 +10,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.families import FAMILIES, PRUNED, Family
+from keepfrac.models.own_attention import can_ask
 from keepfrac.tensors.layouts import LinearLayout
 
 ATTENTION = ("attention", "query", "key", "value", "attention_output", "probability_dropout", "attention_dropout")
@@ -32,6 +33,7 @@ class Layer:
         head_dim: width of one head.
         num_kv_heads: heads of key and value, where several query heads share one; None: as many as heads.
         transposed: whether weights are held as (inputs, outputs).
+        positions: further linears, whose outputs are those of heads as well.
     """
 
     path: str
@@ -52,6 +54,7 @@ class Layer:
     head_dim: int
     num_kv_heads: int | None
     transposed: bool
+    positions: tuple[str, ...] = ()
 
     @property
     def layout(self) -> LinearLayout:
@@ -82,6 +85,7 @@ class Anatomy:
         layers: the transformer layers, first to last.
         pooler: path of the pooler, None where there is none.
         head: paths of the modules outside the encoder (classifier, masked-LM head ...), empty for a bare encoder.
+        repeats: how often each layer is run, one time after the other, in a forward pass.
     """
 
     model_type: str
@@ -91,11 +95,17 @@ class Anatomy:
     layers: tuple[Layer, ...]
     pooler: str | None
     head: tuple[str, ...]
+    repeats: int = 1
 
     @property
     def causal(self) -> bool:
         """Whether a token sees only what stands before it: a decoder."""
         return self.family.causal
+
+    @property
+    def runs(self) -> tuple[Layer, ...]:
+        """The layers in the order of the forward pass, each as often as it is run."""
+        return tuple(layer for layer in self.layers for _ in range(self.repeats))
 
 
 def anatomy(net: nn.Module) -> Anatomy:
@@ -115,7 +125,8 @@ def anatomy(net: nn.Module) -> Anatomy:
         embeddings=f"{prefix}{family.embeddings}",
         layers=tuple(_layer(net, f"{prefix}{family.layers}.{i}", family) for i in range(count)),
         pooler=f"{prefix}pooler" if getattr(encoder, "pooler", None) is not None else None,
-        head=tuple(name for name, _ in net.named_children() if name != base) if base else (),
+        head=head_of(net),
+        repeats=_repeats(net, family, count),
     )
 
 
@@ -128,9 +139,10 @@ def family_of(net: nn.Module) -> Family:
     model_type = getattr(getattr(net, "config", None), "model_type", None) or type(net).__name__
     if (family := FAMILIES.get(model_type.removeprefix(PRUNED))) is None:
         raise UserError(
-            f"the parts of a {model_type!r} are not known: it can be fine-tuned whole (method=nosp), learn from a"
-            f" teacher's logits (distill=logits) and lose tokens (method=vocab); all else is for"
-            f" {', '.join(sorted(FAMILIES))}"
+            f"the parts of a {model_type!r} are not known, as models/families.py has no row for it: it can be"
+            " fine-tuned whole (method=nosp or checkpoint), have low-rank updates of linears that patterns name"
+            " (method=lora method.targets=['.*query']), learn from a teacher's logits (distill=logits) and lose tokens"
+            f" (method=vocab); all else is for {', '.join(sorted(FAMILIES))}"
         )
     return family
 
@@ -147,7 +159,9 @@ def check_attention_interface(net: nn.Module, wanted: str, instead: str) -> None
         UserError: the model's attention does not go through Transformers' AttentionInterface.
     """
     parts = anatomy(net)
-    if not (parts.family.attention_interface and getattr(net, "_supports_attention_backend", False)):
+    asks = parts.family.attention_interface and getattr(net, "_supports_attention_backend", False)
+    paths = [layer.attention for layer in parts.layers if layer.attention is not None]
+    if not asks and not all(can_ask(net.get_submodule(path)) for path in paths):
         raise UserError(
             f"{wanted}: the attention of a {parts.model_type} model does not go through Transformers'"
             f" AttentionInterface, so nothing of it would be seen; {instead}"
@@ -160,6 +174,19 @@ def base_path(net: nn.Module) -> str:
     return prefix if prefix and hasattr(net, prefix) else ""
 
 
+def head_of(net: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of the modules outside the encoder, of any model; none of a bare encoder."""
+    base = base_path(net)
+    return tuple(name for name, _ in net.named_children() if name != base) if base else ()
+
+
+def _repeats(net: nn.Module, family: Family, layers: int) -> int:
+    runs = getattr(net.config, family.runs) if family.runs else layers
+    if runs % layers or (family.runs and getattr(net.config, "inner_group_num", 1) != 1):
+        raise UserError(f"the {layers} layers of this model are not run equally often, one after the other: not known")
+    return runs // layers
+
+
 def _layer(net: nn.Module, path: str, family: Family) -> Layer:
     layer = net.get_submodule(path)
     names = {role: getattr(family, role) for role in ATTENTION + FEED_FORWARD}
@@ -169,7 +196,8 @@ def _layer(net: nn.Module, path: str, family: Family) -> Layer:
             there = {other: name for other, name in there.items() if other not in removed}
     attention = layer.get_submodule(family.attention)
     head_dim = getattr(attention, family.head_dim)
-    counted = {role: _outputs(layer, there.get(role)) // head_dim for role in ("query", "key")}
+    packed = (family.query, family.key, family.value).count(family.query)
+    counted = {role: _outputs(layer, there.get(role)) // (head_dim * packed) for role in ("query", "key")}
     named = family.num_heads is not None
     return Layer(
         path=path,
@@ -179,6 +207,7 @@ def _layer(net: nn.Module, path: str, family: Family) -> Layer:
         head_dim=head_dim,
         num_kv_heads=None if named else counted["key"],
         transposed=family.layout == "conv1d",
+        positions=tuple(f"{path}.{name}" for name in family.positions if _has(layer, name)),
     )
 
 
@@ -188,7 +217,6 @@ def _outputs(layer: nn.Module, path: str | None) -> int:
 
 def _has(module: nn.Module, path: str) -> bool:
     try:
-        module.get_submodule(path)
+        return not getattr(module.get_submodule(path), "is_removed", False)
     except AttributeError:
         return False
-    return True

@@ -2,7 +2,8 @@
 
 Transformers hands out probabilities, and its fused attention not even these. Here an attention function of our own is
 registered with its AttentionInterface for each implementation that is met: it calls that implementation and, where the
-module is being recorded, also forms the scores. So the fused kernels stay, the price is one more product Q K^T,
+module is being recorded, also forms the scores. Attention that computes by itself is made to ask the interface for the
+time (`models.own_attention`). So the fused kernels stay, the price is one more product Q K^T,
 and outside of `recorded` a model is untouched.
 """
 
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import check_attention_interface
+from keepfrac.models.own_attention import asking
 
 PREFIX = "keepfrac_scores_"
 ATTRIBUTE = "recorded_scores"
@@ -31,10 +33,12 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
 
     Args:
         net: the model.
-        attentions: path of the module that calls the attention function, by the number that it is known by.
+        attentions: path of the module that calls the attention function, by the number that it is known by; several
+            numbers where it is called several times, in their order.
 
     Yields:
-        Q K^T * scaling by number, (batch, heads, length, length), without any mask; with their graph.
+        Q K^T * scaling, plus a bias of positions where the model has one, by number; (batch, heads, length, length),
+        without any mask; with their graph.
 
     Raises:
         UserError: the model's attention does not go through the AttentionInterface.
@@ -44,19 +48,23 @@ def recorded(net: PreTrainedModel, attentions: Mapping[int, str]) -> Iterator[di
         yield found
         return
     check_recordable(net)
-    modules = {number: net.get_submodule(path) for number, path in attentions.items()}
+    numbers: dict[str, list[int]] = {}
+    for number, path in attentions.items():
+        numbers.setdefault(path, []).append(number)
+    modules = [net.get_submodule(path) for path in numbers]
     configs = {id(m.config): m.config for m in net.modules() if hasattr(m, "config")}.values()
     bases = [config._attn_implementation for config in configs]
-    for number, module in modules.items():
-        setattr(module, ATTRIBUTE, (found, number))
+    for module, own in zip(modules, numbers.values(), strict=True):
+        setattr(module, ATTRIBUTE, (found, own))
     for config, base in zip(configs, bases, strict=True):
         config._attn_implementation = _recorder(base or "eager")
     try:
-        yield found
+        with asking(net, tuple(attentions.values())):
+            yield found
     finally:
         for config, base in zip(configs, bases, strict=True):
             config._attn_implementation = base
-        for module in modules.values():
+        for module in modules:
             delattr(module, ATTRIBUTE)
 
 
@@ -96,14 +104,17 @@ def _record(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes attention as `base` does; keeps the scores where the module is recorded."""
     if (recorded := getattr(module, ATTRIBUTE, None)) is not None:
-        found, number = recorded
+        found, numbers = recorded
+        number = next((one for one in numbers if one not in found), numbers[-1])
         shared = query.shape[1] // key.shape[1]  # queries that read the same key
         keys = key.repeat_interleave(shared, 1) if shared > 1 else key
-        found[number] = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+        scores = torch.matmul(query, keys.transpose(2, 3)) * (scaling or query.size(-1) ** -0.5)
+        found[number] = scores if position_bias is None else scores + position_bias
     return _function(base, module)(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from keepfrac.errors import UserError
@@ -23,7 +23,7 @@ from keepfrac.models.families import PRUNED
 from keepfrac.models.pruned import PRUNED_OF, SIZES, STOCK_OF
 from keepfrac.models.slicing import slice_tensors
 from keepfrac.prune.attach import FixedGates, read_counts
-from keepfrac.prune.structure import ROLES, LayerCounts, ModelShape, Structure
+from keepfrac.prune.structure import ROLES, LayerCounts, LayerStructure, ModelShape, Structure
 
 NOT_SETTINGS = ("model_type", "architectures", "auto_map", "transformers_version")
 
@@ -55,7 +55,7 @@ def shape_of(net: PreTrainedModel) -> ModelShape:
     heads, hidden = config.num_attention_heads, config.hidden_size
     units = getattr(config, "num_key_value_heads", None) or heads
     return ModelShape(
-        num_layers=getattr(config, "original_layers", None) or config.num_hidden_layers,
+        num_layers=getattr(config, "original_layers", None) or getattr(config, family.depth),
         hidden=hidden,
         num_heads=units,
         head_dim=getattr(config, "head_dim", None) or hidden // heads,
@@ -129,6 +129,13 @@ def settings_for(config_class: type, config: PreTrainedConfig) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in {*unknown, *NOT_SETTINGS}}
 
 
+def depths(net: PreTrainedModel, layers: int) -> dict[str, int]:
+    """Returns what the configuration of a model like this one, of so many layers, says of their number."""
+    parts = anatomy(net)
+    runs = parts.family.runs
+    return {parts.family.depth: layers} | ({runs: layers * parts.repeats} if runs else {})
+
+
 def empty_like(net: PreTrainedModel, model_class: Callable, config: PreTrainedConfig) -> PreTrainedModel:
     """Returns a model of another class with random weights: device, dtype, pooler or none as `net` has it.
 
@@ -154,19 +161,38 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
     if len(kept) < len(layers) and getattr(net.config, "scale_attn_by_inverse_layer_idx", False):
         raise UserError("a model whose attention is scaled by its layer's number cannot lose whole layers")
     shape, low_rank = shape_of(net), _ranks_of(net, state, layers, [i for i, _ in kept])
-    if low_rank and shape.causal:
+    if low_rank and (shape.causal or shape.gated):
         raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
     sizes = {
-        family_of(net).depth: len(kept),
+        **depths(net, len(kept)),
         "head_dim": shape.head_dim,
         "layer_heads": [len(s.heads) for _, s in kept],
         "layer_ffn": [len(s.neurons) for _, s in kept],
         "low_rank": low_rank or None,
         "original_layers": shape.num_layers,
+        **_layer_lists(net, [i for i, _ in kept]),
+        **({"first_norm": _first_norm(net, layers[kept[0][0]])} if family_of(net).bare_first else {}),
+        **({"head_numbers": [_numbers_of(net, i, s) for i, s in kept]} if family_of(net).head_bias else {}),
     }
     config = PRUNED_OF[stock](**settings_for(PRUNED_OF[stock], net.config) | sizes)
     config._attn_implementation = _attention_of(net)
     return config
+
+
+def _first_norm(net: PreTrainedModel, first: Layer) -> bool:
+    return not isinstance(net.get_submodule(first.layer_norms[0]), nn.Identity)
+
+
+def _numbers_of(net: PreTrainedModel, layer: int, kept: LayerStructure) -> list[int]:
+    """The heads that a layer keeps, by their places in the dense original."""
+    before = getattr(net.config, "head_numbers", None)
+    return [head if before is None else before[layer][head] for head in kept.heads]
+
+
+def _layer_lists(net: PreTrainedModel, kept: Sequence[int]) -> dict[str, list]:
+    """What the configuration says of each layer, of those that stay."""
+    found = {name: getattr(net.config, name, None) for name in family_of(net).layer_lists}
+    return {name: [values[i] for i in kept] for name, values in found.items() if values is not None}
 
 
 def _attention_of(net: PreTrainedModel) -> str:

@@ -8,15 +8,21 @@ import torch
 from transformers import PreTrainedModel
 
 from keepfrac.models.anatomy import family_of
-from keepfrac.models.cut import counts_of, settings_for, shape_of
+from keepfrac.models.cut import counts_of, depths, settings_for, shape_of
 from keepfrac.models.pruned import STOCK_OF
 from keepfrac.prune.accounting import Account, account
 
 
 def stock_config(net: PreTrainedModel, **sizes):
-    """Returns the stock configuration of a cut model, with other sizes."""
-    stock = STOCK_OF[type(net.config)]
-    config = stock(**settings_for(stock, net.config) | sizes)
+    """Returns the stock configuration of a cut model, with other sizes.
+
+    Of another number of layers it says of each what its class does, not what the cut model's said.
+    """
+    stock, family = STOCK_OF[type(net.config)], family_of(net)
+    settings = settings_for(stock, net.config)
+    if sizes.get(family.depth, settings[family.depth]) != settings[family.depth]:
+        settings = {name: value for name, value in settings.items() if name not in family.layer_lists}
+    config = stock(**settings | sizes)
     config._attn_implementation = net.config._attn_implementation
     return config
 
@@ -29,7 +35,7 @@ def blueprint(net: PreTrainedModel) -> Callable[[str], PreTrainedModel]:
     """
     stock, config = type(net), net.config
     if type(net) in STOCK_OF:
-        stock, config = STOCK_OF[type(net)], stock_config(net, **{family_of(net).depth: shape_of(net).num_layers})
+        stock, config = STOCK_OF[type(net)], stock_config(net, **depths(net, shape_of(net).num_layers))
     pooler = {"add_pooling_layer": False} if getattr(net, "pooler", True) is None else {}
 
     def build(device: str) -> PreTrainedModel:

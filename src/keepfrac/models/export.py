@@ -114,7 +114,16 @@ def stock_padded(net: PreTrainedModel) -> PreTrainedModel:
 
     Low-rank linears are multiplied out. Outputs are equal up to the order of summation. Kept units take the first
     places: which they were in the dense model is not recorded in a cut model.
+
+    Raises:
+        UserError: a decoder, or a head whose place in the dense model counts.
     """
+    numbers = getattr(net.config, "head_numbers", None) or []
+    if any(own != list(range(len(own))) for own in numbers):
+        raise UserError(
+            f"a stock class cannot hold this model: a {net.config.model_type} has a bias for the place of each head,"
+            " and not the last ones alone were cut; its own folder loads everywhere"
+        )
     return _as_stock(net, shape_of(net).num_neurons)
 
 
@@ -158,6 +167,11 @@ def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
         return net
     if shape_of(net).causal:
         raise UserError("the stock forms are for encoders: a cut decoder loads from its own folder alone")
+    if getattr(net.config, "first_norm", False):
+        raise UserError(
+            "a stock class cannot hold this model: its first layer was cut away, and a stock class has no LayerNorm in"
+            " front of the first attention; its own folder loads everywhere"
+        )
     config = stock_config(net, **{family_of(net).neurons: neurons})
     stock = empty_like(net, STOCK_OF[type(net)], config)
     stock.load_state_dict(_padded(net, stock.state_dict()), strict=True)
@@ -168,19 +182,24 @@ def _as_stock(net: PreTrainedModel, neurons: int) -> PreTrainedModel:
 @torch.no_grad()
 def _padded(net: PreTrainedModel, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's tensors in the names and shapes of `like`: factors multiplied out, zeros where nothing is left."""
-    state = dict(net.state_dict())
-    for layer in encoder_layers(net):
+    state, like, layers = dict(net.state_dict()), dict(like), encoder_layers(net)
+    for layer in layers:
         for path in (getattr(layer, role) for role in ROLES):
             if path is not None and f"{path}.p.weight" in state:
                 factor = state.pop(f"{path}.q.weight")
                 product = factor.double() @ state.pop(f"{path}.p.weight").double()
                 state[f"{path}.weight"] = product.to(factor.dtype)
-                state[f"{path}.bias"] = state.pop(f"{path}.q.bias")
-    full = {}
+                if f"{path}.q.bias" in state:
+                    state[f"{path}.bias"] = state.pop(f"{path}.q.bias")
+        for tensors in (state, like):
+            layer.layout.split(tensors)
+    full: dict[str, Tensor] = {}
     for name, target in like.items():
         full[name] = torch.zeros_like(target)
         if name in state:
             full[name][tuple(slice(0, size) for size in state[name].shape)] = state[name]
+    for layer in layers:
+        layer.layout.join(full)
     return full
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from keepfrac.errors import UserError
 from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
+from keepfrac.models.agreement import new_weights, refuse_decoder
 from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
@@ -39,8 +40,6 @@ HEADS = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }
-# A task brings its own head, and an encoder its pooler; anything else that a checkpoint lacks is a mistake.
-NEW_PARTS = {"qa_outputs"} | {part for family in FAMILIES.values() for part in family.new_parts}
 PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
     "dropout": {key for family in FAMILIES.values() for key in family.dropouts},
@@ -152,7 +151,7 @@ def _loaded(
         dtype=torch.float32,  # else the checkpoint's own, which may be fp16
         ignore_mismatched_sizes=True,
     )
-    new = _refuse_missing(source, info)
+    new = _new_weights(source, net, info)
     if settings["head"]:
         new += renew_head(net, num_labels, who)
     if new and not learns:
@@ -185,7 +184,7 @@ def load_masked_lm(source: str) -> tuple[PreTrainedModel, bool]:
     silence_library_logging()
     who = f"model {source}"
     net, info = read_weights(HEADS["masked_lm"], source, who, read_config(source, who), dtype=torch.float32)
-    _refuse_missing(source, info)
+    _new_weights(source, net, info)
     return net.eval(), not info["missing_keys"]
 
 
@@ -203,6 +202,7 @@ def load_masks(settings: dict) -> Masks | None:
 
 def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labels: int):
     """Returns a copy of a configuration with the task's labels and the settings of the `model` group."""
+    refuse_decoder(config)
     config = copy.deepcopy(config)
     config.num_labels = num_labels
     if labels:
@@ -219,15 +219,8 @@ def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labe
     return config
 
 
-def _refuse_missing(source: str, info: dict) -> list[str]:
-    """Returns the names of the weights that are new, the head's and the pooler's; raises a UserError for others."""
-    mismatched = [key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())]
-    new = sorted({*info["missing_keys"], *mismatched})
-    wrong = [key for key in new if not set(key.split(".")) & NEW_PARTS]
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise UserError(f"model {source}: these weights are missing or have another shape: {shown}")
-    if new:
+def _new_weights(source: str, net: nn.Module, info: dict) -> list[str]:
+    if new := new_weights(source, net.config, info):
         log.info("new weights, not in the checkpoint: %s", ", ".join(new))
     return new
 
@@ -270,7 +263,7 @@ def load_body(folder: Path) -> PreTrainedModel:
     who = f"model {folder}"
     config = read_config(folder, who)
     net, info = read_weights(auto_class(config), folder, who, config)
-    _refuse_missing(str(folder), info)
+    _new_weights(str(folder), net, info)
     return net
 
 

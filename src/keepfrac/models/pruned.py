@@ -12,12 +12,15 @@ stay those of the dense original; what is left of it stands in these fields:
     layer_ffn         feed-forward neurons of each layer; 0 = the same for the feed-forward sub-layer
     low_rank          module name inside the encoder -> rank, for linears held as two factors q(p(x))
     original_layers   number of layers of the dense original, where whole layers were dropped
+    first_norm        whether the first layer has a LayerNorm in front of its attention, where the original's has none
+    head_numbers      which heads of the dense original each layer has, where a bias has a place for each of these
 
 Parameter names are those of the stock classes.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from pathlib import Path
@@ -51,6 +54,8 @@ SIZES = {
     "layer_ffn": "list[int] | None",
     "low_rank": "dict[str, int] | None",
     "original_layers": "int | None",
+    "first_norm": "bool | None",
+    "head_numbers": "list[list[int]] | None",
 }
 """Fields that the configuration of a cut model has beside those of the stock one."""
 ENCODERS: tuple[Any, ...] = (
@@ -76,6 +81,16 @@ class LowRankLinear(nn.Module):
         return self.q(self.p(x))
 
 
+class SomeHeads(_Base):
+    """Before a stock attention: of a bias with a place for every head of the dense model it takes its own heads'."""
+
+    head_numbers: list[int]
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, *args, **kwargs):
+        own = None if position_bias is None else position_bias[:, self.head_numbers]
+        return super().forward(hidden_states, attention_mask, own, *args, **kwargs)
+
+
 class NoAttention(nn.Module):
     """Stands where an attention was: gives zeros, and keeps count of the tokens in a decoder's cache.
 
@@ -94,7 +109,9 @@ class NoAttention(nn.Module):
 
 
 class NoFeedForward(nn.Module):
-    """A removed feed-forward block: gives zeros."""
+    """A removed feed-forward block, or what is left of one in its layer: gives zeros."""
+
+    is_removed = True
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(hidden_states)
@@ -111,6 +128,24 @@ class NormOnly(nn.Module):
         return self.LayerNorm(input_tensor)
 
 
+class NormedInput(NoAttention):
+    """A removed attention that has the residual and its layer norm inside: that of the input."""
+
+    def __init__(self, layer_norm: nn.Module) -> None:
+        super().__init__(None)
+        self.LayerNorm = layer_norm
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        return self.LayerNorm(hidden_states), None
+
+
+class ResidualOnly(nn.Module):
+    """The output block of a removed sub-layer whose layer norm is in front: the residual alone."""
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        return input_tensor
+
+
 def reshape(model: Any, config: Any) -> None:
     """Gives the layers the sizes that the configuration records; in `__init__`, before weights are loaded.
 
@@ -125,9 +160,13 @@ def reshape(model: Any, config: Any) -> None:
         sizes = getattr(config, name)
         if sizes is not None and (len(sizes) != len(layers) or min(sizes) < 0):
             raise ValueError(f"{name} is {sizes}: it must give one size of at least 0 for each of {len(layers)} layers")
+    if family.bare_first and config.first_norm:
+        _replace(layers[0], family.layer_norms[0], copy.deepcopy(layers[0].get_submodule(family.layer_norms[1])))
     for i, layer in enumerate(layers):
         if config.layer_heads is not None:
             _reshape_attention(layer, family, config, config.layer_heads[i])
+        if family.head_bias and config.head_numbers is not None and config.head_numbers[i]:
+            _take_heads(layer.get_submodule(family.attention), config.head_numbers[i])
         if config.layer_ffn is not None:
             _reshape_ffn(layer, family, config.hidden_size, config.layer_ffn[i])
     for name, rank in (config.low_rank or {}).items():
@@ -142,7 +181,7 @@ def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> N
     group = config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     attention, width = layer.get_submodule(family.attention), heads * head_dim
     if heads == 0:
-        _remove(layer, family, family.attention, NoAttention(getattr(attention, "layer_idx", None)))
+        _remove(layer, family, 0, NoAttention(getattr(attention, "layer_idx", None)))
         attention = layer.get_submodule(family.attention)
         setattr(attention, family.head_dim, head_dim)
     else:
@@ -150,28 +189,50 @@ def _reshape_attention(layer: Any, family: Family, config: Any, heads: int) -> N
         packed = 3 if family.query == family.key else 1
         for path, outputs in widths.items():
             _resize(layer, path, config.hidden_size, packed * outputs)
+        for path in family.positions:
+            if hasattr(attention, path.rpartition(".")[2]):
+                _resize(layer, path, config.hidden_size, width)
         _resize(layer, family.attention_output, width * group, config.hidden_size)
     for name, size in ((family.num_heads, heads), (family.width, width)):
         if name is not None:
             setattr(attention, name, size)
 
 
+def _take_heads(attention: Any, numbers: list[int]) -> None:
+    name = f"SomeHeads{type(attention).__name__}"
+    attention.__class__ = globals().get(name) or _made(name, SomeHeads, type(attention))
+    attention.head_numbers = numbers
+
+
 def _reshape_ffn(layer: Any, family: Family, hidden: int, neurons: int) -> None:
     if neurons == 0:
-        _remove(layer, family, family.feed_forward, NoFeedForward())
+        _remove(layer, family, 1, NoFeedForward())
         return
-    for path in (family.ffn_gate, family.ffn_in):
-        if path is not None:
-            _resize(layer, path, hidden, neurons)
+    sources = [path for path in (family.ffn_gate, family.ffn_in) if path is not None]
+    for path in dict.fromkeys(sources):
+        _resize(layer, path, hidden, sources.count(path) * neurons)
     _resize(layer, family.ffn_out, neurons, hidden)
 
 
-def _remove(layer: Any, family: Family, path: str, nothing: nn.Module) -> None:
-    """Puts `nothing` in the place of a sub-layer; where the norm adds the residual, it sees the residual alone."""
+def _remove(layer: Any, family: Family, number: int, nothing: nn.Module) -> None:
+    """Puts `nothing` in the place of a sub-layer, 0 or 1; where a module adds the residual, it gives that alone.
+
+    The layer norm stays, also where it was a part of what is gone.
+    """
+    path = (family.attention, family.feed_forward)[number]
+    output = (family.attention_output, family.ffn_out)[number]
+    norm = family.layer_norms[number]
+    layer_norm, kind = layer.get_submodule(norm), (family.removed or ())[number]
+    if norm.startswith(f"{path}."):
+        nothing.add_module(norm.rpartition(".")[2], layer_norm)
     _replace(layer, path, nothing)
-    if family.removed == "norm":
-        norm = family.layer_norms[0 if path == family.attention else 1]
-        _replace(layer, norm.rpartition(".")[0], NormOnly(layer.get_submodule(norm)))
+    if kind == "zeros" and not output.startswith(f"{path}."):
+        _replace(layer, output, NoFeedForward())
+    elif kind == "norm":
+        parent = norm.rpartition(".")[0]
+        _replace(layer, parent, NormedInput(layer_norm) if parent == path else NormOnly(layer_norm))
+    elif kind == "residual":
+        _replace(layer, output.rpartition(".")[0], ResidualOnly())
 
 
 def _resize(layer: nn.Module, path: str, inputs: int, outputs: int) -> None:
@@ -246,11 +307,14 @@ def _made(name: str, *bases: type, **content: Any) -> Any:
 def _make_cut(model_type: str, family: Family) -> None:
     """Makes the classes of a family's cut models."""
     stock = CONFIG_MAPPING[model_type]
-    sizes = {name: kind for name, kind in SIZES.items() if not hasattr(stock, name)}
+    special = {"head_numbers": family.head_bias, "first_norm": family.bare_first}
+    sizes = {name: kind for name, kind in SIZES.items() if special.get(name, not hasattr(stock, name))}
     content = {"model_type": f"{PRUNED}{model_type}", "__annotations__": sizes, **dict.fromkeys(sizes)}
     PRUNED_OF[stock] = config = _made(f"Pruned{stock.__name__}", stock, **content)
     CLASSES[config] = {}
     for auto in DECODERS if family.causal else ENCODERS:
+        if stock not in auto._model_mapping:
+            continue
         net = auto._model_mapping[stock]
         PRUNED_OF[net] = CLASSES[config][auto] = _made(f"Pruned{net.__name__}", _Pruned, net, config_class=config)
 
@@ -264,7 +328,7 @@ def _make_relu_head() -> None:
 
 
 for _model_type, _family in FAMILIES.items():
-    if _family.removed is not None:
+    if _family.removed is not None and _model_type in CONFIG_MAPPING:  # which an older Transformers may not know
         _make_cut(_model_type, _family)
 _make_relu_head()
 STOCK_OF = {cut: stock for stock, cut in PRUNED_OF.items()}

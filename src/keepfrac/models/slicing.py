@@ -34,8 +34,10 @@ def slice_tensors(
         for role, units in kept.ranks.items():
             _slice_ranks(found, getattr(layer, role), units, ranks.get(role))
         wide, narrow = (_widen(kept.heads, width) for width in (layer.unit_width, layer.head_dim))
-        heads = {layer.query: wide, layer.key: narrow, layer.value: narrow}
+        heads = {layer.query: wide, layer.key: narrow, layer.value: narrow, **dict.fromkeys(layer.positions, narrow)}
         _slice_units(found, heads, layer.attention_output, wide, _gate(gates, i, "heads", "attention", layer))
+        if not kept.heads:  # what else it has, such as norms of query and key
+            found = {n: t for n, t in found.items() if not n.startswith(f"{layer.attention}.") or _is_norms(layer, n)}
         neurons = dict.fromkeys((layer.ffn_in, layer.ffn_gate), kept.neurons)
         _slice_units(found, neurons, layer.ffn_out, kept.neurons, _gate(gates, i, "neurons", "ffn", layer))
         for role in ROLES if merge else ():
@@ -44,6 +46,10 @@ def slice_tensors(
         if kept.dropped:
             found = {name: t for name, t in found.items() if not name.startswith(f"{layer.path}.")}
     return found
+
+
+def _is_norms(layer: Layer, name: str) -> bool:
+    return name.startswith(tuple(f"{path}." for path in layer.layer_norms))
 
 
 def _widen(heads: Indices, head_dim: int) -> list[int]:

@@ -79,7 +79,11 @@ def linears_of(net: nn.Module, pooler: bool) -> list[str]:
     ]
     if pooler and parts.pooler is None:
         raise UserError(f"method.pooler=true: this {type(net).__name__} has no pooler")
-    return list(dict.fromkeys([*paths, *([f"{parts.pooler}.dense"] if pooler else [])]))
+    return list(dict.fromkeys([*paths, *([_linear_of(net, str(parts.pooler))] if pooler else [])]))
+
+
+def _linear_of(net: nn.Module, pooler: str) -> str:
+    return pooler if isinstance(net.get_submodule(pooler), nn.Linear) else f"{pooler}.dense"
 
 
 def _of_role(net: nn.Module, layer: Layer, role: str, path: str) -> list[Target]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import Anatomy, check_attention_interface
+from keepfrac.models.own_attention import ask
 from keepfrac.sparse.context import Context
 from keepfrac.sparse.layers.activation import PackedReLU
 from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
@@ -67,7 +68,7 @@ class Builder:
                 self._linear(tuple(dict.fromkeys((layer.query, layer.key, layer.value))))
                 self._attention_output(layer.attention_output)
             if layer.ffn_in and layer.ffn_out and layer.activation:
-                self._linear((layer.ffn_in, *([layer.ffn_gate] if layer.ffn_gate else [])))
+                self._linear(tuple(dict.fromkeys(filter(None, (layer.ffn_in, layer.ffn_gate)))))
                 self._ffn_out(layer.ffn_out, layer.activation)
 
     def _linear(self, paths: Sequence[str], extra_bits: int = 0) -> Site:
@@ -150,6 +151,8 @@ class Builder:
         """Converts the LayerNorms after attention and feed-forward block."""
         for path in (path for layer in self.parts.layers for path in layer.layer_norms):
             norm = find(self.net, path)
+            if isinstance(norm, nn.Identity):
+                continue
             if not isinstance(norm, nn.LayerNorm):
                 raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
             self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
@@ -183,6 +186,7 @@ class Builder:
         if config._attn_implementation != NAME:
             self.undo.append(lambda: setattr(config, "_attn_implementation", "eager"))
             config._attn_implementation = NAME
+        self.undo += ask(self.net, [layer.attention for layer in self.parts.layers if layer.attention is not None])
         for layer in self.parts.layers:
             if layer.attention is not None:
                 module: Any = find(self.net, layer.attention)

@@ -28,7 +28,7 @@ from keepfrac.adapters.layer import scale_of
 from keepfrac.adapters.selection import SELECTORS, select_positions
 from keepfrac.adapters.surgery import Target, adapted, attach, freeze_but, merge, part_of_weight, trainable
 from keepfrac.errors import UserError
-from keepfrac.models.anatomy import anatomy
+from keepfrac.models.anatomy import head_of
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.masks import Masks
 from keepfrac.prune.schedules import warmup_then_linear
@@ -115,7 +115,7 @@ class Adapters:
     def freeze(self, module: FineTune) -> None:
         """Freezes all but the updates, and the head where the task brings a new one."""
         new_head = self.settings.train_head and module.task.has_new_head
-        freeze_but(module.net, anatomy(module.net).head if new_head else ())
+        freeze_but(module.net, head_of(module.net) if new_head else ())
 
     def apply_mask_in_forward(self, net: nn.Module, masks: Mapping[str, Tensor]) -> None:
         """Makes training see the masks' zeros in the updated weights, with merge=sparse_by_construction."""

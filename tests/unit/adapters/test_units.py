@@ -7,6 +7,7 @@ from torch import nn
 from keepfrac.adapters.selection import select_positions
 from keepfrac.adapters.surgery import adapted, attach, detach, part_of_weight, reattach
 from keepfrac.adapters.units import cut_updates, has_update, unit_scores
+from keepfrac.models import families as table
 from keepfrac.models.cut import counts_of, cut, encoder_layers
 from keepfrac.models.targets import targets_of
 from keepfrac.prune import attach as hooks
@@ -46,7 +47,7 @@ def structure_of(net) -> Structure:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("folded", [False, True])
 def test_slicing_equals_masking(family, folded):
-    net = tuned(tiny(family), GATED if family == "llama" else ROLES)
+    net = tuned(tiny(family), GATED if table.FAMILIES[family].ffn_gate else ROLES)
     layers, counts, structure = encoder_layers(net), counts_of(net), structure_of(net)
     gates = gates_of(structure, counts)
     if folded:
@@ -83,7 +84,7 @@ def test_scores_are_sums_over_what_a_unit_owns(family):
     layer = layers[0]
     torch.testing.assert_close(neurons[0], deltas[layer.ffn_out].sum(0))
     wide, narrow = layer.unit_width, layer.head_dim
-    query = deltas[layer.query][:32].sum(1)
+    query = deltas[layer.query][: wide * len(heads[0])].sum(1)
     value = deltas[layer.value][-narrow * len(heads[0]) :].sum(1)
     torch.testing.assert_close(heads[0], query.view(-1, wide).sum(1) + value.view(-1, narrow).sum(1))
     whole, _ = unit_scores(detach(net) and net, layers, with_weight=True)

@@ -10,7 +10,7 @@ from keepfrac.distillation.recipe import Recipe
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.attention_scores import recorded
-from keepfrac.models.families import BERT, FAMILIES
+from keepfrac.models.families import FAMILIES
 from keepfrac.sparse.convert import sparsify
 from keepfrac.sparse.selection.selectors import Selector
 from tests.tiny import inputs, tiny
@@ -22,11 +22,9 @@ RECIPE = GOOD | {"w_rep": 0.0, "w_cls": 0.0}
 
 @pytest.fixture(params=[True, False], ids=["the model says so", "the table says so"])
 def mpnet(request, monkeypatch):
-    """MPNet, whose attention has a bias of its own; the row first believes that it goes through the interface."""
-    own = {"attention": "attention.attn", "layer_norms": ("attention.LayerNorm", "output.LayerNorm")}
-    own |= {role: f"attention.attn.{role[0]}" for role in ("query", "key", "value")}
-    own |= {"attention_output": "attention.attn.o", "attention_interface": request.param}
-    monkeypatch.setitem(FAMILIES, "mpnet", replace(BERT, removed=None, **own))
+    """MPNet, as if nothing could make it ask; the row first believes that it goes through the interface."""
+    monkeypatch.setattr("keepfrac.models.own_attention.ASKING", {})
+    monkeypatch.setitem(FAMILIES, "mpnet", replace(FAMILIES["mpnet"], attention_interface=request.param))
     monkeypatch.setattr(MPNetForSequenceClassification, "_supports_attention_backend", not request.param, raising=False)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48}
     return MPNetForSequenceClassification(MPNetConfig(**sizes, vocab_size=60, num_labels=3)).train()

@@ -7,6 +7,7 @@ from keepfrac.models import pruned
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.cut import counts_of, cut, encoder_layers, shape_of
 from keepfrac.models.dense_reference import blueprint, original_parameters
+from keepfrac.models.families import FAMILIES
 from keepfrac.prune.attach import role_weight
 from keepfrac.prune.budget import UnitScores
 from keepfrac.prune.cost import MacsCost, ParamsCost, fraction, total
@@ -14,7 +15,7 @@ from keepfrac.prune.scores import magnitude
 from keepfrac.prune.select import Limits, select
 from keepfrac.prune.structure import LayerStructure, ModelShape, Structure
 from tests.tiny import DECODERS, inputs, tiny
-from tests.unit.models.elsewhere import logits_elsewhere
+from tests.unit.models.elsewhere import all_logits_elsewhere
 from tests.unit.models.test_cut import ALL, GONE, STRUCTURES, logits
 
 
@@ -68,12 +69,28 @@ def test_reloading_is_exact(family, head, tmp_path):
         assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), type(small))
 
 
-@pytest.mark.parametrize("family", DECODERS)
-def test_the_folder_loads_without_this_project(tmp_path, family):
-    small = cut(tiny(family), Structure(STRUCTURES["both"]))
-    small.save_pretrained(tmp_path / "model")
-    found = logits_elsewhere(tmp_path / "model", tmp_path / "again", kind="AutoModelForCausalLM")
-    assert torch.equal(found, logits(small)(inputs()))
+def test_the_folders_load_and_generate_without_this_project(tmp_path):
+    """All families in one process; some with a layer dropped: what the configuration lists by layer goes with it."""
+    names = [(family, name) for family in DECODERS for name in ("both", "first layer dropped")]
+    structures = {"both": STRUCTURES["both"], "first layer dropped": (GONE, *STRUCTURES["both"][:2])}
+    small = [cut(tiny(family), Structure(structures[name])) for family, name in names]
+    folders = {}
+    for number, net in enumerate(small):
+        net.save_pretrained(tmp_path / f"model{number}")
+        folders[tmp_path / f"model{number}"] = tmp_path / f"again{number}"
+    for net, found in zip(small, all_logits_elsewhere(folders, "AutoModelForCausalLM"), strict=True):
+        assert torch.equal(found, logits(net)(inputs()))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "smollm3", "gemma3_text"])
+def test_windows_and_positions_stay_with_their_layers(family):
+    net = tiny(family)
+    small = cut(net, Structure((ALL, GONE, ALL)))
+    listed = {name: getattr(net.config, name) for name in FAMILIES[family].layer_lists}
+    for name, values in listed.items():
+        assert len(set(values)) > 1 and getattr(small.config, name) == [values[0], values[2]]
+    dense = blueprint(small)("meta")
+    assert {name: getattr(dense.config, name) for name in listed} == listed
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -127,7 +127,7 @@ class LateLayer:
         """Attention, dropout, residual and LayerNorm; (batch, length, width)."""
         part, norm = parts.attention, parts.norms[0]
         call = self._call(x, parts, padding, number=0, seed=seed)
-        if is_dropped(norm):
+        if is_dropped(norm) or (part is None and parts.pre_norm):
             return x
         if part is None:
             return _only_norm(x, norm, call)
@@ -140,7 +140,7 @@ class LateLayer:
         """Feed-forward, dropout, residual and LayerNorm; (batch, length, width)."""
         part, norm = parts.feed_forward, parts.norms[1]
         call = self._call(x, parts, padding, number=1, seed=seed)
-        if is_dropped(norm):
+        if is_dropped(norm) or (part is None and parts.pre_norm):
             return x
         if part is None:
             return _only_norm(x, norm, call)

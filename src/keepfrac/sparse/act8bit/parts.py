@@ -116,7 +116,7 @@ def _find(layer: nn.Module, path: str) -> nn.Module | None:
     found: Any = layer
     for name in path.split("."):
         found = getattr(found, name, None)
-    return found
+    return None if getattr(found, "is_removed", False) else found
 
 
 def _is_linear(linear: Any) -> bool:

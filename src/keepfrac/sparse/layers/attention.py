@@ -210,8 +210,8 @@ def attention(
     Args:
         module: the attention module; its `sparse_sites` are used in training.
         query: (batch, heads, length, head_dim).
-        key: (batch, heads, length, head_dim).
-        value: (batch, heads, length, head_dim).
+        key: (batch, heads, length, head_dim), or fewer heads, each of as many queries.
+        value: likewise.
         attention_mask: added to the scores, (batch, 1, length, length), or None.
         scaling: of the scores; 1 / sqrt(head_dim) by default.
         dropout: probability of dropping an attention weight.
@@ -224,6 +224,8 @@ def attention(
     if not (module.training and torch.is_grad_enabled()) or sites.keep_all:
         sites = AttentionSites()
     dtype = autocast_dtype(query)
+    group = query.shape[1] // key.shape[1]  # queries that read the same key
+    key, value = (one.repeat_interleave(group, 1) if group > 1 else one for one in (key, value))
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scores = _scores(query, key, sites) * (query.size(-1) ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:

@@ -27,7 +27,7 @@ class SparseLayerNormFunction(torch.autograd.Function):
     """F.layer_norm whose backward pass uses what was kept of the normalised input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, site: Site) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, site: Site) -> Tensor:
         """Returns y of x (batch, length, features); saves rstd and a part of x_hat (all where no part is smaller)."""
         y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
         normal = ((x - mean) * rstd).to(x.dtype)
@@ -47,7 +47,7 @@ class SparseLayerNormFunction(torch.autograd.Function):
             along = (scaled * normal).mean(-1, keepdim=True)
             dx = (rstd * (scaled - scaled.mean(-1, keepdim=True) - normal * along)).to(grad.dtype)
             dweight = (grad * normal).flatten(0, 1).sum(0).to(weight.dtype)
-            dbias = grad.flatten(0, 1).sum(0).to(weight.dtype)
+            dbias = grad.flatten(0, 1).sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return dx, dweight, dbias, None, None
 
 
