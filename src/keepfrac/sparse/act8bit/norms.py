@@ -90,6 +90,7 @@ class PostNorm:
     ) -> None:
         self.call, self.kernels, self.compute, self.kept = call, kernels, compute, kept
         self.gamma, self.beta = gamma, beta
+        self.d_output_gamma: Tensor | None = None
 
     def enter(self, residual: Tensor) -> Tensor:
         """Returns what f reads (rows, width), of the residual."""
@@ -166,7 +167,12 @@ class PreNorm(PostNorm):
 
 
 def norm_around(call: Call, **given: Any) -> PostNorm:
-    """Returns what stands around a block; `given` as for `PostNorm`."""
+    """Returns what stands around a block; `given` as for `PostNorm`, and `output_gamma` for RMSNorms."""
+    if call.norm.rms:
+        from keepfrac.sparse.act8bit.rms_norms import PreRmsNorm  # it is made of what stands here
+
+        return PreRmsNorm(call=call, **given)
+    given.pop("output_gamma", None)
     return (PreNorm if call.norm.pre_norm else PostNorm)(call=call, **given)
 
 
