@@ -18,7 +18,8 @@ from torch import Tensor
 from keepfrac.sparse.act8bit.calls import PROBABILITIES, ROWS_IN, ROWS_OUT, Call, refuse_double_backward
 from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.masked_attention import MaskedAttention, Positions
-from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
+from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput
+from keepfrac.sparse.act8bit.rms_norms import norm_around
 from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for
 

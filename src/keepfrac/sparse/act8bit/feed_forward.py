@@ -18,12 +18,13 @@ from transformers.activations import ACT2CLS, GELUActivation, ReLUSquaredActivat
 
 from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
 from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
-from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
+from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS
+from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput
+from keepfrac.sparse.act8bit.rms_norms import norm_around
 from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for, plain
 
 CHUNK = 2048  # tokens
-NO_POSITIONS = 4  # arguments that an attention block has there
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, ReLUSquaredActivation)
 
 
@@ -140,7 +141,9 @@ class GatedActivation:
         return x if chosen.weight is None else x * chosen.weight.to(dtype).unsqueeze(1)
 
 
-def activation_for(function: nn.Module | None, kernels, gated: bool = False) -> Gelu | OtherActivation | GatedActivation:
+def activation_for(
+    function: nn.Module | None, kernels, gated: bool = False
+) -> Gelu | OtherActivation | GatedActivation:
     """Returns what stores, applies and differentiates an activation function, or one with a gate behind it."""
     assert function is not None
     if gated:
@@ -176,7 +179,7 @@ class FeedForwardBlock(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, output_gamma, gates, _bias, call, *others):
-        tensors = others[NO_POSITIONS:]
+        tensors = others[len(NO_POSITIONS) :]
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
         *into, back = unpack_linears(tensors, call.layouts)
@@ -262,5 +265,5 @@ class FeedForwardBlock(torch.autograd.Function):
                 call.stats.add(call.real, chosen.count(call.real))
         return (
             d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, around.d_output_gamma, d_gates, None, None,
-            *(None,) * NO_POSITIONS, *first_grads.totals, *last_grads.totals,
+            *NO_POSITIONS, *first_grads.totals, *last_grads.totals,
         )  # fmt: skip

@@ -37,6 +37,9 @@ class Positions(NamedTuple):
     key_gamma: Tensor | None
 
 
+NO_POSITIONS = Positions(None, None, None, None)
+
+
 class MaskedAttention:
     """Attention with a mask of queries and keys.
 
@@ -113,9 +116,8 @@ class MaskedAttention:
     def _weighted(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, samples: slice) -> Tensor:
         """Returns P v, (samples, heads, length, d_head)."""
         config, causal = self.config, mask is None and self.config.causal
-        if mask is not None and mask.is_floating_point():
-            mask = mask.clamp_min(torch.finfo(query.dtype).min).to(query.dtype)
-        if config.p == 0:
+        # the fused function takes what a mask of floats hides from all queries for what it hides from none
+        if config.p == 0 and (mask is None or mask.dtype == torch.bool):
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=causal, scale=config.scale
             )
@@ -123,12 +125,24 @@ class MaskedAttention:
         if causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if mask is not None:
-            hidden = mask.logical_not() if mask.dtype == torch.bool else None
-            scores = scores + mask if hidden is None else scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        shape = scores.shape[1:]
+            scores = _masked(scores, mask)
+        return self._dropped(torch.softmax(scores, -1), samples).to(value.dtype) @ value
+
+    def _dropped(self, probs: Tensor, samples: slice) -> Tensor:
+        """Drops probabilities (samples, heads, length, length)."""
+        p = self.config.p
+        if p == 0:
+            return probs
         seeds = [self.call.seed_of(PROBABILITIES, b) for b in range(samples.start, samples.stop)]
-        kept = torch.stack([keep_mask(tuple(shape), config.p, seed, scores.device) for seed in seeds])
-        return (torch.softmax(scores, -1) * kept * (1 / (1 - config.p))).to(value.dtype) @ value
+        kept = torch.stack([keep_mask(tuple(probs.shape[1:]), p, seed, probs.device) for seed in seeds])
+        return probs * kept * (1 / (1 - p))
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores with a mask; a query that sees no key gets the least number everywhere, not -inf, which would be NaN."""
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
 
 
 def _of(samples: slice, x: Tensor) -> Tensor:

@@ -166,16 +166,6 @@ class PreNorm(PostNorm):
         return d_x.add_(dy)
 
 
-def norm_around(call: Call, **given: Any) -> PostNorm:
-    """Returns what stands around a block; `given` as for `PostNorm`, and `output_gamma` for RMSNorms."""
-    if call.norm.rms:
-        from keepfrac.sparse.act8bit.rms_norms import PreRmsNorm  # it is made of what stands here
-
-        return PreRmsNorm(call=call, **given)
-    given.pop("output_gamma", None)
-    return (PreNorm if call.norm.pre_norm else PostNorm)(call=call, **given)
-
-
 class NormBlock(torch.autograd.Function):
     """A LayerNorm alone. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
 

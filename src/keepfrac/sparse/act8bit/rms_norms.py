@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keepfrac.sparse.act8bit.norms import PackedInput, PreNorm
+from keepfrac.sparse.act8bit.calls import Call
+from keepfrac.sparse.act8bit.norms import PackedInput, PostNorm, PreNorm
 
 
 def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,3 +89,10 @@ class PreRmsNorm(PreNorm):
     def close(self, dy: Tensor, total: Tensor) -> Tensor:
         d_x, self.d_gamma = self._gradients(total, self.gamma, self.kept[:3])
         return d_x.to(dy.dtype).add_(dy)
+
+
+def norm_around(call: Call, *, output_gamma: Tensor | None = None, **given: Any) -> PostNorm:
+    """Returns what stands around a block; `given` as for `PostNorm`, `output_gamma` as for `PreRmsNorm`."""
+    if call.norm.rms:
+        return PreRmsNorm(call=call, output_gamma=output_gamma, **given)
+    return (PreNorm if call.norm.pre_norm else PostNorm)(call=call, **given)
