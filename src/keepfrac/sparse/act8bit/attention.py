@@ -108,16 +108,17 @@ class AttentionBlock(torch.autograd.Function):
         with without_autocast(x):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             qkv = FusedLinear(into, compute).forward(around.enter(residual).to(compute))
-            values = qkv.shape[1]
             context = _attention(kernels, bias, call, positions).forward(qkv)
             stored_qkv = kernels.pack(qkv, kind)
+            values = qkv.shape[1] + context.shape[1]
+            if call.attention.head_eps:  # written out by the models: two numbers more of each query and key
+                values += 2 * (call.attention.heads + call.attention.kv_heads) * call.attention.head_dim
             del qkv
             stored_context = (context.new_empty(0),) * 2
             if needs.last_input and call.storage.context == "save":
                 stored_context = kernels.pack(context, kind)
             if gates is not None:
                 context = context * gates.to(compute)
-            values += context.shape[1]
             y = around.leave(FusedLinear([back], compute).forward(context), residual)
         kept = (*stored_qkv, *stored_context, *around.kept)
         given = (gamma, beta, output_gamma, gates, bias)
