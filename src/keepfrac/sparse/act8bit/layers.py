@@ -245,7 +245,9 @@ def _block(
 
 def _removed(x: Tensor, parts: Parts, call: Call, *, number: int) -> Tensor:
     """A sub-layer that was pruned: its LayerNorm alone, where that is behind; nothing in a dropped layer."""
-    norm = parts.norms[number]
+    norm, output = parts.norms[number], parts.output_norms[number]
+    if output is not None and not is_dropped(norm):
+        return x + parts.gamma(output) * 0  # the norm of zeros, whose weight has a gradient: that is 0
     if parts.pre_norm or is_dropped(norm):
         return x
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)

@@ -81,7 +81,7 @@ def test_gradcheck_in_float64(family):
     mask[1, :, :, 0] = False
     named = {"attention_mask": mask}
     if hasattr(base, "rotary_emb"):
-        place = (x, torch.arange(3)[None], *(["full_attention"] if family == "gemma3_text" else []))
+        place = (x, torch.arange(3)[None], *(["sliding_attention"] if family == "gemma3_text" else []))
         named["position_embeddings"] = base.rotary_emb(*place)
 
     def run(x, *_):
@@ -137,7 +137,10 @@ def test_low_rank_updates(family):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_the_accounting_is_what_is_saved(family):
-    """And dense bytes are what the stock layers save; masks and positions, shared by all layers, are in neither."""
+    """And dense bytes are what the stock layers save; masks and positions, shared by all layers, are in neither.
+
+    GPT-2 writes its GELU out: it saves more than is counted.
+    """
     net = decoder(family, attention="sdpa")
     ids = torch.randint(5, 60, (16, LENGTH - 8))
     shared = _saved(net, ids, layers=0)
@@ -146,7 +149,8 @@ def test_the_accounting_is_what_is_saved(family):
     kept = _saved(net, ids, layers=3) - shared
     rows = handle.report()
     assert sum(row["bytes_kept"] for row in rows) == pytest.approx(kept, rel=0.05)
-    assert sum(row["bytes_dense"] for row in rows) == pytest.approx(dense, rel=0.05)
+    counted = sum(row["bytes_dense"] for row in rows)
+    assert 0.7 * dense < counted < dense if family == "gpt2" else counted == pytest.approx(dense, rel=0.05)
     assert kept < 0.25 * dense
 
 
