@@ -63,7 +63,6 @@ DECODERS = {  # name: model and what it is trained by
     "llama_tiny": ("llama_tiny", words("nosp")),
     "gpt2_tiny+lora": ("gpt2_tiny", words("lora")),
     "llama_tiny+taylor": ("llama_tiny", words("taylor")),
-    "gpt2_tiny+late": ("gpt2_tiny", (*words("late"), "model.dropout=0.1")),
     "llama_tiny+l0+late": ("llama_tiny", (*words("l0"), "backward=late")),
 }
 
