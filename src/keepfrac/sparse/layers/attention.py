@@ -210,8 +210,8 @@ def attention(
     Args:
         module: the attention module; its `sparse_sites` are used in training.
         query: (batch, heads, length, head_dim).
-        key: (batch, heads, length, head_dim).
-        value: (batch, heads, length, head_dim).
+        key: (batch, heads, length, head_dim), or fewer heads, each for as many queries.
+        value: likewise.
         attention_mask: added to the scores, (batch, 1, length, length), or None.
         scaling: of the scores; 1 / sqrt(head_dim) by default.
         dropout: probability of dropping an attention weight.
@@ -225,6 +225,8 @@ def attention(
         sites = AttentionSites()
     dtype = autocast_dtype(query)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if key.shape[1] < query.shape[1]:  # several query heads read one key, which eager attention repeats too
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], 1) for one in (key, value))
     scores = _scores(query, key, sites) * (query.size(-1) ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
         scores = scores + attention_mask
