@@ -155,7 +155,7 @@ def _config_of(net: PreTrainedModel, state: dict[str, Tensor], layers: Sequence[
         raise UserError("a model whose attention is scaled by its layer's number cannot lose whole layers")
     shape, low_rank = shape_of(net), _ranks_of(net, state, layers, [i for i, _ in kept])
     if low_rank and shape.causal:
-        raise UserError(f"a {net.config.model_type} model cannot be cut with linears held as two factors: merge them")
+        raise UserError("a decoder cannot be cut with linears held as two factors: merge them")
     sizes = {
         family_of(net).depth: len(kept),
         "head_dim": shape.head_dim,

@@ -152,14 +152,15 @@ class Builder:
         offset = self.parts.family.rms_norm
         for path in (path for layer in self.parts.layers for path in layer.layer_norms):
             norm: Any = find(self.net, path)
+            stock: Any = type(norm)
             if offset is not None:
                 eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
                 own = {"site": self._site(path, "layer_norm"), "offset": offset, "eps_of_norm": eps}
-                self._change(norm, sparse_rms_norm(type(norm)), **own)
+                self._change(norm, sparse_rms_norm(stock), **own)
             elif isinstance(norm, nn.LayerNorm):
                 self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
             else:
-                raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
+                raise UserError(f"{path} is a {stock.__name__}, not a LayerNorm")
 
     def attention(self) -> None:
         """Converts the products Q K^T and P V."""

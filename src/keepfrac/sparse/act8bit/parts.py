@@ -108,8 +108,9 @@ class Parts:
                 norms=(part(family.query_norm), part(family.key_norm)),
             )
         if part(family.ffn_out) is not None:
-            linears = map(part, (family.ffn_in, family.ffn_out, family.activation, family.ffn_gate))
-            feed_forward = FeedForwardParts(*linears)
+            feed_forward = FeedForwardParts(
+                part(family.ffn_in), part(family.ffn_out), part(family.activation), gate=part(family.ffn_gate)
+            )
         first, second = map(part, family.output_norms or (None, None))
         return cls(
             attention,

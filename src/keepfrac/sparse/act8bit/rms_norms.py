@@ -72,7 +72,7 @@ class PreRmsNorm(PreNorm):
     def leave(self, out: Tensor, residual: Tensor) -> Tensor:
         out = out.to(residual.dtype)
         if self.output_gamma is not None:
-            out, behind = self._normalize(out, self.output_gamma, self.call.norm.output_eps)
+            out, behind = self._normalize(out, self.output_gamma, self.call.norm.output_eps or 0.0)
             self.kept = (*self.kept, *behind)
         return residual + self._dropped(out)
 

@@ -13,6 +13,7 @@ from keepfrac.models.anatomy import anatomy
 from keepfrac.models.cut import cut
 from keepfrac.models.targets import targets_of
 from keepfrac.prune.structure import LayerStructure, Structure
+from keepfrac.sparse.act8bit.calls import read_mask
 from keepfrac.tensors.surgery import find
 from tests.tiny import DECODERS, inputs, tiny
 from tests.unit.sparse.act8bit.nets import KERNELS, converted, error, gradients
@@ -167,6 +168,34 @@ def _saved(net, ids, layers):
     finally:
         for module in whole[layers:count]:
             del module.forward, module.replaced
+
+
+def test_a_mask_of_tokens_alone_becomes_causal_with_its_window():
+    """As attention functions that see to the rest themselves are given it."""
+    x, tokens = torch.zeros(2, 5, 8), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    seen, real = read_mask(tokens, x, window=2, causal=True)
+    want = [[row - 1 <= key <= row for key in range(5)] for row in range(5)]
+    assert real == 9 and seen.shape == (2, 1, 5, 5)
+    assert torch.equal(seen[1, 0], torch.tensor(want)) and not seen[0, 0, :, 0].any()
+    assert torch.equal(seen[0, 0, 2:], torch.tensor(want)[2:])
+    assert read_mask(None, x, window=2, causal=True) == (None, 10)
+    assert read_mask(seen, x, window=None, causal=True) == (seen, 9)
+    with pytest.raises(UserError, match="attention mask"):
+        read_mask(torch.ones(2, 4, 5, 5), x, window=None, causal=True)
+
+
+def test_in_bfloat16_it_is_as_near_as_the_stock_layers():
+    want = gradients(decoder("gemma3_text"), batch())[1]
+    errors = {}
+    for name in ("stock", "late"):
+        net = decoder("gemma3_text")
+        if name == "late":
+            converted(net, store="8bit")
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net(**batch()).loss
+        loss.backward()
+        errors[name] = error({key: p.grad for key, p in net.named_parameters()}, want)
+    assert errors["late"] < 2 * errors["stock"] + 0.03
 
 
 def test_no_cache_is_collected_and_none_is_taken():
