@@ -63,6 +63,7 @@ DECODERS = {  # name: model and what it is trained by
     "llama_tiny": ("llama_tiny", words("nosp")),
     "gpt2_tiny+lora": ("gpt2_tiny", words("lora")),
     "llama_tiny+taylor": ("llama_tiny", words("taylor")),
+    "llama_tiny+l0+late": ("llama_tiny", (*words("l0"), "backward=late")),
 }
 
 
@@ -148,7 +149,6 @@ BAD_ON_DECODERS = [
     ("norm", "", "c_attn is a Conv1D, not an nn.Linear"),
     ("magnitude", "method.cost=latency", "cost=latency is measured on layers of encoders"),
     ("l0", "method.families=[ranks]", "gates on ranks are for encoders"),
-    ("late", "", "late"),
 ]
 
 

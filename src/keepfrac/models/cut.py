@@ -51,7 +51,7 @@ def is_cut(net: PreTrainedModel) -> bool:
 
 def shape_of(net: PreTrainedModel) -> ModelShape:
     """Returns the shape of the dense original, which a cut model's configuration still holds."""
-    config, family = net.config, family_of(net)
+    family, config = family_of(net), net.config
     heads, hidden = config.num_attention_heads, config.hidden_size
     units = getattr(config, "num_key_value_heads", None) or heads
     return ModelShape(

@@ -34,6 +34,9 @@ class Family:
         feed_forward: the module of `ffn_in` and the activation, and of `ffn_out` unless its LayerNorm has a module; in
             a layer without such modules, `ffn_in`.
         layer_norms: of the attention, of the feed-forward block.
+        output_norms: of families with a second pair, of the two sub-layers' outputs before they are added.
+        rms_norm: None: the norms are LayerNorms; else RMSNorms, which multiply with this plus their weight.
+        query_norm, key_norm: norms of each head's query and key; None: there are none.
         norm_at: where they stand: "after" the sum with the residual, or "before" the sub-layer.
         bare_first: whether the first layer has nothing in the place of the attention's.
         probability_dropout: the dropout module of the attention probabilities; None: the family has no such module.
@@ -74,6 +77,10 @@ class Family:
     activation: str
     feed_forward: str
     layer_norms: tuple[str, str]
+    output_norms: tuple[str, str] | None = None
+    rms_norm: float | None = None
+    query_norm: str | None = None
+    key_norm: str | None = None
     norm_at: str = "after"
     bare_first: bool = False
     probability_dropout: str | None = None
@@ -144,12 +151,14 @@ LLAMA = Family(
     activation="mlp.act_fn",
     feed_forward="mlp",
     layer_norms=("input_layernorm", "post_attention_layernorm"),
+    rms_norm=0.0,
     norm_at="before",
     num_heads=None,
     causal=True,
     attention_dropouts=("attention_dropout",),
     new_parts=("score", "lm_head"),
 )
+QWEN3 = replace(LLAMA, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm", layer_lists=("layer_types",))
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "relu_head_bert": replace(
@@ -318,12 +327,13 @@ FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": replace(LLAMA, layer_lists=("layer_types",)),
-    "qwen3": replace(LLAMA, layer_lists=("layer_types",)),
+    "qwen3": QWEN3,
     "smollm3": replace(LLAMA, layer_lists=("layer_types", "no_rope_layers")),
     "gemma3_text": replace(
-        LLAMA,
+        QWEN3,
         layer_norms=("input_layernorm", "pre_feedforward_layernorm"),
+        output_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        rms_norm=1.0,
         function="hidden_activation",
-        layer_lists=("layer_types",),
     ),
 }

@@ -219,7 +219,7 @@ def _configured(config, settings: dict, labels: tuple[str, ...] | None, num_labe
     return config
 
 
-def _new_weights(source: str, net: nn.Module, info: dict) -> list[str]:
+def _new_weights(source: str, net: PreTrainedModel, info: dict) -> list[str]:
     if new := new_weights(source, net.config, info):
         log.info("new weights, not in the checkpoint: %s", ", ".join(new))
     return new

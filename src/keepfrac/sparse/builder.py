@@ -16,6 +16,7 @@ from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
 from keepfrac.sparse.layers.dropout import PackedDropout
 from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
 from keepfrac.sparse.layers.linear import SparseLinear
+from keepfrac.sparse.layers.rms_norm import sparse_rms_norm
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from keepfrac.tensors.change_class import change_class
@@ -148,14 +149,21 @@ class Builder:
             raise UserError("site dropout: this model has no dropout in its layers (model.dropout=0)")
 
     def layer_norm(self) -> None:
-        """Converts the LayerNorms after attention and feed-forward block."""
+        """Converts the norms of attention and feed-forward block, LayerNorms or RMSNorms."""
+        offset = self.parts.family.rms_norm
         for path in (path for layer in self.parts.layers for path in layer.layer_norms):
-            norm = find(self.net, path)
+            norm: Any = find(self.net, path)
             if isinstance(norm, nn.Identity):
                 continue
-            if not isinstance(norm, nn.LayerNorm):
-                raise UserError(f"{path} is a {type(norm).__name__}, not a LayerNorm")
-            self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
+            stock: Any = type(norm)
+            if offset is not None:
+                eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+                own = {"site": self._site(path, "layer_norm"), "offset": offset, "eps_of_norm": eps}
+                self._change(norm, sparse_rms_norm(stock), **own)
+            elif isinstance(norm, nn.LayerNorm):
+                self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))
+            else:
+                raise UserError(f"{path} is a {stock.__name__}, not a LayerNorm")
 
     def attention(self) -> None:
         """Converts the products Q K^T and P V."""
@@ -175,8 +183,6 @@ class Builder:
     def _attention_sites(self, kind: str) -> Iterator[tuple[str, int, AttentionSites]]:
         """Path, number of heads and sites of each attention module, after making the model call our attention."""
         config: Any = self.net.config
-        if self.parts.causal:
-            raise UserError(f"site {kind} is for encoders: leave it out with a decoder")
         check_attention_interface(self.net, f"site {kind}", "leave the site out")
         if self.attention_kind != "eager":
             raise UserError(

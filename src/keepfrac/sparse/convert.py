@@ -7,7 +7,7 @@
 | dropout    | hidden dropout, likewise                      | none                                    |
 | attention  | the products Q K^T and P V                    | dX too, grows with depth                |
 | softmax    | softmax and P V, fused                        | dX too, grows with depth                |
-| layer_norm | the layers' LayerNorms (normalised input)     | dX too, grows with depth                |
+| layer_norm | the layers' Layer-, RMSNorms (normalised x)   | dX too, grows with depth                |
 
 Relative error of dX below the first of six layers, by keep_frac; MiniLM with a fresh head, 32 sentences, rule top:
 
@@ -63,7 +63,7 @@ def sparsify(
     Freeze what is to be frozen before. Parameters stay the same objects under the same names.
 
     Args:
-        net: a Transformers model (BERT, RoBERTa, DistilBERT, Llama), with or without a head.
+        net: a Transformers model of a family of `models.families`, with or without a head.
         sites: any of linear, attention, softmax, activation, layer_norm, dropout.
         selector: what to keep at each site.
         seed: of the selection's own randomness.

@@ -57,7 +57,7 @@ def recompute_activations(net: nn.Module) -> Handle:
     """
     layers = anatomy(net).layers
     if any(layer.ffn_gate for layer in layers):
-        raise UserError(f"recompute_gelu: in a {type(net).__name__} a gate stands behind the activation function")
+        raise UserError("recompute_gelu: a gate stands behind this model's activation function")
     pairs = [(layer.activation, layer.ffn_out) for layer in layers]
     there = [(function, path) for function, path in pairs if function is not None and path is not None]
     if not there:

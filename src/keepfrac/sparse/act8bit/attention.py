@@ -17,13 +17,15 @@ from torch import Tensor
 
 from keepfrac.sparse.act8bit.calls import PROBABILITIES, ROWS_IN, ROWS_OUT, Call, refuse_double_backward
 from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
-from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
+from keepfrac.sparse.act8bit.masked_attention import MaskedAttention, Positions
+from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput
+from keepfrac.sparse.act8bit.rms_norms import norm_around
 from keepfrac.sparse.act8bit.weight_gradients import Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for
 
 
 class _Attention:
-    """softmax(q k' scale + mask) v, sample by sample.
+    """The attention of encoders, softmax(q k' scale + mask) v, sample by sample.
 
     Args:
         kernels: compiled or plain.
@@ -34,6 +36,7 @@ class _Attention:
     def __init__(self, kernels: Any, bias: Tensor | None, call: Call) -> None:
         assert call.attention is not None
         self.kernels, self.bias, self.call, self.config = kernels, bias, call, call.attention
+        self.d_gammas = (None, None)  # of norms that it does not have
 
     def _split(self, rows: Tensor) -> Tensor:
         """One sample's fused projections (length, 3 * heads * d_head) as (3, heads, length, d_head), a view."""
@@ -52,7 +55,7 @@ class _Attention:
 
     def forward(self, qkv: Tensor) -> Tensor:
         """Returns the context (batch * length, heads * d_head) of the fused projections (batch * length, 3 * ...)."""
-        (scale, p), call = self.config[1:], self.call
+        (scale, p), call = self.config[1:3], self.call
         context = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         for b in range(call.shape[0]):
             query, key, value = self._split(self._sample(qkv, b))
@@ -63,7 +66,7 @@ class _Attention:
 
     def backward(self, qkv: PackedInput, d_context: Tensor, context: Tensor | None) -> Tensor:
         """Returns the gradient to the fused projections; fills `context` with the forward's, where one is given."""
-        (scale, p), call = self.config[1:], self.call
+        (scale, p), call = self.config[1:3], self.call
         d_qkv = d_context.new_empty(len(d_context), 3 * d_context.shape[1])
         for b in range(call.shape[0]):
             stored = PackedInput(self._sample(qkv.data, b), self._sample(qkv.scales, b))
@@ -81,21 +84,35 @@ class _Attention:
         return d_qkv
 
 
+def _attention(kernels: Any, mask: Tensor | None, call: Call, positions: Positions) -> _Attention | MaskedAttention:
+    assert call.attention is not None
+    if call.attention.masked:
+        return MaskedAttention(kernels, mask, call, positions)
+    return _Attention(kernels, mask, call)
+
+
 class AttentionBlock(torch.autograd.Function):
     """See the module. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
 
     @staticmethod
-    def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, bias, call, *tensors):
+    def forward(
+        ctx, x, data, scales, x_gamma, x_beta, gamma, beta, output_gamma, gates, bias, call, *positions_and_linears
+    ):
+        positions, tensors = Positions(*positions_and_linears[:4]), positions_and_linears[4:]
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("attention", compute)
         *into, back = unpack_linears(tensors, call.layouts)
-        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
+        norms = {"gamma": gamma, "beta": beta, "output_gamma": output_gamma}
+        around = norm_around(call, kernels=kernels, compute=compute, **norms)
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
         with without_autocast(x):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             qkv = FusedLinear(into, compute).forward(around.enter(residual).to(compute))
-            context = _Attention(kernels, bias, call).forward(qkv)
+            context = _attention(kernels, bias, call, positions).forward(qkv)
             stored_qkv = kernels.pack(qkv, kind)
+            values = qkv.shape[1] + context.shape[1]
+            if call.attention.head_eps:  # written out by the models: two numbers more of each query and key
+                values += 2 * (call.attention.heads + call.attention.kv_heads) * call.attention.head_dim
             del qkv
             stored_context = (context.new_empty(0),) * 2
             if needs.last_input and call.storage.context == "save":
@@ -104,11 +121,12 @@ class AttentionBlock(torch.autograd.Function):
                 context = context * gates.to(compute)
             y = around.leave(FusedLinear([back], compute).forward(context), residual)
         kept = (*stored_qkv, *stored_context, *around.kept)
-        ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, bias, *kept, *tensors)
+        given = (gamma, beta, output_gamma, gates, bias)
+        ctx.save_for_backward(data, scales, x_gamma, x_beta, *given, *kept, *positions_and_linears)
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
-        call.count_saved(x, kept, compute, values=4 * len(into[0].bias), reads=needs.first_input)
+        call.count_saved(x, kept, compute, values=values, reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
 
@@ -118,12 +136,15 @@ class AttentionBlock(torch.autograd.Function):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
-        *packed, gamma, beta, gates, bias = saved[:8]
-        stored_qkv, stored_context = PackedInput(*saved[8:10]), PackedInput(*saved[10:12])
+        *packed, gamma, beta, output_gamma, gates, bias = saved[:9]
+        stored_qkv, stored_context = PackedInput(*saved[9:11]), PackedInput(*saved[11:13])
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
-        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[12:15])
-        *into, back = unpack_linears(saved[15:], call.layouts)
+        norms_end = 13 + call.norm.num_kept
+        of_norms = {"gamma": gamma, "beta": beta, "output_gamma": output_gamma, "kept": saved[13:norms_end]}
+        around = norm_around(call, kernels=kernels, compute=compute, **of_norms)
+        positions, tensors = Positions(*saved[norms_end : norms_end + 4]), saved[norms_end + 4 :]
+        *into, back = unpack_linears(tensors, call.layouts)
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
             d_out, norms, total = around.open(rows)
@@ -132,7 +153,8 @@ class AttentionBlock(torch.autograd.Function):
             d_context = d_gated if gates is None else d_gated * gates.to(compute)
             again = needs.last_input and call.storage.context == "recompute"
             recomputed = torch.empty_like(d_context) if again else None
-            d_qkv = _Attention(kernels, bias, call).backward(stored_qkv, d_context, recomputed)
+            attention = _attention(kernels, bias, call, positions)
+            d_qkv = attention.backward(stored_qkv, d_context, recomputed)
             if recomputed is not None:
                 stored_context = PackedInput(recomputed, recomputed.new_empty(0))
             del d_context, recomputed
@@ -154,8 +176,8 @@ class AttentionBlock(torch.autograd.Function):
             d_x = around.close(rows, total)
             call.stats.add(call.real, *grads.used)
         return (
-            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, d_gates, None, None,
-            *first_grads.totals, *last_grads.totals,
+            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, around.d_output_gamma, d_gates, None, None,
+            None, None, *attention.d_gammas, *first_grads.totals, *last_grads.totals,
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import math
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +65,43 @@ class KeyPadding(NamedTuple):
     """Which tokens of a batch are real.
 
     Args:
-        bias: (batch, length) floats to add to the scores of each key, 0 where it is real; None where all are.
+        bias: (batch, length) floats to add to the scores of each key, 0 where it is real; None where all are. Of
+            `read_mask`, the mask of queries and keys.
         real: the number of real tokens.
     """
 
     bias: Tensor | None
     real: int
+
+
+def read_mask(mask: Tensor | None, x: Tensor, window: int | None, causal: bool) -> KeyPadding:
+    """Reads the mask that reaches a layer whose queries see different keys.
+
+    Args:
+        mask: None (no padding, and a window that is not reached); (batch or 1, 1, queries, keys); or, of attention
+            functions that see to the rest themselves, (batch, length) with 1 = real.
+        x: (batch, length, width), the layer's input.
+        window: how many keys a query sees on either side, its own among them; None: all.
+        causal: whether it sees no later key.
+
+    Raises:
+        UserError: a mask of another shape.
+    """
+    batch, length = x.shape[:2]
+    if mask is None:
+        return KeyPadding(None, batch * length)
+    if mask.dim() == 2 and mask.shape == (batch, length):
+        place = torch.arange(length, device=mask.device)
+        ahead = place - place[:, None]
+        seen = (ahead <= 0) if causal else torch.ones_like(ahead, dtype=torch.bool)
+        seen = seen if window is None else seen & (ahead.abs() < window)
+        return KeyPadding(seen & mask.bool()[:, None, None], int((mask != 0).sum()))
+    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2:] != (length, length):
+        raise UserError(f"method late needs an attention mask (batch, 1, length, length); got {tuple(mask.shape)}")
+    # a token of padding does not even see itself
+    itself = mask[:, 0].diagonal(dim1=1, dim2=2)
+    real = itself if mask.dtype == torch.bool else itself == 0
+    return KeyPadding(mask, int(real.expand(batch, length).sum()))
 
 
 def _per_key(mask: Tensor) -> Tensor:
@@ -110,16 +141,20 @@ def read_padding(mask: Tensor | None, x: Tensor) -> KeyPadding:
 
 
 class PaddingReader:
-    """`read_padding`, once for all layers that are given the same mask."""
+    """`read_padding` or `read_mask`, once for all layers that are given the same mask."""
 
     def __init__(self) -> None:
         self._last: tuple | None = None
 
-    def __call__(self, mask: Tensor | None, x: Tensor) -> KeyPadding:
+    def __call__(
+        self, mask: Tensor | None, x: Tensor, *, masked: bool = False, window: int | None = None, causal: bool = False
+    ) -> KeyPadding:
         if mask is None:
-            return read_padding(None, x)
-        if self._last is None or self._last[0]() is not mask or self._last[1] != mask._version:
-            self._last = (weakref.ref(mask), mask._version, read_padding(mask, x))
+            return KeyPadding(None, x.shape[0] * x.shape[1])
+        given = (mask._version, masked, window, causal)
+        if self._last is None or self._last[0]() is not mask or self._last[1] != given:
+            read = read_mask(mask, x, window, causal) if masked else read_padding(mask, x)
+            self._last = (weakref.ref(mask), given, read)
         return self._last[2]
 
     def __deepcopy__(self, memo: dict) -> "PaddingReader":
@@ -158,19 +193,52 @@ class RowStats:
 
 
 class NormConfig(NamedTuple):
-    """Around a block: eps of its LayerNorm, dropout of its output, whether the LayerNorm is in front of it."""
+    """Around a block.
+
+    Args:
+        eps: of its norm.
+        p: dropout of its output.
+        pre_norm: whether the norm is in front of it.
+        rms: whether it is an RMSNorm; then it is in front.
+        output_eps: of the RMSNorm of its output; None: there is none.
+    """
 
     eps: float
     p: float
     pre_norm: bool
+    rms: bool = False
+    output_eps: float | None = None
+
+    @property
+    def num_kept(self) -> int:
+        """How many tensors the norms store: normalised rows, their scales and 1 / deviation, of each."""
+        return 3 if self.output_eps is None else 6
 
 
 class AttentionConfig(NamedTuple):
-    """Of an attention block: number of heads, factor of the scores, dropout of the probabilities."""
+    """Of an attention block.
+
+    Args:
+        heads: of the queries.
+        scale: factor of the scores.
+        p: dropout of the probabilities.
+        masked: whether it is computed by `masked_attention`, which the following are for.
+        causal: whether a query sees no later key, where the model hands out no mask.
+        kv_heads: of keys and values.
+        head_dim: width of a head.
+        head_eps: of the RMSNorms of query and key.
+        rotate: (query, key, cos, sin) -> query and key with their positions.
+    """
 
     heads: int
     scale: float
     p: float
+    masked: bool = False
+    causal: bool = False
+    kv_heads: int = 0
+    head_dim: int = 0
+    head_eps: float = 0.0
+    rotate: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +295,9 @@ class Call:
         if values is not None:
             mask = width if self.norm.p > 0 else 0
             per_row += (width * reads + values) * compute.itemsize + mask
+            # of an RMSNorm, written out by the models: the normalised rows too; of one of the output, its input as well
+            of_rms = 0 if not self.norm.rms else 1 if self.norm.output_eps is None else 3
+            per_row += of_rms * width * x.element_size()
             per_row += 4 * self.attention.heads if self.attention else 0
         self.stats.saved_bytes = sum(tensor.nbytes for tensor in kept)
         self.stats.dense_bytes = rows * per_row

@@ -14,15 +14,18 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2CLS, GELUActivation
+from transformers.activations import ACT2CLS, GELUActivation, ReLUSquaredActivation
 
 from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
 from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
-from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput, norm_around
+from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS
+from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput
+from keepfrac.sparse.act8bit.rms_norms import norm_around
 from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for, plain
 
 CHUNK = 2048  # tokens
+KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, ReLUSquaredActivation)
 
 
 # classes, or classes with arguments
@@ -96,9 +99,55 @@ def is_known(function: nn.Module) -> bool:
     return type(function) in _STOCK and not list(function.parameters())
 
 
-def activation_for(function: nn.Module | None, kernels) -> Gelu | OtherActivation:
-    """Returns what stores, applies and differentiates an activation function."""
+class GatedActivation:
+    """f(gate) * up, of h = [gate, up] side by side: SwiGLU, GeGLU.
+
+    Smooth functions are kept in 8 bits, symmetric: their slopes do not vanish below -4. One with a kink is kept in
+    bfloat16 at least, as by `OtherActivation`.
+
+    Args:
+        function: f.
+        kernels: who packs and unpacks.
+    """
+
+    def __init__(self, function: nn.Module, kernels) -> None:
+        self.function, self.kernels = function, kernels
+
+    def allocate(self, shape: tuple[int, int], kind: torch.dtype, device: torch.device) -> Stored:
+        """As `Gelu.allocate`."""
+        own = torch.bfloat16 if isinstance(self.function, KINKED) else torch.int8
+        return plain.empty(*shape, own if kind == torch.uint8 else kind, device)
+
+    def _of(self, h: Tensor) -> Tensor:
+        gate, up = h.chunk(2, dim=1)
+        return self.function(gate) * up
+
+    def forward(self, h: Tensor, data: Tensor, scales: Tensor) -> Tensor:
+        """Stores h into data and scales; returns f(gate) * up."""
+        for into, one in zip((data, scales), self.kernels.pack(h, data.dtype), strict=True):
+            into.copy_(one)
+        return self._of(h)
+
+    def backward(self, grad: Tensor, stored: Stored, index: Tensor) -> Tensor:
+        """As `Gelu.backward`; of both, side by side."""
+        with torch.enable_grad():
+            h = self.kernels.unpack(*stored, index, None, None, None, grad.dtype).detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self._of(h), h, grad)
+        return slope
+
+    def rows(self, stored: Stored, chosen: Choice, dtype: torch.dtype) -> Tensor:
+        """As `Gelu.rows`."""
+        x = self._of(self.kernels.unpack(*stored, chosen.index, None, None, None, dtype))
+        return x if chosen.weight is None else x * chosen.weight.to(dtype).unsqueeze(1)
+
+
+def activation_for(
+    function: nn.Module | None, kernels, gated: bool = False
+) -> Gelu | OtherActivation | GatedActivation:
+    """Returns what stores, applies and differentiates an activation function, or one with a gate behind it."""
     assert function is not None
+    if gated:
+        return GatedActivation(function, kernels)
     return Gelu(kernels) if type(function) is GELUActivation else OtherActivation(function)
 
 
@@ -129,17 +178,20 @@ class FeedForwardBlock(torch.autograd.Function):
     """See the module. Returns y (batch, length, width) and its normalised rows as stored: data, scales."""
 
     @staticmethod
-    def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, gates, _bias, call, *tensors):
+    def forward(ctx, x, data, scales, x_gamma, x_beta, gamma, beta, output_gamma, gates, _bias, call, *others):
+        tensors = others[len(NO_POSITIONS) :]
         compute = compute_dtype(x)
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
-        first, last = (FusedLinear([one], compute) for one in unpack_linears(tensors, call.layouts))
-        activation = activation_for(call.activation, kernels)
-        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute)
+        *into, back = unpack_linears(tensors, call.layouts)
+        first, last = FusedLinear(into, compute), FusedLinear([back], compute)
+        activation = activation_for(call.activation, kernels, gated=len(into) > 1)
+        norms = {"gamma": gamma, "beta": beta, "output_gamma": output_gamma}
+        around = norm_around(call, kernels=kernels, compute=compute, **norms)
         with without_autocast(x):
             residual = x.reshape(-1, x.shape[-1]).contiguous()
             entered = around.enter(residual)
             out = residual.new_empty(residual.shape, dtype=compute)
-            pre_activation = activation.allocate((len(residual), len(first.bias)), kind, x.device)
+            pre_activation = activation.allocate((len(residual), first.outputs), kind, x.device)
             factors = None if gates is None else gates.to(compute)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))
@@ -147,13 +199,14 @@ class FeedForwardBlock(torch.autograd.Function):
                 last.forward(a if factors is None else a * factors, out=out[part])
             y = around.leave(out, residual)
         kept = (*pre_activation, *around.kept)
-        ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, gates, *kept, *tensors)
+        ctx.save_for_backward(data, scales, x_gamma, x_beta, gamma, beta, output_gamma, gates, *kept, *tensors)
         ctx.call, ctx.compute = call, compute
         ctx.mark_non_differentiable(*(one for one in around.output if one is not None))
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
-        sides = 1 + needs.last_input  # of the activation function
-        call.count_saved(x, kept, compute, values=sides * len(first.bias), reads=needs.first_input)
+        # the activation function's input and output, and with a gate the other factor and the product
+        sides = len(into) + (len(into) > 1) + needs.last_input
+        call.count_saved(x, kept, compute, values=sides * last.weight.shape[1], reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
 
@@ -163,13 +216,16 @@ class FeedForwardBlock(torch.autograd.Function):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
         saved = ctx.saved_tensors
-        *packed, gamma, beta, gates = saved[:7]
-        pre_activation = saved[7:9]
+        *packed, gamma, beta, output_gamma, gates = saved[:8]
+        pre_activation = saved[8:10]
         call, compute, settings = ctx.call, ctx.compute, ctx.call.settings
         needs, kernels = NeedsGrad.of(ctx.needs_input_grad, call.layouts), kernels_for(settings.kernels, dy, compute)
-        around = norm_around(call, kernels=kernels, gamma=gamma, beta=beta, compute=compute, kept=saved[9:12])
-        first, last = (FusedLinear([one], compute) for one in unpack_linears(saved[12:], call.layouts))
-        activation = activation_for(call.activation, kernels)
+        end = 10 + call.norm.num_kept
+        of_norms = {"gamma": gamma, "beta": beta, "output_gamma": output_gamma, "kept": saved[10:end]}
+        around = norm_around(call, kernels=kernels, compute=compute, **of_norms)
+        *into, back = unpack_linears(saved[end:], call.layouts)
+        first, last = FusedLinear(into, compute), FusedLinear([back], compute)
+        activation = activation_for(call.activation, kernels, gated=len(into) > 1)
         stored = around.input(PackedInput(*packed))
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
@@ -208,6 +264,6 @@ class FeedForwardBlock(torch.autograd.Function):
             if learns:
                 call.stats.add(call.real, chosen.count(call.real))
         return (
-            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, d_gates, None, None,
-            *first_grads.totals, *last_grads.totals,
+            d_x.view_as(dy), *NO_GRADS, around.d_gamma, around.d_beta, around.d_output_gamma, d_gates, None, None,
+            *NO_POSITIONS, *first_grads.totals, *last_grads.totals,
         )  # fmt: skip

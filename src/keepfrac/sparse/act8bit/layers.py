@@ -4,8 +4,9 @@ The class of each kind of layer is made when it is first met, whatever its famil
 """
 
 import functools
+import inspect
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -25,8 +26,9 @@ from keepfrac.sparse.act8bit.calls import (
 )
 from keepfrac.sparse.act8bit.feed_forward import FeedForwardBlock
 from keepfrac.sparse.act8bit.linears import LinearSpec, compute_dtype, gated_spec_of, spec_of
+from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS, Positions
 from keepfrac.sparse.act8bit.norms import NOTHING, NormBlock, PackedInput, attach_packed, packed_input
-from keepfrac.sparse.act8bit.parts import Parts
+from keepfrac.sparse.act8bit.parts import AttentionParts, Parts, eps_of
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.sparse.act8bit.weight_gradients import wants_rows
 from keepfrac.sparse.kernels import kernels_for
@@ -48,13 +50,23 @@ class LayerState:
 _FOREIGN = ("encoder_hidden_states", "encoder_attention_mask", "past_key_values")
 
 
-def _check_call(x: Tensor, others: tuple, named: dict) -> None:
+@functools.cache
+def _signature(stock: Any) -> inspect.Signature:
+    return inspect.signature(stock.forward)
+
+
+def _named(stock: Any, x: Tensor, others: tuple, named: dict) -> dict[str, Any]:
+    """The arguments of a call of a stock layer by name, whatever their order."""
+    bound = _signature(stock).bind_partial(None, x, *others, **named).arguments
+    return {**bound, **bound.get("kwargs", {})}
+
+
+def _check_call(x: Tensor, named: dict) -> None:
     """Raises UserError for what the blocks cannot do."""
     if x.numel() == 0:
         raise UserError(f"method late got an empty batch: input of shape {tuple(x.shape)}")
-    foreign = [value for value in (*others, *(named.get(key) for key in _FOREIGN)) if value is not None]
-    if foreign:
-        raise UserError("method late trains encoders: no cache of past keys, no encoder states to attend to")
+    if any(named.get(key) is not None for key in _FOREIGN):
+        raise UserError("method late trains: no cache of past keys (use_cache=false), no encoder states to attend to")
     if named.get("output_attentions"):
         raise UserError("method late forms no attention probabilities to return; ask for hidden states only")
 
@@ -98,16 +110,29 @@ class LateLayer:
     def __reduce__(self) -> tuple:
         return (_empty, (self.stock,), self.__dict__)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *others, **named) -> Tensor:
+    def forward(self, hidden_states: Tensor, *others, **named) -> Tensor:
         if not self.training:
-            return super().forward(hidden_states, attention_mask, *others, **named)  # type: ignore[misc]
-        parts = self.parts()
-        _check_call(hidden_states, others, named)
+            return super().forward(hidden_states, *others, **named)  # type: ignore[misc]
+        parts, given = self.parts(), _named(self.stock, hidden_states, others, named)
+        _check_call(hidden_states, given)
         _check_inside(self, parts)  # type: ignore[arg-type]
-        padding = self.late.padding(attention_mask, hidden_states)
+        padding = self._padding(hidden_states, parts, given.get("attention_mask"))
         seed = self.late.seeds.seed_for(hidden_states)
-        x = self._attention(hidden_states, parts, padding, seed=2 * seed)
+        rotary = given.get("position_embeddings") or (None, None)
+        x = self._attention(hidden_states, parts, padding, seed=2 * seed, rotary=rotary)
         return self._feed_forward(x, parts, padding, seed=2 * seed + 1)
+
+    @property
+    def _masked(self) -> bool:
+        """Whether its attention is that of `masked_attention`."""
+        return self.late.family.causal or self.late.family.rms_norm is not None
+
+    def _padding(self, x: Tensor, parts: Parts, mask: Tensor | None) -> KeyPadding:
+        if parts.attention is None or not self._masked:
+            return self.late.padding(mask, x) if not self._masked else KeyPadding(None, x.shape[0] * x.shape[1])
+        owner = parts.attention.owner
+        window, causal = getattr(owner, "sliding_window", None), _is_causal(owner, self.late.family)
+        return self.late.padding(mask, x, masked=True, window=window, causal=causal)
 
     def _call(self, x: Tensor, parts: Parts, padding: KeyPadding, *, number: int, seed: int) -> Call:
         """The numbers of a call of the first or the second sub-layer."""
@@ -118,39 +143,86 @@ class LateLayer:
             storage=late.storage,
             shape=(x.shape[0], x.shape[1]),
             real=padding.real,
-            norm=NormConfig(parts.norms[number].eps, rate, parts.pre_norm),
+            norm=_norm_config(parts, number, rate),
             seed=seed,
             stats=(late.attention, late.feed_forward)[number],
         )
 
-    def _attention(self, x: Tensor, parts: Parts, padding: KeyPadding, *, seed: int) -> Tensor:
-        """Attention, dropout, residual and LayerNorm; (batch, length, width)."""
-        part, norm = parts.attention, parts.norms[0]
+    def _attention(self, x: Tensor, parts: Parts, padding: KeyPadding, *, seed: int, rotary: tuple) -> Tensor:
+        """Attention, dropout, residual and norm; (batch, length, width)."""
+        part = parts.attention
         call = self._call(x, parts, padding, number=0, seed=seed)
-        if is_dropped(norm) or (part is None and parts.pre_norm):
-            return x
-        if part is None:
-            return _only_norm(x, norm, call)
-        config = AttentionConfig(part.num_heads, part.owner.scaling, part.probability_dropout.p)
-        call = replace(call, attention=config)
-        linears = [spec_of(one) for one in (part.query, part.key, part.value)]
-        return _block(AttentionBlock, x, first=linears, last=part.output, norm=norm, bias=padding.bias, call=call)
+        if part is None or is_dropped(parts.norms[0]):
+            return _removed(x, parts, call, number=0)
+        call = replace(call, attention=self._attention_config(part))
+        linears = [spec_of(one) for one in dict.fromkeys((part.query, part.key, part.value))]
+        gammas = [None if one is None else parts.gamma(one) for one in part.norms]
+        positions = Positions(*(rotary if part.rotate else (None, None)), *gammas)
+        around = Around.of(parts, 0)
+        return _block(
+            AttentionBlock, x, first=linears, last=part.output, around=around, bias=padding.bias, call=call,
+            positions=positions,
+        )  # fmt: skip
+
+    def _attention_config(self, part: AttentionParts) -> AttentionConfig:
+        plain = AttentionConfig(part.num_heads, part.owner.scaling, part.dropout)
+        if not self._masked:
+            return plain
+        return plain._replace(
+            masked=True,
+            causal=_is_causal(part.owner, self.late.family),
+            kv_heads=part.num_kv_heads,
+            head_dim=part.head_dim,
+            head_eps=0.0 if part.norms[0] is None else eps_of(part.norms[0]),
+            rotate=part.rotate,
+        )
 
     def _feed_forward(self, x: Tensor, parts: Parts, padding: KeyPadding, *, seed: int) -> Tensor:
-        """Feed-forward, dropout, residual and LayerNorm; (batch, length, width)."""
-        part, norm = parts.feed_forward, parts.norms[1]
+        """Feed-forward, dropout, residual and norm; (batch, length, width)."""
+        part = parts.feed_forward
         call = self._call(x, parts, padding, number=1, seed=seed)
-        if is_dropped(norm) or (part is None and parts.pre_norm):
-            return x
-        if part is None:
-            return _only_norm(x, norm, call)
+        if part is None or is_dropped(parts.norms[1]):
+            return _removed(x, parts, call, number=1)
         call = replace(call, activation=part.activation)
-        linears = [spec_of(part.ffn_in)]
-        return _block(FeedForwardBlock, x, first=linears, last=part.ffn_out, norm=norm, bias=None, call=call)
+        linears = [spec_of(one) for one in (part.gate, part.ffn_in) if one is not None]
+        around = Around.of(parts, 1)
+        return _block(FeedForwardBlock, x, first=linears, last=part.ffn_out, around=around, bias=None, call=call)
+
+
+def _is_causal(owner: nn.Module, family: Family) -> bool:
+    return bool(getattr(owner, "is_causal", family.causal))
+
+
+def _norm_config(parts: Parts, number: int, rate: float) -> NormConfig:
+    output, rms = parts.output_norms[number], parts.offset is not None
+    output_eps = None if output is None else eps_of(output)
+    return NormConfig(eps_of(parts.norms[number]), rate, parts.pre_norm, rms=rms, output_eps=output_eps)
+
+
+class Around(NamedTuple):
+    """What the norms of a sub-layer multiply with and add."""
+
+    gamma: Tensor
+    beta: Tensor | None
+    output_gamma: Tensor | None
+
+    @classmethod
+    def of(cls, parts: Parts, number: int) -> "Around":
+        """Returns those of the first or the second sub-layer."""
+        norm, output = parts.norms[number], parts.output_norms[number]
+        return cls(parts.gamma(norm), getattr(norm, "bias", None), None if output is None else parts.gamma(output))
 
 
 def _block(
-    block: Any, x: Tensor, *, first: list[LinearSpec], last: nn.Module, norm: Any, bias: Tensor | None, call: Call
+    block: Any,
+    x: Tensor,
+    *,
+    first: list[LinearSpec],
+    last: nn.Module,
+    around: Around,
+    bias: Tensor | None,
+    call: Call,
+    positions: Positions = NO_POSITIONS,
 ) -> Tensor:
     """Runs a block on x in its stored form; its output carries its own, where it has one."""
     kernels = kernels_for(call.settings.kernels, x, compute_dtype(x))
@@ -162,17 +234,22 @@ def _block(
     stored, packed = NOTHING, False
     if not call.norm.pre_norm and wants_rows(learns, call.layouts[:-1]):
         stored, packed = packed_input(x, kernels, call.storage.dtype("normalized", x.dtype))
-    y, data, scales = block.apply(x, *stored, norm.weight, norm.bias, gates, bias, call, *flat)
+    y, data, scales = block.apply(x, *stored, *around, gates, bias, call, *positions, *flat)
     made = [tensor for one in linears for tensor in one.made()]
     extra = (stored.data, stored.scales) if packed else ()
     call.stats.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
-    if data is None:
+    if data is None or around.beta is None:
         return y
-    return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
+    return attach_packed(y, PackedInput(data, scales, gamma=around.gamma.detach(), beta=around.beta.detach()))
 
 
-def _only_norm(x: Tensor, norm: Any, call: Call) -> Tensor:
-    """A sub-layer that was pruned: its LayerNorm alone."""
+def _removed(x: Tensor, parts: Parts, call: Call, *, number: int) -> Tensor:
+    """A sub-layer that was pruned: its LayerNorm alone, where that is behind; nothing in a dropped layer."""
+    norm, output = parts.norms[number], parts.output_norms[number]
+    if output is not None and not is_dropped(norm):
+        return x + parts.gamma(output) * 0  # the norm of zeros, whose weight has a gradient: that is 0
+    if parts.pre_norm or is_dropped(norm):
+        return x
     y, data, scales = NormBlock.apply(x, norm.weight, norm.bias, call)
     return attach_packed(y, PackedInput(data, scales, gamma=norm.weight.detach(), beta=norm.bias.detach()))
 

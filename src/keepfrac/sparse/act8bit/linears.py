@@ -20,6 +20,7 @@ from keepfrac.adapters.function import unravel_positions
 from keepfrac.adapters.layer import AdaptedLinear
 from keepfrac.models.pruned import LowRankLinear
 from keepfrac.prune.attach import RankGate, SubLayerGate, UnitGate
+from keepfrac.tensors.layouts import is_transposed
 
 UpdateLayout = tuple[tuple[int, float], ...]
 """Of one linear's updates: the first output of each and its scale. All that is not a tensor."""
@@ -52,12 +53,12 @@ class LinearSpec(NamedTuple):
 
     Args:
         weight: (outputs, inputs).
-        bias: (outputs,).
+        bias: (outputs,); None: there is none.
         updates: added to the weight.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     updates: tuple[LowRankUpdate, ...] = ()
 
     def tensors(self) -> list[Tensor | None]:
@@ -70,7 +71,8 @@ class LinearSpec(NamedTuple):
 
     def made(self) -> list[Tensor]:
         """Returns the matrices that were made for this call."""
-        return [] if isinstance(self.weight, nn.Parameter) else [self.weight]
+        own = isinstance(self.weight, nn.Parameter) or isinstance(self.weight._base, nn.Parameter)
+        return [] if own else [self.weight]
 
 
 def _hooks(module: nn.Module, kind: Any) -> list[Any]:
@@ -95,13 +97,12 @@ def spec_of(linear: Any) -> LinearSpec:
                 first = first if z is None else first * z.to(first.dtype).unsqueeze(1)
             return LinearSpec(_whole(linear.q) @ first, linear.q.bias)
     if not isinstance(linear, AdaptedLinear):
-        return LinearSpec(linear.weight, linear.bias)
-    assert linear.bias is not None
+        return LinearSpec(linear.weight.t() if is_transposed(linear) else linear.weight, linear.bias)
     if linear.constrained:
-        return LinearSpec(linear.constrained_weight(), linear.bias)
+        return LinearSpec(linear.oriented(linear.constrained_weight()), linear.bias)
     names = LowRankUpdate._fields
     updates = [LowRankUpdate(**{name: getattr(one, name) for name in names}) for one in linear.parts()]
-    return LinearSpec(linear.weight, linear.bias, tuple(updates))
+    return LinearSpec(linear.oriented(linear.weight), linear.bias, tuple(updates))
 
 
 def gated_spec_of(linear: Any) -> tuple[LinearSpec, Tensor | None]:
@@ -112,10 +113,10 @@ def gated_spec_of(linear: Any) -> tuple[LinearSpec, Tensor | None]:
         columns = z if columns is None or z is None else columns * z
     for gate in _hooks(linear, SubLayerGate):
         if (z := gate.value()) is not None:
-            spec = spec._replace(bias=spec.bias * z.to(spec.bias.dtype))
+            spec = spec if spec.bias is None else spec._replace(bias=spec.bias * z.to(spec.bias.dtype))
             # contiguous: the kernels walk over its numbers
             columns = z.expand(spec.weight.shape[1]).contiguous() if columns is None else columns * z
-    return spec, None if columns is None else columns.to(spec.bias.dtype)
+    return spec, None if columns is None else columns.to(spec.weight.dtype)
 
 
 def unpack_linears(tensors: Sequence[Tensor | None], layouts: Sequence[UpdateLayout]) -> list[LinearSpec]:
@@ -128,7 +129,7 @@ def unpack_linears(tensors: Sequence[Tensor | None], layouts: Sequence[UpdateLay
             u, v, values, positions = tensors[at + 2 + 4 * number : at + 6 + 4 * number]
             assert u is not None and v is not None
             updates.append(LowRankUpdate(u=u, v=v, values=values, positions=positions, start=start, scale=scale))
-        assert weight is not None and bias is not None
+        assert weight is not None
         found.append(LinearSpec(weight, bias, tuple(updates)))
         at += 2 + 4 * len(layout)
     return found
@@ -144,10 +145,10 @@ class FusedLinear:
 
     def __init__(self, linears: Sequence[LinearSpec], compute: torch.dtype) -> None:
         self.linears, self.compute = linears, compute
-        weights, biases = [one.weight for one in linears], [one.bias for one in linears]
+        weights = [one.weight for one in linears]
         self.weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(compute)
-        self.bias = (torch.cat(biases) if len(biases) > 1 else biases[0]).to(compute)
-        edges = [0, *accumulate(len(bias) for bias in biases)]
+        self.bias = self._bias()
+        edges = [0, *accumulate(len(weight) for weight in weights)]
         self.columns = [slice(*pair) for pair in pairwise(edges)]
         self.updates = [
             (slice(part.start + update.start, part.start + update.start + len(update.u)), update)
@@ -155,9 +156,24 @@ class FusedLinear:
             for update in one.updates
         ]
 
+    def _bias(self) -> Tensor | None:
+        """The biases side by side, zeros for those that are not there."""
+        if all(one.bias is None for one in self.linears):
+            return None
+        biases = [one.weight.new_zeros(len(one.weight)) if one.bias is None else one.bias for one in self.linears]
+        return (torch.cat(biases) if len(biases) > 1 else biases[0]).to(self.compute)
+
+    @property
+    def outputs(self) -> int:
+        """How many all of them have."""
+        return len(self.weight)
+
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(rows, inputs) -> (rows, outputs of all), into `out` where it is given."""
-        y = torch.addmm(self.bias, x, self.weight.t(), out=out)
+        if self.bias is None:
+            y = torch.mm(x, self.weight.t(), out=out)
+        else:
+            y = torch.addmm(self.bias, x, self.weight.t(), out=out)
         for columns, one in self.updates:
             u, v = one.u.to(self.compute), one.v.to(self.compute)
             y[:, columns].addmm_(x @ v.t(), u.t(), alpha=one.scale)

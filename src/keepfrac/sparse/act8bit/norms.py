@@ -90,6 +90,7 @@ class PostNorm:
     ) -> None:
         self.call, self.kernels, self.compute, self.kept = call, kernels, compute, kept
         self.gamma, self.beta = gamma, beta
+        self.d_output_gamma: Tensor | None = None
 
     def enter(self, residual: Tensor) -> Tensor:
         """Returns what f reads (rows, width), of the residual."""
@@ -163,11 +164,6 @@ class PreNorm(PostNorm):
             total, *self.kept, self.gamma, 0.0, 0, self.compute
         )
         return d_x.add_(dy)
-
-
-def norm_around(call: Call, **given: Any) -> PostNorm:
-    """Returns what stands around a block; `given` as for `PostNorm`."""
-    return (PreNorm if call.norm.pre_norm else PostNorm)(call=call, **given)
 
 
 class NormBlock(torch.autograd.Function):

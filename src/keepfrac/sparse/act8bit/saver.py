@@ -13,6 +13,7 @@ and of biases go over all.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -39,10 +40,10 @@ class Converted(Handle):
     Args:
         layers: path -> converted layer, first to last.
         settings: how they store and choose.
-        hooks: to be removed by `restore`.
+        hooks: with a method `remove`, for `restore`.
     """
 
-    def __init__(self, layers: dict[str, Any], settings: Act8bitSettings, hooks: list[RemovableHandle]) -> None:
+    def __init__(self, layers: dict[str, Any], settings: Act8bitSettings, hooks: Sequence[Any]) -> None:
         super().__init__([hook.remove for hook in hooks])
         self.layers, self.settings = layers, settings
 
@@ -140,7 +141,7 @@ class Converted(Handle):
 
 
 def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
-    """Makes every layer of an encoder `net` train through the blocks of `late`, in place.
+    """Makes every layer of `net` train through the blocks of `late`, in place.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
     changes. In evaluation mode the stock code runs. Modules inside a layer are not called in training: gates
@@ -172,13 +173,30 @@ def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
         seeds = SeedCounter(own.selection_seed, number)
         layer.late = LayerState(own, own.storage, seeds=seeds, padding=reader, family=family)
     log.info("method late: %d layers, kernels=%s", len(layers), own.kernels)
-    return Converted(layers, own, _free_last_hidden_state(net, family))
+    return Converted(layers, own, [*_free_last_hidden_state(net, family), *_without_cache(net)])
 
 
 def _check_family(family: Family, name: str) -> None:
     """Raises UserError for a family whose attention or feed-forward block is not what the blocks compute."""
-    if family.causal or family.ffn_gate or family.layout != "plain" or not family.attention_interface:
-        raise UserError(f"method late trains encoders with plain attention and feed-forward blocks, not a {name}")
+    if not family.attention_interface:
+        raise UserError(f"method late trains networks with plain attention and feed-forward blocks, not a {name}")
+
+
+class _Setting:
+    """A setting of a configuration that `remove` puts back."""
+
+    def __init__(self, config: Any, name: str, value: Any) -> None:
+        self.config, self.name, self.before = config, name, getattr(config, name)
+        setattr(config, name, value)
+
+    def remove(self) -> None:
+        """Puts it back."""
+        setattr(self.config, self.name, self.before)
+
+
+def _without_cache(net: Any) -> list[_Setting]:
+    """Makes a decoder that trains collect no keys and values, which it would hold, and no block gives."""
+    return [_Setting(net.config, "use_cache", False)] if getattr(net.config, "use_cache", False) else []
 
 
 def _first_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

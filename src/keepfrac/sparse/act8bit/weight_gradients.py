@@ -153,7 +153,7 @@ class NeedsGrad:
     layouts: Sequence[UpdateLayout]
 
     # arguments of a block before the linears' tensors; the index of the gates among them
-    GIVEN, GATES = 10, 7
+    GIVEN, GATES = 15, 8
 
     @classmethod
     def of(cls, needs_input_grad: Sequence[bool], layouts: Sequence[UpdateLayout]) -> "NeedsGrad":
