@@ -288,6 +288,7 @@ FAMILIES: dict[str, Family] = {
         embeddings="embeddings",
         layer_norms=("post_attention_layernorm", "post_mlp_layernorm"),
         norm_at="after",
+        rms_norm=None,
         attention_dropout="post_attention_dropout",
         ffn_dropout="post_mlp_dropout",
         causal=False,
