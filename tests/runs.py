@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from keepfrac.training.finetune import FineTune
 
 

@@ -1,12 +1,14 @@
 """results.json: what a run leaves. Written last and atomically, so that a file with status `done` is a finished run.
 
-Schema (version 1): status, error, identity, config, provenance, best_metric, direction, scores, kept, size, cost.
+Schema (version 1): status, error, identity, config, provenance, best_metric, direction, scores, kept, size, cost,
+delivered.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from keepfrac.storage import delivered
 from keepfrac.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
@@ -39,9 +41,21 @@ def read(folder: Path) -> dict | None:
 
 
 def is_done(folder: Path, identity: str) -> bool:
-    """Returns whether this folder holds the finished run of exactly this cell."""
+    """Returns whether this folder holds the finished run of exactly this cell, with all that it delivered."""
+    results = finished_run(folder, identity)
+    return results is not None and lost(folder, results) is None
+
+
+def finished_run(folder: Path, identity: str) -> dict | None:
+    """Returns the results of the finished run of exactly this cell, whatever became of its files; None: there is none."""
     results = read(folder)
-    return results is not None and results.get("status") == "done" and results.get("identity") == identity
+    return results if results and results.get("status") == "done" and results.get("identity") == identity else None
+
+
+def lost(folder: Path, results: dict) -> str | None:
+    """Returns in words which delivered file is gone or changed; None: none is. Version 0.1.0 did not list them."""
+    files = results.get("delivered")
+    return delivered.missing(Path(folder), files) if isinstance(files, dict) else None
 
 
 def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:

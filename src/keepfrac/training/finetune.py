@@ -325,6 +325,10 @@ class FineTune(pl.LightningModule):
         states = checkpoint["random_states"]
         self._pending_random_state = states[self.global_rank % len(states)]
 
+    def on_train_batch_end(self, outputs, batch: Batch, index: int) -> None:
+        if self.progress == 1:
+            self.trainer.should_stop = True  # Lightning then validates before it stops
+
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         self._batch = batch
         if self._pending_random_state is not None:  # here: nothing draws between this point and the forward pass
