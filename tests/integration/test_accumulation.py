@@ -38,9 +38,7 @@ def check_equal(own: dict, whole: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "rows"),
-    [(32, 8), (32, 24), (16, 16)],
-    ids=["one batch of four", "three of four", "four of four"],
+    ("batch_size", "rows"), [(32, 8), (32, 24), (16, 16)], ids=["one batch of four", "three of four", "four of four"]
 )
 def test_a_group_of_any_size_is_the_mean_of_its_rows(composed, monkeypatch, batch_size, rows):
     cfg = composed(*STILL, f"batch_size={batch_size}", f"task.rows={rows}")

@@ -22,7 +22,7 @@ def test_the_last_step_is_validated_and_once(composed, words, seen):
     result = run(cfg)
     accuracies = figures(folder_of(cfg))["val/accuracy"]
     assert len(accuracies) == seen + 1  # and that of the delivered model
-    best = [i for i, one in enumerate(accuracies[:-1]) if one == max(accuracies[:-1])][0]
+    best = accuracies.index(max(accuracies[:-1]))
     assert result["scores"]["val/accuracy"] == pytest.approx(max(accuracies))
     if best == seen - 1:
         assert result["cost"]["best_step"] == result["cost"]["steps"]

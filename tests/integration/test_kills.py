@@ -32,7 +32,7 @@ def killing(composed, teacher, tmp_path):
     def kill_(kind: str, *sequences: tuple[str, ...]) -> None:
         chosen = [word.format(teacher=teacher) for word in KINDS[kind]]
         keep = KEEP.get(chosen[0].removeprefix("method="), 0.5)
-        cells = [composed(*chosen, f"keep_frac={keep}", *COMMON, f"name={n}") for n in range(len(sequences) + 1)]
+        cells = [composed(*chosen, f"keep_frac={keep}", *COMMON, f"name=cell{n}") for n in range(len(sequences) + 1)]
         seconds = kill.whole_run(cells[0], tmp_path)
         for cfg, phases in zip(cells[1:], sequences, strict=True):
             for phase in phases:

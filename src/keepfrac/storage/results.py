@@ -47,7 +47,7 @@ def is_done(folder: Path, identity: str) -> bool:
 
 
 def finished_run(folder: Path, identity: str) -> dict | None:
-    """Returns the results of the finished run of exactly this cell, whatever became of its files; None: there is none."""
+    """Returns the results of the finished run of exactly this cell, whatever became of its files; None without."""
     results = read(folder)
     return results if results and results.get("status") == "done" and results.get("identity") == identity else None
 

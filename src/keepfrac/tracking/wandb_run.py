@@ -36,8 +36,8 @@ class MetricsFile(Logger):
 
     Args:
         folder: the run's folder.
-        resumed_at: the step from which a resumed run goes on; lines beyond it belong to the killed attempt and go. Lines
-            that are none of ours are set aside.
+        resumed_at: the step from which a resumed run goes on; lines beyond it belong to the killed attempt and go, and
+            lines that are no figures are set aside.
     """
 
     def __init__(self, folder: Path, resumed_at: int):

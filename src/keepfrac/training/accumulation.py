@@ -1,9 +1,9 @@
 """The gradient of an optimizer step that several batches share: accumulated ones, or those of several processes.
 
 It is that of one batch of all their rows. Each batch counts by the equal parts that its loss is a mean over: rows where
-a row has one loss, tokens where each token has its own (the masked ones of `mlm`, those of a reference in data-to-text).
+a row has one loss, tokens where each token has its own (the masked ones of `mlm`, those of references in data-to-text).
 The last group of an epoch, which may hold fewer batches, is divided by what is there. Terms that a method or a teacher
-adds have the weights of the batch that they were computed on.
+adds have the weight of the batch that they were computed on.
 """
 
 from collections.abc import Iterable

@@ -81,7 +81,7 @@ class CheckpointIO(TorchCheckpointIO):
 class Checkpoints(pl.Callback):
     """Keeps `resume.ckpt` (every few steps) and `best.pt` (weights of the best validation at or after settled_at).
 
-    `best.pt` says its step and score itself: it may be of a later step than the checkpoint that a killed run goes on from.
+    `best.pt` says its step and score itself: a kill may leave one of a later step than that of the resume checkpoint.
 
     Args:
         folder: where the two files live.
@@ -119,7 +119,7 @@ class Checkpoints(pl.Callback):
 
     @staticmethod
     def _is_followed(trainer, module) -> bool:
-        """Whether this step still has a validation or figures to write, which a run that goes on from here would lose."""
+        """Whether this step's validation or figures come after it: who goes on from here would be without them."""
         if trainer.is_last_batch or module.progress == 1 or trainer._logger_connector.should_update_logs:
             return True
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_what_is_put_in_place_is_on_the_disk_before_and_after(tmp_path, monkeypa
     flushed, fsync = [], os.fsync
 
     def record(number):
-        flushed.append((os.readlink(f"/proc/self/fd/{number}"), (tmp_path / "model").exists()))
+        flushed.append((os.fspath(Path(f"/proc/self/fd/{number}").readlink()), (tmp_path / "model").exists()))
         fsync(number)
 
     monkeypatch.setattr(os, "fsync", record)
