@@ -156,19 +156,19 @@ def resumed_at(folder: Path) -> int:
     if not checkpoint.exists():
         return 0
     found = loaded(checkpoint)
-    lost = checkpoint if found is None else _lost_best(folder, found)
-    if found is not None and lost is None:
+    if found is not None and _has_best(folder, found):
         return found["global_step"]
+    lost = checkpoint if found is None else folder / BEST
     log.warning("%s is %s: the run starts again", lost, "damaged" if lost.exists() else "gone")
     with contextlib.suppress(FileNotFoundError):  # each process of the run comes here
         checkpoint.replace(folder / DAMAGED)
     return 0
 
 
-def _lost_best(folder: Path, checkpoint: dict) -> Path | None:
-    """Returns the file of the best weights where a checkpoint counts on it and it cannot be read."""
+def _has_best(folder: Path, checkpoint: dict) -> bool:
+    """Whether the best weights that a checkpoint counts on, if it does, can be read."""
     best = checkpoint["callbacks"].get(Checkpoints.__qualname__, {}).get("best")
-    return folder / BEST if best is not None and loaded(folder / BEST) is None else None
+    return best is None or loaded(folder / BEST) is not None
 
 
 def loaded(path: Path) -> dict | None:
