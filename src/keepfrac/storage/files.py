@@ -41,20 +41,26 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Waits until a file, or a folder with all that is in it, is on the disk and not only in the system's memory."""
-    for one in (*sorted(Path(path).rglob("*"), reverse=True), Path(path)):
-        if not one.is_symlink() and (one.is_file() or one.is_dir()):
-            _flush(one)
+    for place, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _flush(Path(place, name))
+        _flush(Path(place))
+    if not path.is_dir():
+        _flush(path)
 
 
 def _flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError:
-        if not path.is_dir():  # some network disks have no such thing for a folder
-            raise
-    finally:
-        os.close(number)
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return  # opening a pipe would wait for who writes into it
+    with contextlib.suppress(FileNotFoundError):  # W&B's process, for one, takes its own files away meanwhile
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError:
+            if not path.is_dir():  # some network disks have no such thing for a folder
+                raise
+        finally:
+            os.close(number)
 
 
 def remove_scratch(folder: Path) -> None:

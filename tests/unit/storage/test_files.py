@@ -9,7 +9,7 @@ import pytest
 
 from keepfrac.errors import Held
 from keepfrac.storage.cache import cache_folder
-from keepfrac.storage.files import is_locked, locked, remove_scratch, replacing, write_atomically
+from keepfrac.storage.files import flush, is_locked, locked, remove_scratch, replacing, write_atomically
 
 HALF = """
 import sys, time
@@ -55,6 +55,13 @@ def test_what_is_put_in_place_is_on_the_disk_before_and_after(tmp_path, monkeypa
     names = [os.path.relpath(path, new.parent) for path, _ in flushed[:-1]]
     assert names == ["model/inner/weights", "model/inner", "model"]
     assert [there for _, there in flushed] == [False, False, False, True] and flushed[-1][0] == str(tmp_path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    flush(tmp_path)
+    flush(tmp_path / "gone")
 
 
 def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path):
