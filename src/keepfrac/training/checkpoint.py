@@ -55,27 +55,34 @@ def restore_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
-def replace_file(path: Path, save) -> None:
-    """Calls `save(temporary path)`, then moves the file into place.
+def save_atomically(content: dict, path: Path) -> None:
+    """Writes what `loaded` reads, whole or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the former file is untouched.
     """
     try:
-        with replacing(path) as new:
-            save(new)
+        # to an open file: given a path, torch says of a full disk only where its own counting went wrong
+        with replacing(path) as new, new.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+        if (of_disk := _of_disk(error)) is None:
             raise
-        raise UserError(f"cannot write {path}: {error}; free space and type the same command again") from error
+        raise UserError(f"cannot write {path}: {of_disk}; free space and type the same command again") from error
+
+
+def _of_disk(error: BaseException | None) -> OSError | None:
+    """Returns the disk's own error behind what torch made of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 class CheckpointIO(TorchCheckpointIO):
     """Lightning's, but that a file is there whole or not at all, and never in the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
-        replace_file(Path(path), lambda new: torch.save(checkpoint, new))
+        save_atomically(checkpoint, Path(path))
 
 
 class Checkpoints(pl.Callback):
@@ -137,7 +144,7 @@ class Checkpoints(pl.Callback):
             self.best, self.best_step = score, trainer.global_step
             if trainer.is_global_zero:
                 found = {"step": self.best_step, "score": score, "weights": module.net.state_dict()}
-                replace_file(self.folder / BEST, lambda path: torch.save(found, path))
+                save_atomically(found, self.folder / BEST)
             trainer.strategy.barrier()  # the others will read it
 
     def load_best(self, net: torch.nn.Module) -> None:
