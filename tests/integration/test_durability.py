@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from keepfrac.run.run import run
+from keepfrac.tracking.wandb_run import MetricsFile
 from keepfrac.training.checkpoint import BEST, Checkpoints
 from keepfrac.training.checkpoint_files import CHECKPOINT, DAMAGED
-from tests.runs import figures, folder_of, killed_at, results_of, weights_of
+from tests.runs import Killed, check_same, figures, folder_of, killed_at, results_of, steps_of, weights_of
 
 QUICK = ("method=nosp", "probe_steps=0")
 
@@ -50,6 +51,26 @@ def test_without_the_best_weights_a_killed_run_begins_anew_and_says_so(composed,
     assert f"{best} is {'gone' if harm == 'gone' else 'damaged'}: the run starts again" in caplog.text
     assert not {CHECKPOINT, BEST, DAMAGED} & {path.name for path in folder_of(cfg).iterdir()}
     check_equal(whole, cfg)
+
+
+def test_a_kill_between_a_checkpoint_and_the_figures_of_its_step_loses_none(composed, monkeypatch):
+    words = ("steps=11", "checkpoint_every=10")
+    one, other = (composed(*QUICK, *words, f"name={name}") for name in ("one", "other"))
+    run(one)
+    log_metrics = MetricsFile.log_metrics
+
+    def killed(self, metrics, step=None):
+        if step == 9 and "train/loss" in metrics:
+            raise Killed
+        log_metrics(self, metrics, step)
+
+    monkeypatch.setattr(MetricsFile, "log_metrics", killed)
+    with pytest.raises(Killed):
+        run(other)
+    monkeypatch.setattr(MetricsFile, "log_metrics", log_metrics)
+    run(other)
+    check_same(one, other)
+    assert ["9", "train/loss"] in steps_of(other) and ["10", "train/loss"] in steps_of(other)
 
 
 def check_equal(whole, cfg) -> None:
