@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from keepfrac.training.finetune import FineTune
 
 
@@ -76,14 +76,21 @@ def check_resumes(whole, broken, *steps: int) -> None:
             run(broken)
         assert (folder_of(broken) / CHECKPOINT).exists()
     run(broken)
-    assert not (folder_of(broken) / CHECKPOINT).exists()
+    check_same(whole, broken)
+
+
+def check_same(whole, broken) -> None:
+    """Two finished runs left the same: weights and scores to the last bit, figures of metrics.csv, and files."""
     for path in sorted((folder_of(whole) / "model").glob("*.safetensors")):  # the weights, and masks where it has some
         one, two = load_file(path), load_file(folder_of(broken) / "model" / path.name)
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one), path.name
     one, two = results_of(whole), results_of(broken)
     assert one["scores"] == two["scores"] and timeless(one["kept"]) == timeless(two["kept"])
+    assert one["delivered"] == two["delivered"]
     assert steps_of(whole) == steps_of(broken)
     assert timeless(figures(folder_of(whole))) == timeless(figures(folder_of(broken)))
+    files = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in map(folder_of, (whole, broken))]
+    assert files[0] == files[1], "a kill left something"
 
 
 def timeless(figures: dict) -> dict:

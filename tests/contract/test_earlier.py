@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.storage.build import build_target
-from keepfrac.training.checkpoint import CHECKPOINT, backward_saver_state
+from keepfrac.training.checkpoint import backward_saver_state
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from tests.runs import weights_of
 
 ROOT = Path(__file__).resolve().parents[2]

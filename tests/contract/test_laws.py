@@ -216,6 +216,14 @@ def test_two_processes_are_one(law, follower, chosen):
         check_close(one, two, 1e-5)
 
 
+def test_two_processes_are_one_over_tokens(masked, follower):
+    """Each has half of the rows, but not half of the tokens that the loss is a mean over."""
+    common = ("method=nosp", *STILL, "steps=4", "batch_size=8", "accumulate=2", "lr=1e-3")
+    one, two = masked(*common, "name=one"), masked(*common, "hardware=cpus", "name=two")
+    run(one), run(two)
+    check_close(one, two, 1e-5)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_achieved_is_asked_and_what_is_done_is_not_done_again(law, monkeypatch, name):
     cfg = law(words(name))

@@ -99,3 +99,20 @@ def e2e(tmp_path, monkeypatch):
             return compose("config", overrides=[*base, "lr=1e-3", "probe_steps=0", *overrides])
 
     return make
+
+
+@pytest.fixture
+def masked(tmp_path, monkeypatch):
+    """Returns a function from overrides to a resolved config of masked language modelling on lines of any length."""
+    monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path / "multirun"))
+    identity.register()
+    lines = [f"a film of {'q' * (1 + 3 * i % 40)} was it {i}" for i in range(60)]
+    (tmp_path / "texts.txt").write_text("\n".join(lines) + "\n")
+
+    def make(*overrides: str):
+        base = ["model=bert_tiny", "task=mlm", f"task.text_file={tmp_path}/texts.txt", "name=masked", "logger=csv"]
+        base += ["hardware.precision=32-true", "hardware.threads=1", "epochs=1", "probe_steps=0"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=[*base, *overrides])
+
+    return make

@@ -14,7 +14,7 @@ import torch
 from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from tests.runs import check_close, results_of, weights_of
 
 TWO = ("hardware=cpus",)

@@ -13,7 +13,7 @@ from keepfrac.distillation.distiller import Distiller
 from keepfrac.errors import UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from tests.runs import figures, killed_at, weights_of
 
 QUIET = ("probe_steps=0", "steps=3")

@@ -14,7 +14,7 @@ from keepfrac.errors import Held, UserError
 from keepfrac.run import identity
 from keepfrac.run.run import run
 from keepfrac.storage import results
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -13,7 +13,7 @@ from keepfrac.errors import UserError
 from keepfrac.methods.taylor import TaylorPrune
 from keepfrac.run import identity
 from keepfrac.run.run import run
-from keepfrac.training.checkpoint import CHECKPOINT
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from tests.integration.conftest import CONF
 from tests.runs import killed_at
 

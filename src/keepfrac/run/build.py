@@ -16,6 +16,7 @@ from keepfrac.run.settings import RunSettings
 from keepfrac.storage.build import build
 from keepfrac.tracking import wandb_run
 from keepfrac.tracking.tensorboard import TensorBoard
+from keepfrac.training.checkpoint import CheckpointIO
 from keepfrac.training.finetune import FineTune
 from keepfrac.training.loop import Loop, LoopSettings
 
@@ -114,7 +115,8 @@ def build_trainer(settings: RunSettings, steps: int, loggers: list, callbacks: S
         val_check_interval=every * settings.accumulate if every else None,
         check_val_every_n_epoch=None if every else 1,
         logger=loggers,
-        plugins=[LightningEnvironment()],  # else it finds Slurm by itself and requeues what we requeue
+        # without the environment it finds Slurm by itself and requeues what we requeue
+        plugins=[LightningEnvironment(), CheckpointIO()],
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,5 +1,6 @@
 """What a run delivers in addition to the weights: sizes, the counts of a cut model, another form of it."""
 
+import copy
 import json
 import logging
 import shutil
@@ -44,6 +45,26 @@ def write_account(net, folder: Path) -> None:
     """Writes info.txt where the model is a cut one: what was kept, as the original counted and in full."""
     if is_cut(net):
         write_atomically(folder / "info.txt", account_of(net).info_txt())
+
+
+def limits_of(tokenizer) -> tuple[dict | None, dict | None]:
+    """Returns how a tokenizer truncates and pads where a call says nothing; None, None without a fast one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return (None, None) if backend is None else (backend.truncation, backend.padding)
+
+
+def limited(tokenizer, truncation: dict | None, padding: dict | None):
+    """Returns a tokenizer that truncates and pads so: what a run did with it, or found in a cache, leaves no trace."""
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return tokenizer
+    new = copy.deepcopy(tokenizer)
+    backend = new.backend_tokenizer
+    backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+    if padding:  # a method may have given the token another id
+        number = backend.token_to_id(padding["pad_token"])
+        padding = padding if number is None else {**padding, "pad_id": number}
+    backend.enable_padding(**padding) if padding else backend.no_padding()
+    return new
 
 
 def write_model(module: FineTune, tokenizer, folder: Path, writes: bool) -> None:

@@ -19,7 +19,8 @@ from keepfrac.run.settings import RunSettings
 from keepfrac.run.watch import Watch
 from keepfrac.storage.provenance import device_name
 from keepfrac.tracking import wandb_run
-from keepfrac.training.checkpoint import CHECKPOINT, Checkpoints, Progress, resumed_at
+from keepfrac.training.checkpoint import Checkpoints, Progress, resumed_at
+from keepfrac.training.checkpoint_files import CHECKPOINT
 from keepfrac.training.distributed import RankInfo
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Execution:
         settings, path = self.settings, self.cell.folder / "progress.json"
         self.task = task = build.build_task(settings)
         self.tokenizer = load_tokenizer(settings.model.plain(), task.training_texts)
+        self.limits = delivery.limits_of(self.tokenizer)
         self.trained_on, self.stages = lineage.trained_on(settings, task), lineage.stages(settings.model.run)
 
         def report_progress(done: int, of: int) -> None:
@@ -74,7 +76,7 @@ class Execution:
         settings, folder, monitor = self.settings, self.cell.folder, f"val/{self.task.best_metric}"
         self.keeper = Checkpoints(folder, settings.checkpoint_every, monitor, self.task.direction)
         self.progress = Progress(folder / "progress.json", self.steps, monitor)
-        self.resumed_at = resumed_at(folder / CHECKPOINT) if self.steps else 0
+        self.resumed_at = resumed_at(folder) if self.steps else 0
         self.loggers = build.build_loggers(settings, self.cell, self.resumed_at) if self.rank.is_rank_zero else []
         self.probe = Probe(self.module, self.dense, settings.batch_size, self.precision)
         callbacks: list[pl.Callback] = [self.keeper, self.progress, Watch(self.steps, monitor)]
@@ -166,6 +168,7 @@ class Execution:
     def _deliver(self) -> None:
         """Writes model/ and takes it back exactly as a user would load it: scores are those of what is delivered."""
         tokenizer = getattr(self.task, "tokenizer", None) or self.tokenizer  # a method may have changed it
+        tokenizer = delivery.limited(tokenizer, *self.limits)
         delivery.write_model(self.module, tokenizer, self.cell.folder, self.rank.is_rank_zero)
         self.module.net = delivery.read_model(self.cell.folder, self.task.head, self.settings.model.attention)
 

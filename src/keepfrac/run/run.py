@@ -16,11 +16,12 @@ from keepfrac.errors import UserError
 from keepfrac.run import identity, summary
 from keepfrac.run.identity import Cell
 from keepfrac.run.settings import Hardware, RunSettings, check
-from keepfrac.storage import hub, results
-from keepfrac.storage.files import locked
+from keepfrac.storage import delivered, hub, results
+from keepfrac.storage.files import flush, locked, remove_scratch, write_atomically
 from keepfrac.storage.provenance import provenance
 from keepfrac.storage.redact import redact, redact_tree
 from keepfrac.training import distributed
+from keepfrac.training.checkpoint_files import remove_checkpoints
 from keepfrac.training.distributed import RankInfo
 
 log = logging.getLogger(__name__)
@@ -50,10 +51,15 @@ def run(cfg: DictConfig) -> dict:
 
 def _done(cell: Cell) -> dict | None:
     """Returns the results of an earlier run of this cell; None: it is to be run."""
-    if not results.is_done(cell.folder, cell.identity, cell.code_asked):
+    remove_scratch(cell.folder)
+    found = results.finished_run(cell.folder, cell.identity, cell.code_asked)
+    if found is None:
         return None
+    if lost := results.lost(cell.folder, found):
+        log.warning("%s was done, but %s: it runs again", cell.folder, lost)
+        return None
+    remove_checkpoints(cell.folder)  # a kill may have come just before
     log.info("already done: %s", cell.folder)
-    found = results.read(cell.folder)
     if (made_by := results.code_of(found)) not in (None, cell.code):
         log.warning("by other code (%s, now %s): rerun=changed runs it again", made_by, cell.code)
     return found
@@ -61,10 +67,8 @@ def _done(cell: Cell) -> dict | None:
 
 def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
     """Runs the cell from configuration to results.json, whatever the outcome is."""
-    from keepfrac.training.checkpoint import remove_checkpoints
-
     shown = redact_tree(settings.plain())
-    (cell.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
+    write_atomically(cell.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(shown)))
     fingerprints = {"code": cell.code, "data": identity.data(settings.task)[:16]}
     made = provenance(settings.seed, _overrides()) | {"fingerprints": fingerprints}
     record = {"status": "running", "error": None, "identity": cell.identity, "config": shown, "provenance": made}
@@ -75,7 +79,8 @@ def _run(settings: RunSettings, cell: Cell, rank: RankInfo) -> dict:
         with distributed.spawn_workers(rank, _execute, settings, cell, {}):
             record |= _execute(settings, cell, made, rank)
         made["seconds"] = round(time.monotonic() - begin, 1)
-        record["status"] = "done"
+        record |= {"delivered": delivered.account(cell.folder), "status": "done"}
+        flush(cell.folder)  # what says "done" may not reach the disk before what it speaks of
         results.write(cell.folder, record)
         remove_checkpoints(cell.folder)  # not before: a kill in between would lose the run
         log.info("done: %s", cell.folder)

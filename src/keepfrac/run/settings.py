@@ -93,7 +93,9 @@ class RunSettings(LoopSettings):
     batch_size: int = count("rows per optimizer step, over all devices and accumulated batches")
     eval_batch_size: int = count("most rows of an evaluation batch")
     accumulate: int = count("batches per optimizer step")
-    eval_every: int | None = count("optimizer steps between validations; null: after each epoch", null=True)
+    eval_every: int | None = count(
+        "optimizer steps between validations; null: after each epoch; the last step always has one", null=True
+    )
     checkpoint_every: int = count("optimizer steps between resume checkpoints")
     keep_frac: float = share("of what: see the method's yaml", "(]")
     probe_steps: int = count("steps of the cost measurement per side; 0: no measurement", 0)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,13 +21,16 @@ except ImportError:  # not on Windows
 LOCK = ".lock"
 HANDED = "KEEPFRAC_LOCK"
 """In the environment of a process that was given a lock: the descriptor that holds it."""
+SCRATCH = re.compile(r"\..+\.([a-z0-9_]{8}|\d+)")
+"""Names of what `replacing` has not put in its place yet; digits alone: those of version 0.1.0."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to write a file or a folder at, which takes the place of `path` at the end.
 
-    Neither a reader, nor a crash, nor a power cut meets half of it; where an error is raised, `path` is as it was.
+    Neither a reader, nor a crash, nor a power cut meets half of it; where an error is raised, `path` is as it was. A
+    killed process leaves its half beside `path`, for `remove_scratch`.
 
     Raises:
         OSError: the disk takes no more; or `path` is a folder, and not empty.
@@ -36,18 +40,41 @@ def replacing(path: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield scratch / path.name
-        _flush(scratch / path.name)
+        flush(scratch / path.name)
         os.replace(scratch / path.name, path)
+        _flush(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _flush(new: Path) -> None:
-    """Waits until a file, or all files of a folder, are on the disk and not only in the system's memory."""
-    for path in (new, *new.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def flush(path: Path) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk and not only in the system's memory."""
+    for place, _, names in os.walk(path, topdown=False):
+        for name in names:
+            _flush(Path(place, name))
+        _flush(Path(place))
+    if not path.is_dir():
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return  # opening a pipe would wait for who writes into it
+    with contextlib.suppress(FileNotFoundError):  # W&B's process, for one, takes its own files away meanwhile
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError:
+            if not path.is_dir():  # some network disks have no such thing for a folder
+                raise
+        finally:
+            os.close(number)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Removes what killed processes left half-written in a folder, whose lock the caller holds."""
+    for path in [path for path in Path(folder).rglob(".*") if SCRATCH.fullmatch(path.name)]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

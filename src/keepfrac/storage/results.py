@@ -1,12 +1,14 @@
 """results.json: what a run leaves. Written last and atomically, so that a file with status `done` is a finished run.
 
-Schema (version 1): status, error, identity, config, provenance, best_metric, direction, scores, kept, size, cost.
+Schema (version 1): status, error, identity, config, provenance, best_metric, direction, scores, kept, size, cost,
+delivered.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from keepfrac.storage import delivered
 from keepfrac.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
@@ -42,12 +44,25 @@ def read(folder: Path) -> dict | None:
 
 
 def is_done(folder: Path, identity: str, code: str | None = None) -> bool:
-    """Returns whether this folder holds the finished run of exactly this cell, made by this code (None: by any)."""
-    return finishes(read(folder), identity, code)
+    """Returns whether this folder holds the finished run of exactly this cell, with all that it delivered.
+
+    Args:
+        folder: of the cell.
+        identity: of the cell.
+        code: fingerprint of the code that must have made it; None: any.
+    """
+    results = finished_run(folder, identity, code)
+    return results is not None and lost(folder, results) is None
+
+
+def finished_run(folder: Path, identity: str, code: str | None = None) -> dict | None:
+    """Returns the results of the finished run of exactly this cell, whatever became of its files; None without."""
+    results = read(folder)
+    return results if finishes(results, identity, code) else None
 
 
 def finishes(results: Mapping | None, identity: str, code: str | None = None) -> bool:
-    """As `is_done`, of results that have been read."""
+    """Returns whether results are those of the finished run of this cell, made by this code (None: by any)."""
     if results is None or results.get("status") != "done" or results.get("identity") != identity:
         return False
     return code in (None, code_of(results))
@@ -59,6 +74,12 @@ def code_of(results: Mapping | None) -> str | None:
     for key in ("provenance", "fingerprints", "code"):
         place = place.get(key) if isinstance(place, Mapping) else None
     return place if isinstance(place, str) else None
+
+
+def lost(folder: Path, results: dict) -> str | None:
+    """Returns in words which delivered file is gone or changed; None: none is. Version 0.1.0 did not list them."""
+    files = results.get("delivered")
+    return delivered.missing(Path(folder), files) if isinstance(files, dict) else None
 
 
 def cells(sweep: Path) -> Iterator[tuple[Path, dict]]:

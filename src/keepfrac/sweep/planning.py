@@ -106,8 +106,8 @@ def make_plan(cells: Iterable[Job | Missing]) -> Plan:
     done: list[Job] = []
     stale = 0
     for job in distinct.values():
-        left = results.read(job.folder)
-        is_done = results.finishes(left, job.identity, job.code_asked)
+        left = results.finished_run(job.folder, job.identity, job.code_asked)
+        is_done = left is not None and results.lost(job.folder, left) is None
         (done if is_done else todo).append(job)
         stale += is_done and results.code_of(left) not in (None, job.code)
     return Plan(tuple(todo), tuple(done), tuple(missing), repeats, stale)

@@ -120,9 +120,9 @@ class Task(BatchedData):
         """Returns (predictions, targets) of whatever kind of task."""
         return self.generate(net, batch) if self.generates else self.predict(outputs, batch)
 
-    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
-        """Returns how many equal parts the loss of a batch is a mean over."""
-        return len(targets)
+    def num_loss_terms(self, batch: Batch) -> int:
+        """Returns how many equal parts the loss of a batch is a mean over: rows, unless a subclass counts tokens."""
+        return len(batch["labels"])
 
     def examples(self) -> dict[str, list[dict]]:
         """Returns what was generated last, by split; nothing where the task does not generate."""

@@ -141,7 +141,7 @@ class GenerationTask(Task):
         logits = outputs.logits[:, :-1][counts].float()  # of what counts alone: a vocabulary is wide
         return cross_entropy(logits, wanted[counts], label_smoothing=smoothing, reduction=reduction)
 
-    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
+    def num_loss_terms(self, batch: Batch) -> int:
         """Returns how many tokens the loss of a batch is a mean over."""
         return int((batch["labels"][:, 1:] != NO_LOSS).sum())
 

@@ -138,6 +138,10 @@ class MlmTask(TextTask):
         masked = batch["labels"] != IGNORED
         return token_sums(cross_entropy(logits, targets, reduction="none"), masked)
 
+    def num_loss_terms(self, batch: Batch) -> int:
+        """Returns how many masked tokens the loss of a batch is a mean over."""
+        return int((batch["labels"] != IGNORED).sum())
+
     def predict(self, outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns logits (masked tokens, vocabulary) and true tokens (masked tokens,)."""
         masked = batch["labels"] != IGNORED

@@ -20,6 +20,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from keepfrac.storage.files import write_atomically
 from keepfrac.storage.redact import first_line, redact_tree
 from keepfrac.tracking import sync
 from keepfrac.tracking.tensorboard import TensorBoard
@@ -27,23 +28,34 @@ from keepfrac.tracking.tensorboard import TensorBoard
 log = logging.getLogger(__name__)
 
 
+HEADER = "step,metric,value"
+
+
 class MetricsFile(Logger):
     """metrics.csv: one line `step,metric,value` per figure, appended as it is made.
 
     Args:
         folder: the run's folder.
-        resumed_at: the step from which a resumed run goes on; lines beyond it belong to the killed attempt and go.
+        resumed_at: the step from which a resumed run goes on; lines beyond it belong to the killed attempt and go, and
+            lines that are no figures are set aside.
     """
 
     def __init__(self, folder: Path, resumed_at: int):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        kept = []
-        if resumed_at and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
-            kept = [line for line in lines if line.count(",") == 2 and int(line.split(",")[0]) < resumed_at]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("\n".join(["step,metric,value", *kept]) + "\n", encoding="utf-8")
+        kept = self._taken_over(resumed_at) if resumed_at and self.path.exists() else []
+        write_atomically(self.path, "\n".join([HEADER, *kept]) + "\n")
+
+    def _taken_over(self, resumed_at: int) -> list[str]:
+        """Returns the lines of the steps before `resumed_at`."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill may have torn the last one
+        steps = {line: _step(line) for line in whole if line not in (HEADER, "")}
+        if foreign := [line for line, step in steps.items() if step is None]:
+            aside = self.path.with_name("metrics.foreign.txt")
+            write_atomically(aside, "\n".join(foreign) + "\n")
+            log.warning("%s: lines without step,metric,value set aside in %s: %d", self.path, aside.name, len(foreign))
+        return [line for line in whole if (step := steps.get(line)) is not None and step < resumed_at]
 
     @property
     def name(self) -> str:
@@ -61,6 +73,16 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, params, *args, **kwargs) -> None:
         """The configuration stands in config.yaml."""
+
+
+def _step(line: str) -> int | None:
+    """Returns the step of a line of metrics.csv; None: it is none."""
+    try:
+        step, name, value = line.split(",")
+        float(value)
+        return int(step) if name else None
+    except ValueError:
+        return None
 
 
 class Stream(Logger):

@@ -4,6 +4,7 @@ Lightning restores the weights, the optimizer and its counters; it saves no rand
 With them a run that was killed in the middle of an epoch ends bitwise as the uninterrupted one (one process).
 """
 
+import contextlib
 import logging
 import math
 import random
@@ -13,16 +14,15 @@ from pathlib import Path
 import numpy
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 from keepfrac.errors import UserError
 from keepfrac.storage.files import replacing, write_atomically
+from keepfrac.training.checkpoint_files import BEST, CHECKPOINT, DAMAGED
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT = "resume.ckpt"
-BEST = "best.pt"
 
 
 def random_state() -> dict:
@@ -55,24 +55,40 @@ def restore_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
-def replace_file(path: Path, save) -> None:
-    """Calls `save(temporary path)`, then moves the file into place.
+def save_atomically(content: dict, path: Path) -> None:
+    """Writes what `loaded` reads, whole or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; the former file is untouched.
     """
     try:
-        with replacing(path) as new:
-            save(new)
+        # to an open file: given a path, torch says of a full disk only where its own counting went wrong
+        with replacing(path) as new, new.open("wb") as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a full disk into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+        if (of_disk := _of_disk(error)) is None:
             raise
-        raise UserError(f"cannot write {path}: {error}; free space and type the same command again") from error
+        raise UserError(f"cannot write {path}: {of_disk}; free space and type the same command again") from error
+
+
+def _of_disk(error: BaseException | None) -> OSError | None:
+    """Returns the disk's own error behind what torch made of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Lightning's, but that a file is there whole or not at all, and never in the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        save_atomically(checkpoint, Path(path))
 
 
 class Checkpoints(pl.Callback):
     """Keeps `resume.ckpt` (every few steps) and `best.pt` (weights of the best validation at or after settled_at).
+
+    `best.pt` says its step and score itself: a kill may leave one of a later step than that of the resume checkpoint.
 
     Args:
         folder: where the two files live.
@@ -95,6 +111,8 @@ class Checkpoints(pl.Callback):
     def load_state_dict(self, state_dict: dict) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self._before = state_dict["seconds"]
+        if self.best is not None and "weights" in (found := loaded(self.folder / BEST) or {}):
+            self.best, self.best_step = found["score"], found["step"]
 
     def seconds(self) -> float:
         """Returns the seconds of training so far, over all attempts."""
@@ -102,17 +120,14 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         due = trainer.global_step >= self._saved_step + self.every
-        if due and not trainer.fit_loop._should_accumulate() and not self._validates_next(trainer):
+        if due and not trainer.fit_loop._should_accumulate() and not self._is_followed(trainer, module):
             self._saved_step = trainer.global_step
-            if trainer.is_global_zero:
-                replace_file(self.folder / CHECKPOINT, trainer.save_checkpoint)
-            else:
-                trainer.save_checkpoint(self.folder / CHECKPOINT)  # takes part; the first process writes
+            trainer.save_checkpoint(self.folder / CHECKPOINT)
 
     @staticmethod
-    def _validates_next(trainer) -> bool:
-        # a checkpoint between the last batch and its validation would make Lightning skip the validation on resume
-        if trainer.is_last_batch:
+    def _is_followed(trainer, module) -> bool:
+        """Whether this step's validation or figures come after it: who goes on from here would be without them."""
+        if trainer.is_last_batch or module.progress == 1 or trainer._logger_connector.should_update_logs:
             return True
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         return trainer.check_val_every_n_epoch is None and done % trainer.val_check_batch == 0
@@ -128,27 +143,52 @@ class Checkpoints(pl.Callback):
         if self.best is None or math.isnan(self.best) or self.sign * score > self.sign * self.best:
             self.best, self.best_step = score, trainer.global_step
             if trainer.is_global_zero:
-                replace_file(self.folder / BEST, lambda path: torch.save(module.net.state_dict(), path))
+                found = {"step": self.best_step, "score": score, "weights": module.net.state_dict()}
+                save_atomically(found, self.folder / BEST)
             trainer.strategy.barrier()  # the others will read it
 
     def load_best(self, net: torch.nn.Module) -> None:
         """Loads the best weights into `net`; without a validation so far it stays as it is."""
         if self.best is not None:
-            net.load_state_dict(torch.load(self.folder / BEST, weights_only=True, map_location="cpu"))
+            found = torch.load(self.folder / BEST, weights_only=True, map_location="cpu")
+            net.load_state_dict(found.get("weights", found))  # version 0.1.0 wrote them alone
 
 
-def resumed_at(checkpoint: Path) -> int:
-    """Returns the step at which a resume checkpoint was made; 0 where there is none that can be read."""
-    try:
-        return torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
-    except FileNotFoundError:
+def resumed_at(folder: Path) -> int:
+    """Returns the step from which a killed run in a folder goes on; 0: it begins anew, and a line says why if need be.
+
+    It goes on where the checkpoint can be read, and the best weights too where it had some: they cannot be made again.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not checkpoint.exists():
         return 0
+    found = loaded(checkpoint)
+    if found is not None and _has_best(folder, found):
+        return found["global_step"]
+    lost = checkpoint if found is None else folder / BEST
+    log.warning("%s is %s: the run starts again", lost, "damaged" if lost.exists() else "gone")
+    with contextlib.suppress(FileNotFoundError):  # each process of the run comes here
+        checkpoint.replace(folder / DAMAGED)
+    return 0
+
+
+def _has_best(folder: Path, checkpoint: dict) -> bool:
+    """Whether the best weights that a checkpoint counts on, if it does, can be read."""
+    best = checkpoint["callbacks"].get(Checkpoints.__qualname__, {}).get("best")
+    return best is None or loaded(folder / BEST) is not None
+
+
+def loaded(path: Path) -> dict | None:
+    """Returns what `torch.save` wrote, in memory only where it is used; None where it is gone or damaged."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except FileNotFoundError:
+        return None
     except (OSError, MemoryError):
         raise  # that says nothing of the file
     except Exception as error:  # noqa: BLE001 - any damage: torch raises many kinds
-        log.warning("%s is damaged (%s); the run starts again", checkpoint, type(error).__name__)
-        checkpoint.replace(checkpoint.with_suffix(".damaged"))
-        return 0
+        log.debug("%s: %s", path, error)
+        return None
 
 
 def backward_saver_state(checkpoint: dict) -> dict:
@@ -166,12 +206,6 @@ def backward_saver_state(checkpoint: dict) -> dict:
         return {"rng": late["late"], "storage": storage, "rows": [(0, 0)] * 2 * len(storage)}
     own = checkpoint["state_dict"].get("_extra_state", {})
     return {**(own.get("selection") or {}), **({"norms": own["norms"]} if own.get("norms") else {})}
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Deletes the files that a finished run needs no more."""
-    for name in (CHECKPOINT, BEST):
-        (folder / name).unlink(missing_ok=True)
 
 
 class Progress(pl.Callback):

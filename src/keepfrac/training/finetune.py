@@ -35,6 +35,7 @@ from keepfrac.settings import Settings as AnySettings
 from keepfrac.settings import settings, share, text
 from keepfrac.sparse.protocol import BackwardSaver
 from keepfrac.tasks.base import Task
+from keepfrac.training.accumulation import GroupMean
 from keepfrac.training.checkpoint import backward_saver_state, random_states, restore_random_state
 from keepfrac.training.loop import Loop
 from keepfrac.training.options import (
@@ -82,6 +83,7 @@ class FineTune(pl.LightningModule):
         self.ema: EMA | None = None
         self.fgm = None if loop.fgm is None else FGM(loop.fgm)
         self._batch: Batch = {}
+        self.group = GroupMean(1, 1, task.batch_size)
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
         self.val_metrics, self.val_loss = task.metrics("val"), MeanMetric()
         self._pending_random_state: dict | None = None
@@ -204,7 +206,14 @@ class FineTune(pl.LightningModule):
         if figures := {**self.task.metrics_to_log(terms["task"].detach()), **self.metrics_to_log()}:
             self.log_dict(figures, batch_size=1)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=1)
+        self.group.add(self.task.num_loss_terms(batch))
         return total
+
+    def backward(self, loss: Tensor, *args, **kwargs) -> None:
+        super().backward(loss * self.group.weight, *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        self.group.divide(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -237,7 +246,7 @@ class FineTune(pl.LightningModule):
             loss = self.task.loss(self.net(**self.task.inputs(batch)), batch)
         parameters = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
         whole = not trainer.fit_loop._should_accumulate()
-        add_gradients(loss / trainer.accumulate_grad_batches, parameters, synchronise=whole)
+        add_gradients(loss * self.group.weight / self.group.accumulate, parameters, synchronise=whole)
         self.log("loss/adversarial", loss.detach(), batch_size=1)
 
     def on_validation_start(self) -> None:
@@ -253,6 +262,8 @@ class FineTune(pl.LightningModule):
             self.ema.swap_in(self.net, self.masks)
 
     def on_train_start(self) -> None:
+        trainer = self.trainer
+        self.group = GroupMean(trainer.accumulate_grad_batches, trainer.world_size, self.task.batch_size)
         if self.global_rank:  # each process has a dropout of its own
             torch.manual_seed(torch.initial_seed() + 1_000_003 * self.global_rank)
 
@@ -275,7 +286,7 @@ class FineTune(pl.LightningModule):
         task = self.task
         predictions, targets = task.scored(self.net, outputs, batch)
         self.val_metrics.update(predictions, targets)
-        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.num_loss_terms(batch, targets))
+        self.val_loss.update(task.loss(outputs, batch).float(), weight=task.num_loss_terms(batch))
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
@@ -313,6 +324,10 @@ class FineTune(pl.LightningModule):
             self.backward_saver.load_state(backward_saver_state(checkpoint))
         states = checkpoint["random_states"]
         self._pending_random_state = states[self.global_rank % len(states)]
+
+    def on_train_batch_end(self, outputs, batch: Batch, index: int) -> None:
+        if self.progress == 1:
+            self.trainer.should_stop = True  # Lightning then validates before it stops
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         self._batch = batch

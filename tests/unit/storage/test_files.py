@@ -3,12 +3,31 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from keepfrac.errors import Held
 from keepfrac.storage.cache import cache_folder
-from keepfrac.storage.files import HANDED, locked, replacing, take_lock, write_atomically
+from keepfrac.storage.files import (
+    HANDED,
+    flush,
+    locked,
+    remove_scratch,
+    replacing,
+    take_lock,
+    write_atomically,
+)
+
+HALF = """
+import sys, time
+from pathlib import Path
+from keepfrac.storage.files import replacing
+with replacing(Path(sys.argv[1]) / "model") as new:
+    new.write_text("half")
+    print("half", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_file_and_a_folder_take_their_place_at_the_end(tmp_path):
@@ -29,11 +48,43 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     assert (tmp_path / "a").read_text() == "former" and [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_is_put_in_place_is_on_the_disk(tmp_path, monkeypatch):
-    flushed = []
-    monkeypatch.setattr(os, "fsync", flushed.append)
-    write_atomically(tmp_path / "a", "text")
-    assert len(flushed) == 1
+def test_what_is_put_in_place_is_on_the_disk_before_and_after(tmp_path, monkeypatch):
+    """Files and folders before they take their place, then the folder that names them."""
+    flushed, fsync = [], os.fsync
+
+    def record(number):
+        flushed.append((os.fspath(Path(f"/proc/self/fd/{number}").readlink()), (tmp_path / "model").exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with replacing(tmp_path / "model") as new:
+        (new / "inner").mkdir(parents=True)
+        (new / "inner" / "weights").write_text("1")
+    names = [os.path.relpath(path, new.parent) for path, _ in flushed[:-1]]
+    assert names == ["model/inner/weights", "model/inner", "model"]
+    assert [there for _, there in flushed] == [False, False, False, True] and flushed[-1][0] == str(tmp_path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    flush(tmp_path)
+    flush(tmp_path / "gone")
+
+
+def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path):
+    stays = [".lock", ".hydra", "results.json", "resume.ckpt", "export/model.onnx", ".gitignore"]
+    for name in (*stays, ".best.pt.4711", ".resume.ckpt.12", "export/.model.onnx.ab_3x9zq/model.onnx"):
+        write_atomically(tmp_path / name, "text")
+    process = subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.glob(".model.*/model"))) == 1
+    remove_scratch(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(stays)
+    assert not list(tmp_path.glob(".model.*"))
 
 
 def test_a_lock_has_one_holder(tmp_path):

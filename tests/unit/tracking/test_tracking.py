@@ -29,6 +29,19 @@ def test_a_resumed_csv_forgets_what_the_killed_attempt_logged_beyond(tmp_path: P
     assert lines(tmp_path) == ["step,metric,value", "10,train/loss,10.0", "20,train/loss,20.0"]
 
 
+@pytest.mark.parametrize("line", ["a note of mine", "x,train/loss,1.0", "11,train/loss,high", "11,train/loss", "=1+1"])
+def test_lines_of_someone_else_are_set_aside_with_a_line(tmp_path: Path, caplog, line: str):
+    file = MetricsFile(tmp_path, resumed_at=0)
+    file.log_metrics({"train/loss": 1.0}, 10)
+    with file.path.open("ab") as foreign:
+        foreign.write(line.encode() + b" \xff\n")
+    file.log_metrics({"train/loss": 2.0}, 20)
+    MetricsFile(tmp_path, resumed_at=21)
+    assert lines(tmp_path) == ["step,metric,value", "10,train/loss,1.0", "20,train/loss,2.0"]
+    assert (tmp_path / "metrics.foreign.txt").read_text().startswith(line)
+    assert "set aside in metrics.foreign.txt: 1" in caplog.text
+
+
 class Recorder:
     """Stands where W&B's run stands: rows by step, as the client merges them."""
 
