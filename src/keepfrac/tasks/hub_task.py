@@ -12,8 +12,9 @@ from keepfrac.settings import choice, setting, settings
 from keepfrac.settings import text as text_field
 from keepfrac.storage import archives
 from keepfrac.tasks.base import LIST
-from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns, to_rows
+from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns
 from keepfrac.tasks.data.hub_data import hub_dataset, hub_rows
+from keepfrac.tasks.data.labels import to_rows
 from keepfrac.tasks.rows import Splits, cut_three, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.files import found_labels, read_table, to_rows
+from keepfrac.tasks.data.files import read_table
+from keepfrac.tasks.data.labels import found_labels, to_rows
 
 COLUMNS = {"text": "sentence", "label": "class"}
 
