@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import chain
+from itertools import chain, permutations
 
+from keepfrac.errors import UserError
 from keepfrac.tasks.loading import Encoded
 from keepfrac.tasks.rows import Rows, Splits
 
@@ -39,6 +40,26 @@ def account(splits: Splits, encoded: Mapping[str, Encoded]) -> dict[str, dict]:
             found[name] |= _of_tokens(encoded[name])
         earlier[name] = set(texts)
     return found
+
+
+def refuse_copies(rows: Mapping[str, Rows], names: Mapping[str, str]) -> None:
+    """Refuses sets of which one holds nothing but rows of another, texts and labels alike.
+
+    Args:
+        rows: by set, before some of them are left out.
+        names: what the user calls each set.
+
+    Raises:
+        UserError: names the two.
+    """
+    contents = {name: set(zip(one.texts(), map(str, one["label"]), strict=True)) for name, one in rows.items()}
+    for one, other in permutations(reversed(contents), 2):
+        if contents[one] and contents[one] <= contents[other]:
+            raise UserError(
+                f"{names[one]}: all {len(rows[one])} rows stand in {names[other]} too, so that a score would mean"
+                " nothing; give other rows, or no file of validation or test: where there is none, a part of train is"
+                " cut off"
+            )
 
 
 def _of_texts(texts: list[tuple[str, ...]]) -> dict:

@@ -1,14 +1,14 @@
 """FileTask: a user's own csv, tsv or jsonl files with named columns; one label, several, or a number."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, choice, flag, setting, settings
 from keepfrac.settings import text as text_field
+from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.base import LIST
 from keepfrac.tasks.data.files import Table, read_table, text_columns
 from keepfrac.tasks.data.labels import check_classes, check_separator, found_labels, label_sets, to_label_rows, to_rows
@@ -81,7 +81,7 @@ class FileTask(TextTask):
         columns = text_columns(own.text, own.text_pair, own.label)
         tables = {split: read_table(path, columns) for split, path in paths.items()}
         labels, rows = self._rows(tables)
-        _refuse_copies(rows, paths)
+        refuse_copies(rows, {split: f"task.{split}_file={path}" for split, path in paths.items()})
         self._positive_of(labels)
         train, validation, test, how = _complete(rows)
         return Splits(
@@ -140,27 +140,6 @@ class FileTask(TextTask):
             check_separator(table, listed, sets)
         check_classes(table, listed, sets)
         return sets
-
-
-def _refuse_copies(rows: dict[str, Rows], paths: dict[str, Path]) -> None:
-    """Refuses files of which one holds nothing but rows of another.
-
-    Raises:
-        UserError: names both and the way out.
-    """
-    contents = {split: set(_contents(one)) for split, one in rows.items()}
-    for one, other in permutations(contents, 2):
-        if contents[one] and contents[one] <= contents[other]:
-            raise UserError(
-                f"task.{one}_file={paths[one]}: all its {len(rows[one])} rows stand in task.{other}_file={paths[other]}"
-                " too, so that a score on them would mean nothing; give other rows, or leave task.validation_file or"
-                " task.test_file out: a part of train is cut off for it"
-            )
-
-
-def _contents(rows: Rows) -> Iterator[tuple]:
-    """Yields the texts of each row with its label."""
-    return ((*texts, str(label)) for texts, label in zip(rows.texts(), rows["label"], strict=True))
 
 
 def _notes(tables: dict[str, Table], labels: Sequence[str] | None) -> dict:

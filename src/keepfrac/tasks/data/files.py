@@ -3,13 +3,14 @@
 import csv
 import json
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from keepfrac.errors import DataMissing, UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+_NEED_QUOTES, _EXCEL_QUOTES = '\t\n\r"', '\t\n\r",'
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def _separated_records(path: Path) -> Iterator[tuple[int, dict]]:
 def is_quoted(text: str) -> bool:
     """Returns whether a .tsv file has quotation marks as a program writes them, and not as part of its texts.
 
-    So it is where quoting what was read anew gives the file itself: each cell that needs it (pandas), each with a
-    comma too (Excel), each that is no number (R), or every one. What merely has quotation marks in it is not quoted.
+    So it is where each cell but numbers stands in them (R), or where quoting what was read anew gives the file itself:
+    each cell that needs it (pandas), or each with a comma too (Excel). What merely has marks in it is not quoted.
     """
     if '"' not in text:
         return False
@@ -157,32 +158,26 @@ def is_quoted(text: str) -> bool:
     except csv.Error:
         return False
     file = text.replace("\r\n", "\n").rstrip("\n")
-    return any(file == _quoted(rows, needs) for needs in (_holds_marks, _holds_commas, _is_word, lambda cell: True))
+    return _all_but_numbers_quoted(text) or any(file == _quoted(rows, marks) for marks in (_NEED_QUOTES, _EXCEL_QUOTES))
 
 
-def _quoted(rows: list[list[str]], needs: Callable[[str], bool]) -> str:
-    lines = ("\t".join(_in_quotes(cell) if needs(cell) else cell for cell in row) for row in rows)
+def _all_but_numbers_quoted(text: str) -> bool:
+    try:
+        for _ in csv.reader(_kept_ends(text), delimiter="\t", strict=True, quoting=csv.QUOTE_NONNUMERIC):
+            pass
+    except ValueError:  # a word without quotation marks
+        return False
+    return True
+
+
+def _quoted(rows: list[list[str]], marks: str) -> str:
+    """Returns rows as a .tsv file in which the cells with one of the `marks` are quoted."""
+    lines = ("\t".join(_in_quotes(cell) if set(cell) & set(marks) else cell for cell in row) for row in rows)
     return "\n".join(lines).replace("\r\n", "\n").rstrip("\n")
 
 
 def _in_quotes(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"'
-
-
-def _holds_marks(cell: str) -> bool:
-    return any(mark in cell for mark in '\t\n\r"')
-
-
-def _holds_commas(cell: str) -> bool:
-    return "," in cell or _holds_marks(cell)
-
-
-def _is_word(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return True
-    return False
 
 
 def _kept_ends(text: str) -> list[str]:

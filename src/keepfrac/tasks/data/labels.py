@@ -101,7 +101,7 @@ def check_separator(table: Table, listed: Collection[str], sets: Sequence[Sequen
                 raise table.error(
                     row,
                     f"{table.columns['label'][row]!r} seems to hold several labels: type"
-                    f" task.label_separator='{marks[0]}', or list the classes in task.labels",
+                    f" \"task.label_separator='{marks[0]}'\", or list the classes in task.labels",
                 )
 
 
