@@ -40,9 +40,8 @@ def cluster():
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for split in SPLITS:
-        rows = [
-            f"the {split} was {word} number {n},{label}" for label in WORDS for word in WORDS[label] for n in range(12)
-        ]
+        said = [f"{word} number {n},{label}" for label in WORDS for word in WORDS[label] for n in range(12)]
+        rows = [f"the {split} was {one}" for one in said]
         (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     return folder
 

@@ -200,7 +200,7 @@ def dense_band(axis: Axes, arms: Sequence[Arm]) -> None:
         return
     axis.axhline(dense.test.mean, color=DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
     if error := standard_error([dense]):
-        band = (dense.test.mean - error, dense.test.mean + error)
+        band = (max(dense.test.mean - error, 0), min(dense.test.mean + error, 1))  # of a share of rows
         axis.axhspan(*band, color=DENSE, alpha=0.12, linewidth=0, zorder=0, label="standard error of the test set")
 
 

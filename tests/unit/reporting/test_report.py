@@ -17,8 +17,9 @@ from keepfrac.reporting.arms import group_of, summarise_cells
 from keepfrac.reporting.build import of_records, of_sweep
 from keepfrac.reporting.cells import read_sweep, settings_of
 from keepfrac.reporting.figure import draw, score_limits, style_of, units_of
+from keepfrac.reporting.files import csv_rows, csv_text
 from keepfrac.reporting.records import add_records, read_records
-from keepfrac.reporting.statistics import accuracy_error, paired, summarise
+from keepfrac.reporting.statistics import accuracy_error, paired, summarise, wilson
 from keepfrac.storage import results
 from src.report import main
 
@@ -118,6 +119,16 @@ class TestStatistics:
 
     def test_accuracy_error(self):
         assert accuracy_error(0.8, 400) == pytest.approx(0.02)
+
+    @pytest.mark.parametrize(("right", "rows"), [(0, 27), (27, 27), (13, 27), (1, 2000)])
+    def test_wilson_is_scipys(self, right, rows):
+        low, high = stats.binomtest(right, rows).proportion_ci(method="wilson")
+        assert wilson(right / rows, rows) == pytest.approx((low, high))
+
+    @pytest.mark.parametrize("p", [0.0, 1.0])
+    def test_no_accuracy_is_without_error(self, p):
+        low, high = wilson(p, 27)
+        assert 2 * 1.96 * accuracy_error(p, 27) == pytest.approx(high - low, rel=1e-4)
 
 
 MIN = {"direction": "min"}
@@ -375,14 +386,40 @@ class TestOddResults:
             add_records(cells, path)
 
     def test_no_cell_of_a_csv_is_a_formula(self, tmp_path):
-        odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "+1"})
+        odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "-2+cmd()", "config.model.name": "'+x"})
         cells, _ = read_sweep(sweep(tmp_path / "demo", odd))
         add_records(cells, tmp_path / "demo.csv")
         of_records(tmp_path / "demo.csv").write(tmp_path)
         for name in ("demo.csv", "report.csv"):
             (row,) = rows_of(tmp_path / name)
-            assert row["method"] == "'=cmd()" and not any(text.startswith(("=", "+", "@")) for text in row.values())
+            assert row["method"] == "'=cmd()" and row["model"] == "''+x"
+            assert not any(text.startswith(("=", "+", "-", "@")) for text in row.values())
         assert read_records(tmp_path / "demo.csv") == cells
+
+    def test_numbers_are_no_formulas(self):
+        text = csv_text(["a", "b", "c"], [{"a": -0.5, "b": "-1e-3", "c": "-"}])
+        assert text.splitlines()[1] == "-0.5,-1e-3,'-"
+        assert csv_rows(text)[1] == [{"a": "-0.5", "b": "-1e-3", "c": "-"}]
+
+
+class TestFewRows:
+    def notes(self, tmp_path, p):
+        rows = {"provenance.data": {"rows": {"train": 200, "val": 27, "test": 27}}}
+        arms = arms_of(tmp_path, cell("nosp", test=p, **rows), cell(test=p, **rows))
+        return arms, " ".join(tables.notes(arms, []))
+
+    def test_an_accuracy_of_one_has_an_interval_and_no_standard_error(self, tmp_path):
+        arms, said = self.notes(tmp_path, 1.0)
+        assert "one test set of 27 rows; at p = 1.0000 Wilson's 95 % interval, which seeds" in said
+        assert "[0.8754, 1.0000]" in said and "sqrt" not in said
+        assert terminal.verdict(arms[1], tables.standard_error(arms)) == "within noise"
+        low, high = score_limits(arms)
+        assert high - low > 0.1
+        draw(arms, tmp_path / "report.png")
+
+    def test_few_test_rows_are_said(self, tmp_path):
+        assert "27 test rows are few: one is 3.7 % of them" in self.notes(tmp_path, 0.7)[1]
+        assert "few" not in " ".join(tables.notes(arms_of(tmp_path / "many", cell("nosp")), []))
 
 
 class TestRecords:
