@@ -411,7 +411,7 @@ class TestFewRows:
     def test_an_accuracy_of_one_has_an_interval_and_no_standard_error(self, tmp_path):
         arms, said = self.notes(tmp_path, 1.0)
         assert "one test set of 27 rows; at p = 1.0000 Wilson's 95 % interval, which seeds" in said
-        assert "[0.8754, 1.0000]" in said and "sqrt" not in said
+        assert "[0.8754, 1.0000]" in said and "sqrt(p" not in said
         assert terminal.verdict(arms[1], tables.standard_error(arms)) == "within noise"
         low, high = score_limits(arms)
         assert high - low > 0.1
