@@ -1,12 +1,12 @@
 """A short account of the rows of a run: what stands in its results, and in its first lines."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, permutations
 
 from keepfrac.errors import UserError
 from keepfrac.tasks.loading import Encoded
-from keepfrac.tasks.rows import Rows, Splits
+from keepfrac.tasks.rows import Rows, Splits, words_of
 
 FEW_ROWS = 100
 """A score on fewer rows moves by more than a point with one of them."""
@@ -23,23 +23,31 @@ def account(splits: Splits, encoded: Mapping[str, Encoded]) -> dict[str, dict]:
 
     That is `rows`; `classes` (label -> rows) or `scores` (least, mean, greatest); `without_text`, rows with a text of
     blanks alone; `longest_text` in characters; `shared` (set -> rows whose texts stand in that set too, of the sets
-    before it); and once they are encoded `longest`, in tokens after cutting, and `truncated`, the share that was cut.
+    before it, case and spacing aside); and once they are encoded `longest`, in tokens after cutting, and `truncated`,
+    the share that was cut.
 
     Args:
         splits: the rows.
         encoded: the encoded rows of those sets that are.
     """
-    found, earlier = {}, {}
+    found: dict[str, dict] = {}
+    earlier: dict[str, set] = {}
     for name, rows in splits.named().items():
         texts = list(rows.texts())
         found[name] = _of_texts(texts) | _of_labels(rows, splits.labels)
-        shared = {other: sum(row in seen for row in texts) for other, seen in earlier.items()}
+        words = list(_words(rows))
+        shared = {other: sum(row in seen for row in words) for other, seen in earlier.items()}
         if any(shared.values()):
             found[name]["shared"] = {other: number for other, number in shared.items() if number}
         if name in encoded:
             found[name] |= _of_tokens(encoded[name])
-        earlier[name] = set(texts)
+        earlier[name] = set(words)
     return found
+
+
+def _words(rows: Rows) -> Iterator[tuple[str, ...]]:
+    """Yields the texts of each row, as far as case and spacing do not count."""
+    return (tuple(map(words_of, texts)) for texts in rows.texts())
 
 
 def refuse_copies(rows: Mapping[str, Rows], names: Mapping[str, str]) -> None:
@@ -52,7 +60,7 @@ def refuse_copies(rows: Mapping[str, Rows], names: Mapping[str, str]) -> None:
     Raises:
         UserError: names the two.
     """
-    contents = {name: set(zip(one.texts(), map(str, one["label"]), strict=True)) for name, one in rows.items()}
+    contents = {name: set(zip(_words(one), map(str, one["label"]), strict=True)) for name, one in rows.items()}
     for one, other in permutations(reversed(contents), 2):
         if contents[one] and contents[one] <= contents[other]:
             raise UserError(

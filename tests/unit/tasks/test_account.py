@@ -18,7 +18,7 @@ def rows(*pairs):
 
 
 TRAIN = rows(("a b", 0), ("a c", 1), ("d", 1), ("d", 0))
-VAL, TEST = rows(("x", 0), ("d", 1)), rows(("a b", 1), ("x", 0), ("  ", 0))
+VAL, TEST = rows(("x", 0), ("d", 1)), rows(("A  b", 1), ("x", 0), ("  ", 0))
 
 
 def test_classes_shared_rows_and_texts():
