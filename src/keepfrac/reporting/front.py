@@ -47,29 +47,32 @@ def draw(arms: Sequence[Arm], path: Path) -> Path:
 def _scores(axis: Axes, arms: Sequence[Arm], styles: Styles, error: float | None) -> None:
     unit, _ = scale(arms)
     noise = (error or 0.0) / unit
-    xs, ys = (
-        [arm.saved_ratio.mean or 0.0 for arm in arms],
-        [arm.difference.mean / unit for arm in arms if arm.difference],
-    )
-    low, high = figure.limits(ys, -figure.ERRORS * noise, figure.ERRORS * noise)
-    axis.set(xlim=(-0.06, figure.limits(xs, 0, 1.1)[1]), ylim=(low, high), xlabel=figure.BYTES.replace("\n", " "))
+    xs = [arm.saved_ratio.mean or 0.0 for arm in arms]
+    ys = [arm.difference.mean / unit for arm in arms if arm.difference]
+    # a difference of a hundredth of the score is small where nothing says how large the noise is
+    span = figure.ERRORS * (noise or 0.01 * abs(arms[0].test.mean or 0.0) / unit)
+    low, high = figure.limits(ys, -span, span)
+    end = figure.limits(xs, 0, 1.1)[1]
+    axis.set(xlim=(-0.06, end), ylim=(low, high), xlabel=figure.BYTES.replace("\n", " "))
     axis.set_ylabel(f"{arms[0].metric}, difference to dense{' (points)' if unit < 1 else ''}")
     axis.set_title(f"{heading(arms)}: {_over(arms)}", loc="left", fontsize=10, fontweight="bold")
     axis.axhline(0, color=figure.DENSE, linewidth=1.2, zorder=1)
-    axis.axhspan(-noise, noise, color=figure.DENSE, alpha=0.12, linewidth=0, zorder=0)
-    axis.text(0.5, noise, "standard error of the test set", fontsize=8, ha="center", va="top", color="#555555")
+    if noise:
+        axis.axhspan(-noise, noise, color=figure.DENSE, alpha=0.12, linewidth=0, zorder=0)
+        axis.text(0.5, noise, "standard error of the test set", fontsize=8, ha="center", va="top", color="#555555")
     axis.text(0.03, 0.95, figure.BETTER, transform=axis.transAxes, fontsize=8, color="#555555")
     axis.plot(1, 0, "*", color=figure.DENSE, markersize=15, zorder=4)
-    for arm, x, y in zip(arms, xs, ys, strict=True):
+    places = [(min(x, end), min(max(y, low), high)) for x, y in zip(xs, ys, strict=True)]
+    for arm, y, (x, at) in zip(arms, ys, places, strict=True):
         bounds = interval(arm, None)
         spread = [[y - bounds[0] / unit], [bounds[1] / unit - y]] if bounds else None
-        at = min(max(y, low), high)
         axis.errorbar(x, at, yerr=spread, **styles[arm.label], markersize=9, capsize=3, elinewidth=1.3)
     axis.grid(alpha=0.25)
     if len(arms) <= _MOST:
         axis.figure.draw_without_rendering()  # or no text has a size yet
-        names = ["dense", *(figure.name_of(arm, styles[arm.label]) for arm in arms)]
-        _write_names(axis, [(1.0, 0.0), *zip(xs, ys, strict=True)], names)
+        beyond = [figure.beyond(at, x=x, y=y) for at, x, y in zip(places, xs, ys, strict=True)]
+        names = [figure.name_of(arm, styles[arm.label]) + far for arm, far in zip(arms, beyond, strict=True)]
+        _write_names(axis, [(1.0, 0.0), *places], ["dense", *names])
 
 
 def _over(arms: Sequence[Arm]) -> str:
