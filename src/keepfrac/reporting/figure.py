@@ -108,7 +108,7 @@ def limits(values: Sequence[float], *shown: float) -> Interval:
     """Returns the ends of an axis: what must be shown, and the values but for those far from all others."""
     low, high = min((*values, *shown)), max((*values, *shown))
     if len(values) > 3:
-        first, _, third = statistics.quantiles(values, n=4)
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
         reach = _FENCE * max(third - first, (max(shown) - min(shown)) / 4)
         low = max(low, min(first - reach, *shown))
         high = min(high, max(third + reach, *shown))

@@ -5,14 +5,16 @@ import io
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
 from keepfrac.errors import UserError
-from keepfrac.reporting import tables, terminal
+from keepfrac.reporting import front, tables, terminal
 from keepfrac.reporting.arms import group_of, summarise_cells
 from keepfrac.reporting.build import of_records, of_sweep
 from keepfrac.reporting.cells import read_sweep, settings_of
@@ -283,6 +285,32 @@ class TestPicture:
         near = [cell(method, test=0.79 + place / 1000) for place, method in enumerate(methods)]
         low, high = score_limits(arms_of(tmp_path, cell("nosp", test=0.80), *near, cell("l0", test=0.1)))
         assert 0.5 < low < 0.75 and high < 0.9
+
+    def test_what_is_beyond_an_axis_is_at_its_end_with_its_value(self, tmp_path):
+        methods = ("rand", "norm", "bkrz", "late", "wta")
+        near = [cell(method, test=0.79 + place / 1000) for place, method in enumerate(methods)]
+        far = cell("l0", test=0.1, **{"cost.saved_bytes": 5 * DENSE_BYTES})
+        draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "report.svg")
+        front.draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "front.svg")
+        assert "(5, 0.1 &gt;)" in (tmp_path / "report.svg").read_text()
+        assert "l0 0.3 (5, -70 &gt;)" in (tmp_path / "front.svg").read_text()
+
+    def test_names_of_points_in_one_place_do_not_cover_one_another(self):
+        axis = Figure().subplots()
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        front._write_names(axis, [(0.5, 0.5)] * 6, [f"method {i}" for i in range(6)])
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert len(boxes) == 6 and not any(one.overlaps(two) for one, two in combinations(boxes, 2))
+
+    def test_without_a_known_noise_a_tiny_difference_looks_tiny(self, tmp_path):
+        scores = [
+            {"best_metric": "mcc", "scores": {"val/mcc": 0.5, "test/mcc": 0.5 + step / 10_000}} for step in (0, 1)
+        ]
+        arms = arms_of(tmp_path, cell("nosp", **scores[0]), cell(**scores[1]))
+        axis = Figure().subplots()
+        front._scores(axis, arms[1:], style_of(arms), None)
+        low, high = axis.get_ylim()
+        assert high - low > 100 * 0.01  # in points, of which the difference is a hundredth
 
     def test_a_method_has_one_colour_and_no_other_method_has_it(self, tmp_path):
         pair = [cell("norm", **{"config.method.unit": unit}) for unit in ("column", "token")]
