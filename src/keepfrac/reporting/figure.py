@@ -183,7 +183,7 @@ def _scores(
 def beyond(at: tuple[float, float], x: float, y: float) -> str:
     """Returns what is written at a point that is drawn at the end of an axis: where it would stand; else nothing."""
     far = [f"{value:.3g}" for drawn, value in zip(at, (x, y), strict=True) if drawn != value]
-    return f" ({', '.join(far)} >)" if far else ""
+    return f" (at {', '.join(far)})" if far else ""
 
 
 def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:

@@ -292,8 +292,8 @@ class TestPicture:
         far = cell("l0", test=0.1, **{"cost.saved_bytes": 5 * DENSE_BYTES})
         draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "report.svg")
         front.draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "front.svg")
-        assert "(5, 0.1 &gt;)" in (tmp_path / "report.svg").read_text()
-        assert "l0 0.3 (5, -70 &gt;)" in (tmp_path / "front.svg").read_text()
+        assert "(at 5, 0.1)" in (tmp_path / "report.svg").read_text()
+        assert "l0 0.3 (at 5, -70)" in (tmp_path / "front.svg").read_text()
 
     def test_names_of_points_in_one_place_do_not_cover_one_another(self):
         axis = Figure().subplots()
