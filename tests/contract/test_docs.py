@@ -127,8 +127,9 @@ def test_the_method_of_the_guide_trains(tmp_path, monkeypatch):
     (tmp_path / "freeze.py").write_text(code)
     (tmp_path / "conf/method").mkdir(parents=True)
     (tmp_path / "conf/method/freeze.yaml").write_text(config.replace("keepfrac.methods.freeze.", "freeze."))
-    rows = [f"{text},{label}\n" for text, label in sentences(16, 0)]
-    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(rows))
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}
+    for seed, file in enumerate(files.values()):
+        file.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in sentences(16, seed)))
     monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path / "multirun"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     identity.register()
@@ -139,7 +140,7 @@ def test_the_method_of_the_guide_trains(tmp_path, monkeypatch):
         "model=bert_tiny",
         "task=csv",
     ]
-    words += [f"task.{name}_file={tmp_path}/rows.csv" for name in ("train", "validation", "test")]
+    words += [f"task.{name}_file={file}" for name, file in files.items()]
     words += ["steps=2", "batch_size=8", "probe_steps=0", "logger=csv", "hardware.precision=32-true"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         found = run(compose("config", overrides=words))

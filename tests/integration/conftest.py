@@ -86,8 +86,6 @@ SMALL = {
 @pytest.fixture
 def e2e(tmp_path, monkeypatch):
     """Returns a function from overrides to a resolved config of a decoder's run that ends in seconds."""
-    pytest.importorskip("sacrebleu")
-    pytest.importorskip("nltk")
     monkeypatch.setenv("KEEPFRAC_MULTIRUN", str(tmp_path / "multirun"))
     identity.register()
 

@@ -229,7 +229,7 @@ def test_what_cannot_be_is_said_before_training(composed, teacher, tmp_path, mon
 
 def test_a_regression_learns_from_both(composed, tmp_path):
     for name in ("train", "validation", "test"):
-        rows = "\n".join(f"{'fine ' * (i % 5)}film,{i % 5}.0" for i in range(40))
+        rows = "\n".join(f"{name} {'fine ' * (i % 5)}film,{i % 5}.0" for i in range(40))
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}\n")
     files = [f"task.{name}_file={tmp_path}/{name}.csv" for name in ("train", "validation", "test")]
     common = (*files, "task.problem=regression", "probe_steps=0", "steps=10")

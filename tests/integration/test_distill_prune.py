@@ -162,6 +162,7 @@ def test_what_is_pruned_goes_on_and_comes_out_smaller(composed, caplog, capsys):
                 "model=from_run",
                 f"model.run={folder}",
                 "task.metrics=[accuracy,f1,acc_and_f1]",
+                "task.positive=good",
             )
         )
     line = next(record.message for record in caplog.records if "eval_loss" in record.message)

@@ -58,13 +58,17 @@ def test_nosp_is_the_plain_torch_loop(composed):
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 
-def test_a_run_leaves_what_is_promised(composed):
+def test_a_run_leaves_what_is_promised(composed, caplog):
     cfg = composed("method=norm", "keep_frac=0.3")
-    run(cfg)
+    with caplog.at_level("INFO"):
+        run(cfg)
     folder = identity.cell(cfg).folder
     found = json.loads((folder / "results.json").read_text())
     assert found["status"] == "done" and found["identity"] == identity.cell(cfg).identity
     assert {"val/accuracy", "val/loss", "test/accuracy", "test/loss"} <= set(found["scores"])
+    account = found["provenance"]["data"]["account"]
+    assert account["train"]["classes"] == {"bad": 48, "good": 48} and account["test"]["truncated"] == 0
+    assert "train: 96 rows (bad: 48, good: 48); longest" in caplog.text
     assert found["kept"]["asked"] == 0.3 and abs(found["kept"]["achieved"] - 0.3) < 0.05
     assert found["cost"]["saved_bytes"] < found["cost"]["saved_bytes_dense"]
     assert (folder / "metrics.csv").read_text().count("train/loss") > 0
@@ -109,9 +113,11 @@ def test_epochs_0_evaluates_what_a_run_left(composed):
 def test_epochs_0_asks_for_the_head_of_the_run(composed, csv_folder, tmp_path):
     base = composed("method=nosp", "steps=1")
     run(base)
-    lines = (csv_folder / "train.csv").read_text().splitlines()
-    (tmp_path / "three.csv").write_text("\n".join([*lines, "neither,neutral", "nor,neutral"]) + "\n")
-    other = [f"task.{key}_file={tmp_path}/three.csv" for key in ("train", "validation", "test")]
+    other = []
+    for key in ("train", "validation", "test"):
+        lines = (csv_folder / f"{key}.csv").read_text().splitlines()
+        (tmp_path / f"{key}.csv").write_text("\n".join([*lines, "neither,neutral", "nor,neutral"]) + "\n")
+        other.append(f"task.{key}_file={tmp_path}/{key}.csv")
     chain = ("model=from_run", f"model.run={identity.cell(base).folder}", *other, "name=again", "probe_steps=0")
     with pytest.raises(UserError, match=r"of task=csv, has no head that fits this task \(classifier\.bias"):
         run(composed("epochs=0", *chain))

@@ -13,9 +13,6 @@ from keepfrac.run.run import run
 from tests.integration.conftest import CONF, E2E, SMALL
 from tests.runs import folder_of
 
-pytest.importorskip("sacrebleu")
-pytest.importorskip("nltk")
-
 
 def examples_of(cfg) -> dict:
     return json.loads((folder_of(cfg) / "examples.json").read_text())

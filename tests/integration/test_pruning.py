@@ -156,7 +156,7 @@ def test_the_path_and_the_settings_are_in_tensorboard(composed):
     scores = ("accuracy", "precision", "recall", "f1")
     cfg = composed(
         *settings("l0"), "keep_frac=0.5", "logger=tensorboard", "steps=24", "eval_every=8",
-        f"task.metrics=[{','.join(scores)}]",
+        f"task.metrics=[{','.join(scores)}]", "task.positive=good",
     )  # fmt: skip
     found = run(cfg)
     events = accumulator.EventAccumulator(str(identity.cell(cfg).folder / "tensorboard"))

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 PATIENCE = 250  # seconds; a busy machine takes ten times as long as an idle one
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = {"good": ("fine", "lovely", "great"), "bad": ("dull", "awful", "poor")}
+SPLITS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,12 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "rows.csv"
-    rows = [f"the film was {word} number {n},{label}" for label in WORDS for word in WORDS[label] for n in range(12)]
-    path.write_text("\n".join(["text,label", *rows]) + "\n")
-    return path
+    folder = tmp_path_factory.mktemp("data")
+    for split in SPLITS:
+        said = [f"{word} number {n},{label}" for label in WORDS for word in WORDS[label] for n in range(12)]
+        rows = [f"the {split} was {one}" for one in said]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
 
 
 class Sweeps:
@@ -50,7 +53,7 @@ class Sweeps:
         self.started: list[subprocess.Popen] = []
         self.folder = folder
         self.environment = {**cluster.environment, "KEEPFRAC_MULTIRUN": str(folder)}
-        files = [f"task.{split}_file={data}" for split in ("train", "validation", "test")]
+        files = [f"task.{split}_file={data}/{split}.csv" for split in SPLITS]
         self.common = ["task=csv", *files, "model=bert_tiny", "logger=csv", "batch_size=8", "probe_steps=0"]
 
     def start(self, *arguments: str, hardware: str = "slurm_cpu") -> subprocess.Popen:

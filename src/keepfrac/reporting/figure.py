@@ -108,7 +108,7 @@ def limits(values: Sequence[float], *shown: float) -> Interval:
     """Returns the ends of an axis: what must be shown, and the values but for those far from all others."""
     low, high = min((*values, *shown)), max((*values, *shown))
     if len(values) > 3:
-        first, _, third = statistics.quantiles(values, n=4)
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
         reach = _FENCE * max(third - first, (max(shown) - min(shown)) / 4)
         low = max(low, min(first - reach, *shown))
         high = min(high, max(third + reach, *shown))
@@ -126,14 +126,14 @@ def score_limits(arms: Sequence[Arm]) -> Interval:
 def _row(axes: Sequence[Axes], arms: list[Arm], styles: dict[str, Style]) -> None:
     units = units_of(arms)
     by_bytes, by_keep, speed = axes[0], axes[1:-1], axes[-1]
-    _scores(by_bytes, arms, styles, lambda arm: arm.saved_ratio)
     shares = [arm.saved_ratio.mean for arm in arms if arm.saved_ratio.mean is not None]
     by_bytes.set_xlim(min(0, limits(shares, 0, 1)[0]), limits(shares, 0, 1)[1])
+    _scores(by_bytes, arms, styles, lambda arm: arm.saved_ratio)
     by_bytes.set_xlabel(BYTES)
     by_bytes.text(0.03, 0.96, BETTER, transform=by_bytes.transAxes, fontsize=8, color="#555555")
     for axis, unit in zip(by_keep, units, strict=False):
-        _scores(axis, [arm for arm in arms if arm.is_dense or arm.unit == unit], styles, _kept, arms)
         axis.set_xlim(-0.03, 1.03)
+        _scores(axis, [arm for arm in arms if arm.is_dense or arm.unit == unit], styles, _kept, arms)
         axis.set_xlabel(f"kept fraction, achieved\n(of {unit})")
     for axis in by_keep[len(units) :]:
         axis.set_axis_off()
@@ -180,17 +180,32 @@ def _scores(
     axis.grid(alpha=0.25)
 
 
+def beyond(at: tuple[float, float], x: float, y: float) -> str:
+    """Returns what is written at a point that is drawn at the end of an axis: where it would stand; else nothing."""
+    far = [f"{value:.3g}" for drawn, value in zip(at, (x, y), strict=True) if drawn != value]
+    return f" (at {', '.join(far)})" if far else ""
+
+
 def series(axis: Axes, points: Sequence[tuple[Sample, Sample]], style: Style, ends: Interval) -> None:
-    """Draws markers and error bars of one series; a score beyond the axis is drawn at its end, with its value."""
+    """Draws markers and error bars of one series; what is beyond an axis is drawn at its end, with its value.
+
+    Args:
+        axis: the panel, whose x axis is set.
+        points: x and score of each.
+        style: of the series.
+        ends: of the score's axis.
+    """
     if not points:
         return
-    xs = [x.mean or 0.0 for x, _ in points]
+    last = axis.get_xlim()[1]
+    xs = [min(x.mean or 0.0, last) for x, _ in points]
     ys = [min(max(y.mean or 0.0, ends[0]), ends[1]) for _, y in points]
     spread = {"xerr": [x.sd or 0 for x, _ in points], "yerr": [y.sd or 0 for _, y in points]}
     axis.errorbar(xs, ys, **spread, **style, markersize=7, linewidth=0.8, elinewidth=1.2, capsize=3, clip_on=False)
-    for x, at, (_, y) in zip(xs, ys, points, strict=True):
-        if y.mean is not None and at != y.mean:
-            axis.annotate(f"{y.mean:.3g}", (x, at), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    for x, at, (true_x, true_y) in zip(xs, ys, points, strict=True):
+        if far := beyond((x, at), x=true_x.mean or 0.0, y=true_y.mean or 0.0):
+            side = "right" if x == last else "left"
+            axis.annotate(far, (x, at), xytext=(0, 7), textcoords="offset points", fontsize=8, ha=side)
 
 
 def dense_band(axis: Axes, arms: Sequence[Arm]) -> None:
@@ -200,7 +215,7 @@ def dense_band(axis: Axes, arms: Sequence[Arm]) -> None:
         return
     axis.axhline(dense.test.mean, color=DENSE, linewidth=1.4, label="nosp (dense)", zorder=1)
     if error := standard_error([dense]):
-        band = (dense.test.mean - error, dense.test.mean + error)
+        band = (max(dense.test.mean - error, 0), min(dense.test.mean + error, 1))  # of a share of rows
         axis.axhspan(*band, color=DENSE, alpha=0.12, linewidth=0, zorder=0, label="standard error of the test set")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from keepfrac.errors import UserError
 from keepfrac.storage.files import write_atomically
 
-_FORMULA = ("=", "+", "@")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -50,10 +50,20 @@ def csv_rows(text: str) -> tuple[list[str], list[dict[str, str]]]:
     """Returns the columns and the rows of what `csv_text` wrote; a cell that is missing is empty."""
     reader = csv.DictReader(io.StringIO(text), restval="")
     return list(reader.fieldnames or ()), [
-        {key: value[1:] if value[:1] == "'" and value[1:].startswith(_FORMULA) else value for key, value in row.items()}
+        {key: value[1:] if value[:1] == "'" and _is_formula(value) else value for key, value in row.items()}
         for row in reader
     ]
 
 
 def _as_text(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute a text, apostrophes before it left aside; a number is none."""
+    bare = text.lstrip("'")
+    try:
+        float(bare)
+    except ValueError:
+        return bare.startswith(_FORMULA)
+    return False

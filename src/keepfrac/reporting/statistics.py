@@ -5,6 +5,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+FEW_ROWS = 100
+"""A score on fewer test rows moves by more than a point with one of them."""
+_Z = statistics.NormalDist().inv_cdf(0.975)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,6 +69,21 @@ def paired(ours: Mapping[int, float], dense: Mapping[int, float], confidence: fl
     return Difference(sample.n, sample.mean, sample.mean - half, sample.mean + half)
 
 
+def wilson(p: float, rows: int) -> tuple[float, float]:
+    """Returns the 95 % interval of an accuracy p measured on `rows` independent rows; Wilson 1927."""
+    shrunk = 1 + _Z**2 / rows
+    middle = (p + _Z**2 / (2 * rows)) / shrunk
+    half = _Z * math.sqrt(max(p * (1 - p), 0.0) / rows + (_Z / (2 * rows)) ** 2) / shrunk
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def accuracy_error(p: float, rows: int) -> float:
-    """Returns the standard error of an accuracy p measured on one test set of `rows` independent rows."""
-    return math.sqrt(max(p * (1 - p), 0.0) / rows)
+    """Returns the standard error of an accuracy p measured on one test set of `rows` independent rows.
+
+    Where p is 0 or 1, at which sqrt(p (1 - p) / rows) would say that nothing is uncertain, it is the error of a normal
+    distribution whose 95 % interval is as wide as Wilson's.
+    """
+    if 0 < p < 1:
+        return math.sqrt(p * (1 - p) / rows)
+    low, high = wilson(min(max(p, 0.0), 1.0), rows)
+    return (high - low) / (2 * _Z)

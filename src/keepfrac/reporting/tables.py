@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from keepfrac.reporting.arms import Arm, group_of, grouped
 from keepfrac.reporting.cells import FinishedRun, Problem
 from keepfrac.reporting.files import csv_text
-from keepfrac.reporting.statistics import Difference, Sample, accuracy_error
+from keepfrac.reporting.statistics import FEW_ROWS, Difference, Sample, accuracy_error, wilson
 
 LEFT = {"method", "of what", "cell", "status", "error"}  # columns of words
 _LONGEST_ERROR = 300
@@ -170,13 +170,22 @@ def _one_test_set(arms: Sequence[Arm]) -> list[str]:
     """The error that seeds do not show: that of the one test set that all of them share."""
     found = []
     for group in grouped(arms, group_of).values():
-        arm, error = group[0], standard_error(group)
-        if arm.metric == "accuracy" and error is not None:
-            found.append(
-                f"{heading(group)}: one test set of {arm.test_rows} rows; its own standard error, which seeds "
-                f"do not show, is sqrt(p(1-p)/{arm.test_rows}) = {error:.4f} at p = {arm.test.mean:.4f}."
-            )
+        arm, rows = group[0], group[0].test_rows
+        if rows and arm.metric == "accuracy" and arm.test.mean is not None:
+            found.append(f"{heading(group)}: one test set of {rows} rows; {_own_error(arm.test.mean, rows)}.")
+        if rows and rows < FEW_ROWS:
+            found.append(f"{heading(group)}: {rows} test rows are few: one is {100 / rows:.1f} % of them.")
     return found
+
+
+def _own_error(p: float, rows: int) -> str:
+    if 0 < p < 1:
+        return (
+            f"its own standard error, which seeds do not show, is sqrt(p(1-p)/{rows}) = {accuracy_error(p, rows):.4f} "
+            f"at p = {p:.4f}"
+        )
+    low, high = wilson(p, rows)
+    return f"at p = {p:.4f} Wilson's 95 % interval, which seeds do not show, is [{low:.4f}, {high:.4f}]"
 
 
 def standard_error(arms: Sequence[Arm]) -> float | None:

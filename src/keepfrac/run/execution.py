@@ -18,6 +18,7 @@ from keepfrac.run.probe import Fidelity, Probe
 from keepfrac.run.settings import RunSettings
 from keepfrac.run.watch import Watch
 from keepfrac.storage.provenance import device_name
+from keepfrac.tasks import account
 from keepfrac.tracking import wandb_run
 from keepfrac.training.checkpoint import Checkpoints, Progress, resumed_at
 from keepfrac.training.checkpoint_files import CHECKPOINT
@@ -64,6 +65,8 @@ class Execution:
             task.enlarge(grow)
         task.use(self.tokenizer)
         task.setup()
+        for line in account.lines(task.describe()) if self.rank.is_rank_zero else ():
+            log.info("%s", line)
         self.steps = build.total_steps(settings, task)
 
     def _build_module(self) -> None:

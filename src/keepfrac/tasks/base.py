@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, count, setting, settings, text
+from keepfrac.tasks.account import account
 from keepfrac.tasks.loading import Batch, BatchedData
 from keepfrac.tasks.metrics import answers, entities, multi_label, retrieval, scores
 from keepfrac.tasks.rows import Rows, Splits
@@ -163,6 +164,7 @@ class Task(BatchedData):
         for split, rows in splits.named().items():
             if not len(rows):
                 raise UserError(f"task {self.name}: the {split} split is empty ({splits.source}; {splits.how})")
+        scores.check(self.metric_names, self.problem, None if splits.labels is None else len(splits.labels))
         return splits
 
     @property
@@ -181,6 +183,11 @@ class Task(BatchedData):
         return self.head in NEW_HEADS
 
     @property
+    def positive(self) -> int:
+        """The number of the class that F1, precision and recall are of, where there are two."""
+        return 1
+
+    @property
     def problem_type(self) -> str | None:
         """What the delivered configuration says, so that a pipeline applies the right link; None: it is clear."""
         return "multi_label_classification" if self.problem == "multi_label" else None
@@ -196,7 +203,9 @@ class Task(BatchedData):
         Args:
             split: "val" or "test": what is fitted, such as a temperature, is fitted on validation and serves the test.
         """
-        return scores.collection(self.metric_names, self.problem, self.num_labels, split, self.calibration)
+        return scores.collection(
+            self.metric_names, self.problem, self.num_labels, split, self.calibration, self.positive
+        )
 
     def metrics_to_log(self, loss: Tensor) -> dict[str, Tensor]:
         """Returns figures of a training step by their full names, from the task's loss."""
@@ -217,13 +226,16 @@ class Task(BatchedData):
         return self.splits.fingerprint()
 
     def describe(self) -> dict:
-        """Returns source, rows, how the splits were made, and truncated rows (None before they are encoded)."""
+        """Returns source, rows, how the splits were made, truncated rows (None before they are encoded), an account."""
         splits = self.splits
+        of_one_class = splits.labels is not None and scores.of_one_class(self.metric_names)
         return {
             "source": splits.source,
             "rows": {split: len(rows) for split, rows in splits.named().items()},
             "rows_asked": self.settings.rows,
             "splits": splits.how,
             "truncated": {split: data.truncated for split, data in self._encoded.items()} or None,
+            "account": account(splits, self._encoded),
+            **({"positive": splits.labels[self.positive]} if splits.labels and of_one_class else {}),
             **splits.notes,
         }

@@ -11,6 +11,7 @@ import numpy as np
 
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.settings import count, settings, text
+from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.data.files import read_text, split_lines
 from keepfrac.tasks.rows import Rows, Splits, cut_validation, hash_buckets, subset
 from keepfrac.tasks.text import TextTask
@@ -106,6 +107,7 @@ class GaiicTask(TextTask):
             how = f"test is fold {fold} of {folds} of train by a hash of the text, the given test is not read"
         else:
             test, how = read_reports(folder / FILES["test"]), "test as given"
+            refuse_copies({"train": given, "test": test}, {split: str(folder / file) for split, file in FILES.items()})
         train, validation = cut_validation(given)
         how += "; validation is 10 % of the other training rows by a hash of the text"
         return Splits(

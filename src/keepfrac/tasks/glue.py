@@ -11,9 +11,9 @@ from pathlib import Path
 from keepfrac.errors import DataMissing
 from keepfrac.settings import choice, setting, settings, text
 from keepfrac.tasks.base import LIST
-from keepfrac.tasks.data.files import to_rows
 from keepfrac.tasks.data.glue import LAYOUTS, read_glue
 from keepfrac.tasks.data.hub_data import hub_dataset, hub_rows
+from keepfrac.tasks.data.labels import to_rows
 from keepfrac.tasks.rows import Rows, Splits, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 

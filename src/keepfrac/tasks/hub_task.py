@@ -11,9 +11,11 @@ from keepfrac.errors import DataMissing
 from keepfrac.settings import choice, setting, settings
 from keepfrac.settings import text as text_field
 from keepfrac.storage import archives
+from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.base import LIST
-from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns, to_rows
+from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns
 from keepfrac.tasks.data.hub_data import hub_dataset, hub_rows
+from keepfrac.tasks.data.labels import to_rows
 from keepfrac.tasks.rows import Splits, cut_three, cut_validation, subset
 from keepfrac.tasks.text import TextTask
 
@@ -82,6 +84,7 @@ class HubTask(TextTask):
                 read[split] = to_rows(read_table(files[0], self.columns), numbers)
             elif split != "validation":
                 raise DataMissing(f"task.data_dir={folder}: no {split} file there (.csv, .tsv or .jsonl)")
+        refuse_copies(read, {split: f"task.data_dir={folder}, {split}" for split in read})
         return self._with_validation(read, f"folder {folder}")
 
     def _with_validation(self, read: dict, source: str) -> Splits:

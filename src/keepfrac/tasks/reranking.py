@@ -16,7 +16,8 @@ from keepfrac.errors import UserError
 from keepfrac.settings import settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch
-from keepfrac.tasks.data.files import read_table, text_columns, to_rows
+from keepfrac.tasks.data.files import read_table, text_columns
+from keepfrac.tasks.data.labels import to_rows
 from keepfrac.tasks.metrics.retrieval import RerankingScores
 from keepfrac.tasks.rows import Rows, Splits, completed, subset
 from keepfrac.tasks.text import TextTask

@@ -88,10 +88,14 @@ class Splits:
         return hashlib.sha256(json.dumps([parts, self.labels], sort_keys=True).encode()).hexdigest()
 
 
+def words_of(text: str) -> str:
+    """Returns the words of a text: equal for two that differ in case or spacing alone."""
+    return " ".join(text.lower().split())
+
+
 def hash_bucket(text: str) -> float:
     """Returns a number in [0, 1) that depends on the words of `text` alone, not on case or spacing."""
-    words = " ".join(text.lower().split())
-    first = hashlib.sha256(words.encode("utf-8", "surrogatepass")).digest()[:8]
+    first = hashlib.sha256(words_of(text).encode("utf-8", "surrogatepass")).digest()[:8]
     return (int.from_bytes(first, "big") >> 11) / 2**53
 
 

@@ -5,20 +5,23 @@ import io
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
 from keepfrac.errors import UserError
-from keepfrac.reporting import tables, terminal
+from keepfrac.reporting import front, tables, terminal
 from keepfrac.reporting.arms import group_of, summarise_cells
 from keepfrac.reporting.build import of_records, of_sweep
 from keepfrac.reporting.cells import read_sweep, settings_of
 from keepfrac.reporting.figure import draw, score_limits, style_of, units_of
+from keepfrac.reporting.files import csv_rows, csv_text
 from keepfrac.reporting.records import add_records, read_records
-from keepfrac.reporting.statistics import accuracy_error, paired, summarise
+from keepfrac.reporting.statistics import accuracy_error, paired, summarise, wilson
 from keepfrac.storage import results
 from src.report import main
 
@@ -118,6 +121,16 @@ class TestStatistics:
 
     def test_accuracy_error(self):
         assert accuracy_error(0.8, 400) == pytest.approx(0.02)
+
+    @pytest.mark.parametrize(("right", "rows"), [(0, 27), (27, 27), (13, 27), (1, 2000)])
+    def test_wilson_is_scipys(self, right, rows):
+        low, high = stats.binomtest(right, rows).proportion_ci(method="wilson")
+        assert wilson(right / rows, rows) == pytest.approx((low, high))
+
+    @pytest.mark.parametrize("p", [0.0, 1.0])
+    def test_no_accuracy_is_without_error(self, p):
+        low, high = wilson(p, 27)
+        assert 2 * 1.96 * accuracy_error(p, 27) == pytest.approx(high - low, rel=1e-4)
 
 
 MIN = {"direction": "min"}
@@ -301,6 +314,32 @@ class TestPicture:
         low, high = score_limits(arms_of(tmp_path, cell("nosp", test=0.80), *near, cell("l0", test=0.1)))
         assert 0.5 < low < 0.75 and high < 0.9
 
+    def test_what_is_beyond_an_axis_is_at_its_end_with_its_value(self, tmp_path):
+        methods = ("rand", "norm", "bkrz", "late", "wta")
+        near = [cell(method, test=0.79 + place / 1000) for place, method in enumerate(methods)]
+        far = cell("l0", test=0.1, **{"cost.saved_bytes": 5 * DENSE_BYTES})
+        draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "report.svg")
+        front.draw(arms_of(tmp_path, cell("nosp", test=0.80), *near, far), tmp_path / "front.svg")
+        assert "(at 5, 0.1)" in (tmp_path / "report.svg").read_text()
+        assert "l0 0.3 (at 5, -70)" in (tmp_path / "front.svg").read_text()
+
+    def test_names_of_points_in_one_place_do_not_cover_one_another(self):
+        axis = Figure().subplots()
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        front._write_names(axis, [(0.5, 0.5)] * 6, [f"method {i}" for i in range(6)])
+        boxes = [text.get_window_extent() for text in axis.texts]
+        assert len(boxes) == 6 and not any(one.overlaps(two) for one, two in combinations(boxes, 2))
+
+    def test_without_a_known_noise_a_tiny_difference_looks_tiny(self, tmp_path):
+        scores = [
+            {"best_metric": "mcc", "scores": {"val/mcc": 0.5, "test/mcc": 0.5 + step / 10_000}} for step in (0, 1)
+        ]
+        arms = arms_of(tmp_path, cell("nosp", **scores[0]), cell(**scores[1]))
+        axis = Figure().subplots()
+        front._scores(axis, arms[1:], style_of(arms), None)
+        low, high = axis.get_ylim()
+        assert high - low > 100 * 0.01  # in points, of which the difference is a hundredth
+
     def test_a_method_has_one_colour_and_no_other_method_has_it(self, tmp_path):
         pair = [cell("norm", **{"config.method.unit": unit}) for unit in ("column", "token")]
         styles = style_of(arms_of(tmp_path, cell("nosp"), *pair, *map(cell, ("rand", "bkrz", "late", "wta", "l0"))))
@@ -403,14 +442,40 @@ class TestOddResults:
             add_records(cells, path)
 
     def test_no_cell_of_a_csv_is_a_formula(self, tmp_path):
-        odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "+1"})
+        odd = cell("=cmd()", **{"kept.of": "@x", "kept.unit": "-2+cmd()", "config.model.name": "'+x"})
         cells, _ = read_sweep(sweep(tmp_path / "demo", odd))
         add_records(cells, tmp_path / "demo.csv")
         of_records(tmp_path / "demo.csv").write(tmp_path)
         for name in ("demo.csv", "report.csv"):
             (row,) = rows_of(tmp_path / name)
-            assert row["method"] == "'=cmd()" and not any(text.startswith(("=", "+", "@")) for text in row.values())
+            assert row["method"] == "'=cmd()" and row["model"] == "''+x"
+            assert not any(text.startswith(("=", "+", "-", "@")) for text in row.values())
         assert read_records(tmp_path / "demo.csv") == cells
+
+    def test_numbers_are_no_formulas(self):
+        text = csv_text(["a", "b", "c"], [{"a": -0.5, "b": "-1e-3", "c": "-"}])
+        assert text.splitlines()[1] == "-0.5,-1e-3,'-"
+        assert csv_rows(text)[1] == [{"a": "-0.5", "b": "-1e-3", "c": "-"}]
+
+
+class TestFewRows:
+    def notes(self, tmp_path, p):
+        rows = {"provenance.data": {"rows": {"train": 200, "val": 27, "test": 27}}}
+        arms = arms_of(tmp_path, cell("nosp", test=p, **rows), cell(test=p, **rows))
+        return arms, " ".join(tables.notes(arms, []))
+
+    def test_an_accuracy_of_one_has_an_interval_and_no_standard_error(self, tmp_path):
+        arms, said = self.notes(tmp_path, 1.0)
+        assert "one test set of 27 rows; at p = 1.0000 Wilson's 95 % interval, which seeds" in said
+        assert "[0.8754, 1.0000]" in said and "sqrt(p" not in said
+        assert terminal.verdict(arms[1], tables.standard_error(arms)) == "within noise"
+        low, high = score_limits(arms)
+        assert high - low > 0.1
+        draw(arms, tmp_path / "report.png")
+
+    def test_few_test_rows_are_said(self, tmp_path):
+        assert "27 test rows are few: one is 3.7 % of them" in self.notes(tmp_path, 0.7)[1]
+        assert "few" not in " ".join(tables.notes(arms_of(tmp_path / "many", cell("nosp")), []))
 
 
 class TestRecords:

@@ -9,15 +9,7 @@ import pytest
 
 from keepfrac.errors import Held
 from keepfrac.storage.cache import cache_folder
-from keepfrac.storage.files import (
-    HANDED,
-    flush,
-    locked,
-    remove_scratch,
-    replacing,
-    take_lock,
-    write_atomically,
-)
+from keepfrac.storage.files import HANDED, flush, locked, remove_scratch, replacing, take_lock, write_atomically
 
 HALF = """
 import sys, time

@@ -1,9 +1,14 @@
+import csv
 import json
+import os
+from pathlib import Path
 
+import pandas
 import pytest
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.files import found_labels, read_table, to_rows
+from keepfrac.tasks.data.files import read_table
+from keepfrac.tasks.data.labels import found_labels, to_rows
 
 COLUMNS = {"text": "sentence", "label": "class"}
 
@@ -37,6 +42,30 @@ def test_tsv_has_no_quoting_and_a_mark_at_the_start_is_no_text(write):
     path = write("a.tsv", b"\xef\xbb\xbfsentence\tclass\n" + 'he said "no\t0\none\u2028two\t1\n'.encode())
     rows = to_rows(read_table(path, COLUMNS), ["0", "1"])
     assert rows["text"] == ['he said "no', "one\u2028two"]
+
+
+MARKED = ["two\tparts", 'she said "so"', '"all"', "two\nlines", "plain, with a comma", "12"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_a_tsv_that_pandas_wrote_is_read_as_pandas_reads_it(tmp_path, quoting):
+    path = tmp_path / "a.tsv"
+    pandas.DataFrame({"sentence": MARKED, "class": [0, 1] * 3}).to_csv(path, sep="\t", quoting=quoting, index=False)
+    table = read_table(path, COLUMNS)
+    assert table.columns["text"] == list(pandas.read_csv(path, sep="\t", dtype=str)["sentence"]) == MARKED
+    assert table.in_marks == 0
+
+
+def test_a_tsv_that_excel_wrote_is_quoted_where_there_are_commas(write):
+    path = write("a.tsv", 'sentence\tclass\r\n"one, two"\t0\r\nthree\t1\r\n')
+    assert read_table(path, COLUMNS).columns["text"] == ["one, two", "three"]
+
+
+@pytest.mark.parametrize("odd", ['"no', 'so "it" is', '"it" is', 'it "is"', '"it"'])
+def test_quotation_marks_of_a_text_are_kept_and_counted(write, odd):
+    table = read_table(write("a.tsv", f"sentence\tclass\n{odd}\t0\nplain\t1\n"), COLUMNS)
+    assert table.columns["text"] == [odd, "plain"]
+    assert table.in_marks == (odd == '"it"')
 
 
 def test_jsonl_takes_labels_of_any_plain_type(write):
@@ -96,6 +125,7 @@ def test_a_file_that_is_not_there(tmp_path):
         read_table(tmp_path / "a.csv", COLUMNS)
 
 
-def test_a_folder_is_not_a_file(tmp_path):
-    (tmp_path / "a.csv").mkdir()
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_folder_and_a_pipe_are_no_files(tmp_path, make):
+    make(tmp_path / "a.csv")
     assert "cannot be read" in fault(tmp_path / "a.csv")

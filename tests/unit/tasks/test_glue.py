@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.data.files import to_rows
 from keepfrac.tasks.data.glue import LAYOUTS, read_glue
+from keepfrac.tasks.data.labels import to_rows
 from tests.unit.tasks.conftest import FIXTURES
 from tests.unit.tasks.test_hub_task import Column, Part
 

@@ -147,7 +147,16 @@ def test_describe_states_the_data(toy):
     task = toy(max_length=5)
     assert task.describe()["truncated"] is None
     task.setup()
-    assert task.describe() == {
+    described = task.describe()
+    assert described.pop("account")["test"] == {
+        "rows": 13,
+        "longest_text": 40,
+        "classes": {str(label): 1 + (label < 3) for label in range(10)},
+        "shared": {"train": 13, "val": 13},
+        "longest": 5,
+        "truncated": pytest.approx(7 / 13, abs=1e-6),
+    }
+    assert described == {
         "source": "made up",
         "rows": {"train": 42, "val": 12, "test": 13, "more": 3},
         "rows_asked": None,

@@ -9,9 +9,6 @@ from keepfrac.errors import UserError
 from keepfrac.tasks.metrics import text
 from keepfrac.tasks.metrics.text import SCORES, TextScores, check_installed, rouge_l
 
-pytest.importorskip("sacrebleu")
-pytest.importorskip("nltk")
-
 TEXTS = ["The Blue Spice is a coffee shop in the city centre.", "Clowns pub is cheap, and near the river.", "Yes"]
 REFERENCES = [
     ["A coffee shop in the city centre area called Blue Spice.", "Blue Spice is a coffee shop in city centre."],
@@ -67,7 +64,7 @@ def test_the_better_text_scores_higher_and_nothing_scores_zero(name):
 def test_a_missing_package_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_installed(["rouge_l"])
-    with pytest.raises(UserError, match=r"bleu needs the package sacrebleu.*make install-generation"):
+    with pytest.raises(UserError, match=r"bleu needs the package sacrebleu.*make install`"):
         check_installed(["bleu"])
 
 

@@ -118,7 +118,8 @@ def files_of(folder: Path, layout: CorpusLayout, split: str) -> list[Path]:
         return [own]
     word = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(SPLITS[split])})", re.IGNORECASE)
     for suffix in SUFFIXES:
-        named = sorted(path for path in folder.rglob(f"*{suffix}") if word.search(str(path.relative_to(folder))))
+        files = (path for path in folder.rglob(f"*{suffix}") if path.is_file())  # no pipe, no folder
+        named = sorted(path for path in files if word.search(str(path.relative_to(folder))))
         if named:
             return named
     raise DataMissing(

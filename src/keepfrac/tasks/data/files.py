@@ -2,15 +2,15 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.tasks.rows import Rows
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-MOST_LABELS = 1_000
+_NEED_QUOTES, _EXCEL_QUOTES = '\t\n\r"', '\t\n\r",'
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,15 @@ class Table:
         path: of the file.
         columns: what a column is for ("text", "text_pair", "label") -> its values, strings.
         lines: where each row ends in the file, from 1.
+        trimmed: how many labels had blanks around them.
+        in_marks: how many texts stand between quotation marks that were kept, the file not being quoted throughout.
     """
 
     path: Path
     columns: dict[str, list[str]]
     lines: list[int]
+    trimmed: int = 0
+    in_marks: int = 0
 
     def error(self, row: int, fault: str) -> UserError:
         """Returns an error that names the file and the line of a row."""
@@ -42,7 +46,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
     """Reads the columns that are asked for; everything is text, "null", "NA" and the empty string too.
 
     Args:
-        path: a .csv (quoted, commas), .tsv (tabs, no quoting) or .jsonl file, UTF-8.
+        path: a .csv (quoted, commas), .tsv (tabs; quoted where `is_quoted` finds it so) or .jsonl file, UTF-8.
         columns: what a column is for -> its name in the file.
     """
     records = read_csv_rows(path)
@@ -54,7 +58,18 @@ def read_table(path: Path, columns: Mapping[str, str]) -> Table:
                 raise UserError(f"{path}, line {line}: no column {column!r}; there are {_listed(record)}")
             values[purpose].append(_text(path, line, column, purpose, record[column]))
         lines.append(line)
-    return Table(path, values, lines)
+    labels = values.get("label", [])
+    trimmed = [label.strip() for label in labels]
+    changed = sum(before != after for before, after in zip(labels, trimmed, strict=True))
+    return Table(
+        path, values | ({"label": trimmed} if labels else {}), lines, changed, _in_marks(path, values.get("text", []))
+    )
+
+
+def _in_marks(path: Path, texts: list[str]) -> int:
+    """Returns how many texts of a .tsv file stand between quotation marks that are not the file's way of quoting."""
+    found = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts) if path.suffix == ".tsv" else 0
+    return 0 if found and is_quoted(read_text(path)) else found
 
 
 def read_csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -90,6 +105,8 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read, or is not UTF-8; the line is named.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, and is empty when read again
+            raise UserError(f"{path}: cannot be read (a folder, a pipe or a device; allowed is a file)")
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataMissing(f"{path}: no such file") from None
@@ -115,10 +132,10 @@ def _separated_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yields (line, column -> value); a short row has None where values are missing."""
     csv.field_size_limit(2**31 - 1)
     text = read_text(path)
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" and not is_quoted(text):
         reader = csv.DictReader(split_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.DictReader(_kept_ends(text), strict=True)
+        reader = csv.DictReader(_kept_ends(text), delimiter="," if path.suffix == ".csv" else "\t", strict=True)
     try:
         for record in reader:
             if None in record:
@@ -126,6 +143,41 @@ def _separated_records(path: Path) -> Iterator[tuple[int, dict]]:
             yield reader.line_num, record
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def is_quoted(text: str) -> bool:
+    """Returns whether a .tsv file has quotation marks as a program writes them, and not as part of its texts.
+
+    So it is where each cell but numbers stands in them (R), or where quoting what was read anew gives the file itself:
+    each cell that needs it (pandas), or each with a comma too (Excel). What merely has marks in it is not quoted.
+    """
+    if '"' not in text:
+        return False
+    try:
+        rows = list(csv.reader(_kept_ends(text), delimiter="\t", strict=True))
+    except csv.Error:
+        return False
+    file = text.replace("\r\n", "\n").rstrip("\n")
+    return _all_but_numbers_quoted(text) or any(file == _quoted(rows, marks) for marks in (_NEED_QUOTES, _EXCEL_QUOTES))
+
+
+def _all_but_numbers_quoted(text: str) -> bool:
+    try:
+        for _ in csv.reader(_kept_ends(text), delimiter="\t", strict=True, quoting=csv.QUOTE_NONNUMERIC):
+            pass
+    except ValueError:  # a word without quotation marks
+        return False
+    return True
+
+
+def _quoted(rows: list[list[str]], marks: str) -> str:
+    """Returns rows as a .tsv file in which the cells with one of the `marks` are quoted."""
+    lines = ("\t".join(_in_quotes(cell) if set(cell) & set(marks) else cell for cell in row) for row in rows)
+    return "\n".join(lines).replace("\r\n", "\n").rstrip("\n")
+
+
+def _in_quotes(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
 
 
 def _kept_ends(text: str) -> list[str]:
@@ -143,85 +195,3 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: allowed is one JSON object per line")
         yield number, record
-
-
-def label_sets(table: Table, separator: str | None) -> list[list[str]]:
-    """Returns the labels of each row: what stands between separators (None: white space); nothing: no label."""
-    split = [text.split(separator) if text.strip() else [] for text in table.columns["label"]]
-    return [[label.strip() for label in row] for row in split]
-
-
-def found_labels(table: Table, sets: Sequence[Sequence[str]] | None = None) -> tuple[str, ...]:
-    """Returns the labels of a table, sorted: as numbers where all are whole numbers.
-
-    Args:
-        table: what was read.
-        sets: the labels of each row, where it has several.
-    """
-    labels = set(table.columns["label"]) if sets is None else set().union(*sets)
-    if not 2 <= len(labels) <= MOST_LABELS:
-        raise UserError(
-            f"{table.path}: the label column holds {len(labels)} different labels; allowed are 2 to {MOST_LABELS}"
-            " (for numbers to be predicted: task.problem=regression)"
-        )
-    try:
-        return tuple(sorted(labels, key=int))
-    except ValueError:
-        return tuple(sorted(labels))
-
-
-def to_rows(table: Table, labels: Sequence[str] | None, limits: tuple[float, float] | None = None) -> Rows:
-    """Returns rows with class numbers, or with scores where `labels` is None.
-
-    Args:
-        table: what was read.
-        labels: the labels as they stand in the file, in the order of their numbers; None: a regression.
-        limits: least and greatest score that is allowed; None: any number.
-    """
-    convert = _scores(table, limits) if labels is None else _classes(table, labels)
-    return Rows({**{name: values for name, values in table.columns.items() if name != "label"}, "label": convert})
-
-
-def to_label_rows(table: Table, labels: Sequence[str], sets: Sequence[Sequence[str]]) -> Rows:
-    """Returns rows whose label is the sorted list of their class numbers, empty where they have none.
-
-    Raises:
-        UserError: a label that is empty, or none of `labels`, or that stands twice in a row.
-    """
-    number = {label: i for i, label in enumerate(labels)}
-    classes = []
-    for row, found in enumerate(sets):
-        for label in found:
-            if not label:
-                raise table.error(row, f"nothing between two separators of {table.columns['label'][row]!r}")
-            if label not in number:
-                raise table.error(row, f"label {label!r}; allowed are {', '.join(labels)}")
-            if found.count(label) > 1:
-                raise table.error(row, f"label {label!r} stands there twice")
-        classes.append(sorted(number[label] for label in found))
-    return Rows({**{name: texts for name, texts in table.columns.items() if name != "label"}, "label": classes})
-
-
-def _classes(table: Table, labels: Sequence[str]) -> list[int]:
-    number = {label: i for i, label in enumerate(labels)}
-    classes = []
-    for row, label in enumerate(table.columns["label"]):
-        if label not in number:
-            raise table.error(row, f"label {label!r}; allowed are {', '.join(labels)}")
-        classes.append(number[label])
-    return classes
-
-
-def _scores(table: Table, limits: tuple[float, float] | None) -> list[float]:
-    low, high = limits or (float("-inf"), float("inf"))
-    values = []
-    for row, text in enumerate(table.columns["label"]):
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not (low <= value <= high and abs(value) < float("inf")):
-            wanted = "a finite number" if limits is None else f"a number from {low:g} to {high:g}"
-            raise table.error(row, f"score {text!r}; allowed is {wanted}")
-        values.append(value)
-    return values

@@ -5,6 +5,7 @@ the correlations are 0, not NaN, so that "best" stays defined for a model that h
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,6 +66,11 @@ def recall(preds: Tensor, target: Tensor) -> Tensor:
     return _ratio((preds * target).sum(), target.sum())
 
 
+def _of_class_0(score: Score, preds: Tensor, target: Tensor) -> Tensor:
+    """Returns a score with class 0 in the place of class 1."""
+    return score(1 - preds, 1 - target)
+
+
 def accuracy_and_f1(preds: Tensor, target: Tensor) -> Tensor:
     """Returns the mean of accuracy and F1, the official score of MRPC and QQP."""
     return ((preds == target).sum() / target.new_tensor(len(target)) + f1(preds, target)) / 2
@@ -110,6 +116,13 @@ BINARY: dict[str, Score] = {
     "precision": precision,
     "recall": recall,
 }
+OF_ONE_CLASS = ("f1", "acc_and_f1", "precision", "recall")
+"""Scores of one of two classes: of the other they are something else."""
+NO_AND_YES = (
+    ("0", "1"), ("-1", "1"), ("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("negative", "positive"),
+    ("neg", "pos"),
+)  # fmt: skip
+"""Names of two classes that say which one is positive, the second."""
 ANY_CLASSES = {"accuracy": "micro", "f1_macro": "macro"}
 REGRESSION: dict[str, Score | type[Metric]] = {
     "pearson": pearson,
@@ -143,6 +156,11 @@ def allowed(problem: str, num_labels: int | None = None) -> tuple[str, ...]:
     return (*ANY_CLASSES, *BINARY) if num_labels in {None, 2} else tuple(ANY_CLASSES)
 
 
+def of_one_class(names: Sequence[str]) -> list[str]:
+    """Returns those of some metrics that are of the positive class alone."""
+    return [name for name in names if name in OF_ONE_CLASS]
+
+
 def check(names: Sequence[str], problem: str, num_labels: int | None = None) -> None:
     """Raises a UserError that lists what there is, if a name does not fit the problem."""
     for name in names:
@@ -153,7 +171,12 @@ def check(names: Sequence[str], problem: str, num_labels: int | None = None) -> 
 
 
 def collection(
-    names: Sequence[str], problem: str, num_labels: int, split: str, calibration: multi_label.Calibration
+    names: Sequence[str],
+    problem: str,
+    num_labels: int,
+    split: str,
+    calibration: multi_label.Calibration,
+    positive: int = 1,
 ) -> MetricCollection:
     """Returns fresh metrics by their plain names; updated with what the task's `predict` returns.
 
@@ -163,19 +186,20 @@ def collection(
         num_labels: of the task.
         split: "val" or "test".
         calibration: of several labels: fitted on "val", kept for "test".
+        positive: number of the class, 0 or 1, that F1, precision and recall are of.
     """
     check(names, problem, num_labels)
     if problem == "multi_label":
         functions = multi_label.score_functions(split, calibration)
         return MetricCollection({name: WholeSetScore(functions[name]) for name in names})
-    return MetricCollection({name: _metric(name, num_labels) for name in names})
+    return MetricCollection({name: _metric(name, num_labels, positive) for name in names})
 
 
-def _metric(name: str, num_labels: int) -> Metric:
+def _metric(name: str, num_labels: int, positive: int) -> Metric:
     if name in ANY_CLASSES:
         of = MulticlassAccuracy if name == "accuracy" else MulticlassF1Score
         return of(num_classes=num_labels, average=ANY_CLASSES[name])
     if name in BINARY:
-        return WholeSetScore(BINARY[name])
+        return WholeSetScore(BINARY[name] if positive else partial(_of_class_0, BINARY[name]))
     found = (REGRESSION | MASKED)[name]
     return found() if isinstance(found, type) else WholeSetScore(found)

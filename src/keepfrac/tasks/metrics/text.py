@@ -35,7 +35,7 @@ def check_installed(names: Sequence[str]) -> None:
         if package and importlib.util.find_spec(package) is None:
             raise UserError(
                 f"task.metrics: {name} needs the package {package}, which is not installed: type"
-                " `make install-generation`, or leave it out, such as task.metrics=[rouge_l]"
+                " `make install`, or leave it out, such as task.metrics=[rouge_l]"
             )
 
 
