@@ -19,7 +19,7 @@ from keepfrac.run.settings import Hardware, RunSettings, check
 from keepfrac.storage import hub, results
 from keepfrac.storage.files import locked
 from keepfrac.storage.provenance import provenance
-from keepfrac.storage.redact import redact, redact_tree
+from keepfrac.storage.redact import Redacting, redact, redact_tree
 from keepfrac.training import distributed
 from keepfrac.training.distributed import RankInfo
 
@@ -88,7 +88,7 @@ def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> d
     with distributed.process_group(rank, settings.hardware.accelerator):
         execution = Execution(settings, cell, rank)
         outcome = execution()
-    made |= execution.made()
+    made |= redact_tree(execution.made())
     return outcome
 
 
@@ -168,22 +168,23 @@ def _log_into(folder: Path) -> Iterator[None]:
 
     Tracebacks go there alone: the terminal shows one line.
     """
-    if os.environ.get("KEEPFRAC_JOB"):
-        yield
-        return
-    root, handler = logging.getLogger(), logging.FileHandler(folder / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root, redacting = logging.getLogger(), Redacting()
     others = list(root.handlers)
-    for other in others:
-        other.addFilter(_is_for_terminal)
-    root.addHandler(handler)
+    own = [] if os.environ.get("KEEPFRAC_JOB") else [logging.FileHandler(folder / "run.log")]
+    for handler in own:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+    filters = [*((one, redacting) for one in (*own, *others)), *((one, _is_for_terminal) for one in others if own)]
+    for handler, one in filters:
+        handler.addFilter(one)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        handler.close()
-        for other in others:
-            other.removeFilter(_is_for_terminal)
+        for handler, one in filters:
+            handler.removeFilter(one)
+        for handler in own:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:

@@ -4,13 +4,27 @@ Schema (version 1): status, error, identity, config, provenance, best_metric, di
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from keepfrac.errors import UserError
 from keepfrac.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
 FILE = "results.json"
+
+
+def multirun() -> Path:
+    """Returns the folder of all sweeps: multirun, or what KEEPFRAC_MULTIRUN names.
+
+    Raises:
+        UserError: the variable is there, and empty.
+    """
+    place = os.environ.get("KEEPFRAC_MULTIRUN", "multirun")
+    if not place.strip():
+        raise UserError(f"KEEPFRAC_MULTIRUN={place}: must be the folder of all sweeps; unset it for multirun")
+    return Path(place)
 
 
 def evaluation(scores: dict[str, float]) -> str:
