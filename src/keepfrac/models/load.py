@@ -19,6 +19,7 @@ from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
 from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
+from keepfrac.models.configuration import configuration
 from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
@@ -69,7 +70,7 @@ def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = N
                 f"model.tokenizer={settings['tokenizer']}: a vocabulary is made for random weights only"
                 " (model.config), such as model=bert_small; leave it null"
             )
-        return built(settings["tokenizer"], texts, AutoConfig.for_model(**settings["config"]))
+        return built(settings["tokenizer"], texts, configuration(settings["config"]))
     source = (
         unpacked(locate(settings["tokenizer"], settings["package"]))
         if settings["tokenizer"]
@@ -109,7 +110,7 @@ def _net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
 ) -> nn.Module:
     if settings["config"]:
-        config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
+        config = configuration({"vocab_size": vocab_size, **settings["config"]})
         config = _configured(config, settings, labels, num_labels)
         return HEADS[head].from_config(config, attn_implementation=settings["attention"], dtype=torch.float32)
     source = model_source(settings)

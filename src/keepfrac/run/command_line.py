@@ -68,14 +68,15 @@ def arranged(words: Sequence[str]) -> list[str]:
         UserError: an unknown option, a setting without effect, a group without an option, or with several.
     """
     words = ["logger=none" if word == "logger=null" else word for word in words]
-    _check_options(words)
     for word in words:
         _refuse_without_effect(word)
         if match := re.fullmatch(r"(\w+)=(null|\[(.*)\]|)", word):
             _refuse_no_option(match[1], word, match[3])
     is_override = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in words]
     options = [word for word, override in zip(words, is_override, strict=True) if not override]
-    return options + [word for word, override in zip(words, is_override, strict=True) if override]
+    found = options + [word for word, override in zip(words, is_override, strict=True) if override]
+    _check_options(found)
+    return found
 
 
 def _check_options(words: Sequence[str]) -> None:

@@ -224,7 +224,7 @@ class RunSettings(LoopSettings):
         for group in ("method", "task", *UNTARGETED):
             given = getattr(self, group)
             if group in UNTARGETED and "_target_" not in given:
-                _untargeted(group, given).of(given)
+                _check_untargeted(group, given)
             else:
                 check_settings(group, given)
         self._check_saver()
@@ -247,10 +247,9 @@ class RunSettings(LoopSettings):
             )
 
 
-def _untargeted(group: str, given: Mapping) -> type[Settings]:
-    if given["name"] == "wandb" and group == "logger":
-        return Wandb
-    return UNTARGETED[group]
+def _check_untargeted(group: str, given: Mapping) -> None:
+    own = Wandb if group == "logger" and given["name"] == "wandb" else UNTARGETED[group]
+    own.of({"teacher": None, **given} if group == "distill" else given)  # which earlier versions did not write
 
 
 def _check_peft(method: Mapping, run: str | None) -> None:
