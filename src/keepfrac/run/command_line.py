@@ -70,6 +70,7 @@ def arranged(words: Sequence[str]) -> list[str]:
     words = ["logger=none" if word == "logger=null" else word for word in words]
     for word in words:
         _refuse_without_effect(word)
+    _refuse_without_teacher(words)
         if match := re.fullmatch(r"(\w+)=(null|\[(.*)\]|)", word):
             _refuse_no_option(match[1], word, match[3])
     is_override = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in words]
@@ -97,6 +98,14 @@ def _refuse_without_effect(word: str) -> None:
     for place, hint in WITHOUT_EFFECT.items():
         if key == place or key.startswith(f"{place}."):
             raise UserError(f"{word}: has no effect; {hint}")
+
+
+def _refuse_without_teacher(words: Sequence[str]) -> None:
+    """What an experiment, or a configuration of one's own, says of a teacher is not known here."""
+    known = ("distill.teacher=", "+experiment=", "experiment=", "--config", "-c")
+    idle = [word for word in words if word.startswith("distill.") and "=" in word]
+    if idle and not any(word.startswith(known) for word in words):
+        raise UserError(f"{idle[0]}: has no effect without a teacher; set distill.teacher=<a folder or a hub name>")
 
 
 def _refuse_no_option(group: str, word: str, several: str | None) -> None:
