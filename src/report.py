@@ -60,6 +60,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("Give one of FOLDER (a sweep's folder, before --record) and --records FILE; see --help.")
     if options.records and options.record is not None:
         raise UserError("--record reads a sweep's FOLDER; it cannot be used with --records.")
+    if options.record:
+        records_path(options.record)  # before anything is written
     if options.readme and not options.records:
         raise UserError("--readme takes its table from records: add --records multirun/records/NAME.csv.")
 

@@ -42,8 +42,9 @@ def complaint(text: str, said: str | None, typed: str = "") -> str:
 
 
 def files(folder: Path) -> dict[Path, bytes]:
-    """What stands in a folder, but for the copy of a sweep's words that Hydra keeps."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("multirun.yaml", ".lock"))
+    """What stands in a folder, but for what has no result in it."""
+    others = ("multirun.yaml", ".lock", "run.log")
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name not in others)
     return {path: path.read_bytes() for path in found}
 
 
@@ -101,15 +102,17 @@ def command(monkeypatch, capsys):
 @pytest.fixture
 def start(command, place, csv_folder, monkeypatch):
     """Returns a function that types words of `python -m src.main` beside those of a run that could begin."""
+
     def begin(*_):
         raise Began
 
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as src.main sets it, for itself alone
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     importlib.import_module("src.main")
-    _pool = importlib.import_module("hydra_plugins.proc_launcher._pool")
-
-    monkeypatch.setattr("keepfrac.run.run._execute", begin)
-    monkeypatch.setattr(_pool.Pool, "run", begin)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as src.main sets it, for itself alone
+    # it composes everything once more
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
+    monkeypatch.setattr("keepfrac.run.run._run", begin)
+    monkeypatch.setattr(importlib.import_module("hydra_plugins.proc_launcher._pool").Pool, "run", begin)
     data = [f"task.{name}_file={csv_folder}/{name}.csv" for name in ("train", "validation", "test")]
     own = [*OFF, "task=csv", *data]
 
@@ -120,10 +123,10 @@ def start(command, place, csv_folder, monkeypatch):
     return type_
 
 
-def test_a_run_of_these_words_could_begin(start, monkeypatch):
-    monkeypatch.setattr("keepfrac.run.run._run", lambda *_: (_ for _ in ()).throw(Began))
+@pytest.mark.parametrize("words", ["lr=0.1", "-m lr=0.1,0.2"])
+def test_a_run_of_these_words_would_begin(start, words):
     with pytest.raises(Began):
-        start("lr=0.1")
+        start(words)
 
 
 @pytest.mark.parametrize(("method", "changed", "said"), bad_inputs.SETTINGS)

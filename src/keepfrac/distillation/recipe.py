@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from keepfrac.settings import Kind, Settings, choice, count, flag, number, setting, settings, text, whole
 
-
 LAYER_MAP = Kind(
     lambda value: (
         value in ("uniform", "last")

@@ -70,9 +70,9 @@ def arranged(words: Sequence[str]) -> list[str]:
     words = ["logger=none" if word == "logger=null" else word for word in words]
     for word in words:
         _refuse_without_effect(word)
-    _refuse_without_teacher(words)
         if match := re.fullmatch(r"(\w+)=(null|\[(.*)\]|)", word):
             _refuse_no_option(match[1], word, match[3])
+    _refuse_without_teacher(words)
     is_override = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in words]
     options = [word for word, override in zip(words, is_override, strict=True) if not override]
     found = options + [word for word, override in zip(words, is_override, strict=True) if override]
@@ -156,6 +156,8 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
         return unknown_key(match[1], typed)
     if match := re.search(r"Environment variable '(\w+)' not found.*full_key: ([\w.]+)", text, re.S):
         return f"{match[2]}: the environment variable {match[1]} is not set"
+    if match := re.search(r"Interpolation key '([\w.]+)' not found.*full_key: ([\w.]+)", text, re.S):
+        return f"{match[2]}=${{{match[1]}}}: there is no key {match[1]}"
     if match := re.search(r"unexpected keyword argument '(\w+)'.*full_key: ([\w.]+)", text, re.S):
         return f"{match[2]}.{match[1]}: no such key"
     if (reason := error.__cause__ or error.__context__) and text.startswith("Error merging override "):
@@ -164,8 +166,9 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
 
 
 def _with_hint(error: UnknownKey, typed: Sequence[str]) -> str:
-    """Returns the message of the settings, or where they know no near key that of the command line."""
-    return str(error) if "did you mean" in str(error) else unknown_key(error.key, typed)
+    """Returns the message of the settings, or where the command line knows better its own."""
+    known = "did you mean" in str(error) and error.key.rpartition(".")[2] not in OTHER_NAMES
+    return str(error) if known else unknown_key(error.key, typed)
 
 
 def _unknown_option(group: str, option: str, options: list[str]) -> str:

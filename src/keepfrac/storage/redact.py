@@ -118,7 +118,7 @@ def _secrets(environ: Mapping[str, str]) -> list[str]:
 @functools.cache
 def _is_path(value: str) -> bool:
     """Whether a value names a file or a folder: where a key lies is no secret, and lines name folders."""
-    return value.startswith("/") and os.path.exists(value)
+    return value.startswith("/") and Path(value).exists()
 
 
 def _short_secrets(environ: Mapping[str, str]) -> list[str]:
