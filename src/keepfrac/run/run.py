@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -170,11 +171,11 @@ def _log_into(folder: Path) -> Iterator[None]:
     """
     root, redacting = logging.getLogger(), Redacting()
     others = list(root.handlers)
-    own = [] if os.environ.get("KEEPFRAC_JOB") else [logging.FileHandler(folder / "run.log")]
+    own = [] if os.environ.get("KEEPFRAC_JOB") else [_file_handler(folder / "run.log")]
+    filters: list[tuple[logging.Handler, Any]] = [(handler, redacting) for handler in (*own, *others)]
+    filters += [(handler, _is_for_terminal) for handler in others if own]
     for handler in own:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(handler)
-    filters = [*((one, redacting) for one in (*own, *others)), *((one, _is_for_terminal) for one in others if own)]
     for handler, one in filters:
         handler.addFilter(one)
     try:
@@ -185,6 +186,12 @@ def _log_into(folder: Path) -> Iterator[None]:
         for handler in own:
             root.removeHandler(handler)
             handler.close()
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:

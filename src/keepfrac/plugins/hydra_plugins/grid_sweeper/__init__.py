@@ -13,5 +13,6 @@ class GridSweeper(BasicSweeper):
         """Composes every cell, after multirun.yaml is written and before anything else is."""
         from keepfrac.storage.redact import redact_yaml
 
+        assert self.config is not None
         redact_yaml(Path(self.config.hydra.sweep.dir) / "multirun.yaml")
         super().validate_batch_is_legal(batch)
