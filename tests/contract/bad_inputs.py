@@ -273,6 +273,7 @@ TYPED = [  # words of `python -m src.main`, beside those of a run that could beg
     ("name=records", "name=records: must be letters, .*not records"),
     ("name=a/b", None),
     ("name=", "name=: must be letters"),
+    ("name=hf_AbCdEfGh12345678", r"^error: name=\*\*\*: must be letters, .*no secret"),
     ("name=2024", r"name=2024: is read as a number; as a text it is typed name='\"2024\"'"),
     # what cannot be read
     ("name=naïve", "name=naïve: cannot be read"),

@@ -18,6 +18,7 @@ from keepfrac.errors import UserError
 from keepfrac.models.vocabulary.recipe import Vocabulary
 from keepfrac.settings import Kind, Settings, choice, count, setting, settings, share, text, whole
 from keepfrac.storage.build import build_target, check_settings
+from keepfrac.storage.redact import redact
 from keepfrac.training.loop import LoopSettings
 
 NAME = Kind(
@@ -25,8 +26,9 @@ NAME = Kind(
         isinstance(value, str)
         and bool(re.fullmatch(r"[\w.+-]{1,100}", value, re.ASCII))
         and value not in (".", "..", "records")
+        and redact(value, environ={}) == value
     ),
-    "letters, digits, . _ + - (not records, where multirun keeps its tables)",
+    "letters, digits, . _ + - (not records, where multirun keeps its tables; no secret)",
 )
 SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
 GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
