@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.plugins import Plugins
 
 from keepfrac.errors import UserError
 from keepfrac.run.run import run
@@ -99,15 +100,22 @@ def command(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def plugins():
+    """Hydra knows the launchers and the sweeper, also where it was used before src.main said where they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "")  # which src.main sets, for its own process
+        importlib.import_module("src.main")
+    Plugins.instance()._initialize()
+
+
 @pytest.fixture
-def start(command, place, csv_folder, monkeypatch):
+def start(plugins, command, place, csv_folder, monkeypatch):
     """Returns a function that types words of `python -m src.main` beside those of a run that could begin."""
 
     def begin(*_):
         raise Began
 
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    importlib.import_module("src.main")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as src.main sets it, for itself alone
     # it composes everything once more
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
