@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException  # noqa: E402
 
 from keepfrac.errors import Held, UserError  # noqa: E402
 from keepfrac.run import command_line, identity  # noqa: E402
+from keepfrac.storage.commands import complain  # noqa: E402
 
 failed: list[Exception] = []  # what a run raised: Hydra would add a line above ours
 
@@ -58,13 +59,11 @@ def main() -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if BY_USER:
             raise
-        sys.stderr.write(f"error: {command_line.one_line(error, sys.argv[1:])}\n")
-        return 1
+        return complain(command_line.one_line(error, sys.argv[1:]))
     except Exception as error:
         if BY_USER:
             raise
-        sys.stderr.write(f"error: {command_line.foreign_error(error)}\n")
-        return 1
+        return complain(command_line.foreign_error(error))
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from the last checkpoint\n")
         return 130

@@ -15,17 +15,20 @@ from pathlib import Path
 from rich.console import Console
 
 from keepfrac.errors import UserError
+from keepfrac.settings import whole
 from keepfrac.storage import hub
+from keepfrac.storage.commands import Parser, complain, option
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns what reads the command line."""
-    found = argparse.ArgumentParser(prog="python -m src.measure", description=__doc__)
+    found = Parser(prog="python -m src.measure", description=__doc__)
     found.add_argument("folder", type=Path, help="a run's folder, or a Hugging Face folder")
-    found.add_argument("--sites", action="store_true", help="bytes and gradient error of each sparse place")
-    found.add_argument("--latency", action="store_true", help="p50, p95, throughput, peak memory beside dense")
-    found.add_argument("--threads", type=int, default=1, help="with --latency: of the CPU (1)")
-    found.add_argument("--repeats", type=int, default=50, help="with --latency: rounds at each place (50)")
+    what = found.add_mutually_exclusive_group()
+    what.add_argument("--sites", action="store_true", help="bytes and gradient error of each sparse place")
+    what.add_argument("--latency", action="store_true", help="p50, p95, throughput, peak memory beside dense")
+    found.add_argument("--threads", type=option(whole(1, 1024)), help="with --latency: of the CPU (1)")
+    found.add_argument("--repeats", type=option(whole(1, 10**6)), help="with --latency: rounds at each place (50)")
     found.add_argument("--json", action="store_true", help="print one JSON object")
     return found
 
@@ -42,7 +45,7 @@ def _measured(chosen: argparse.Namespace) -> tuple[dict, Callable[[dict], None]]
     if chosen.latency:
         quiet = chosen.json
         log_line = (lambda line: None) if quiet else _write_line
-        found = folder.latencies(chosen.folder, chosen.threads, chosen.repeats, log_line)
+        found = folder.latencies(chosen.folder, chosen.threads or 1, chosen.repeats or 50, log_line)
         return found, lambda found: _write_line(json.dumps({key: one for key, one in found.items() if key != "rows"}))
     if chosen.sites:
         from keepfrac.run import sites
@@ -53,13 +56,16 @@ def _measured(chosen: argparse.Namespace) -> tuple[dict, Callable[[dict], None]]
 
 def main(arguments: list[str]) -> int:
     """Measures and prints; returns the exit code."""
-    chosen = parser().parse_args(arguments)
+    options = parser()
+    chosen = options.parse_args(arguments)
+    for key in ("threads", "repeats"):
+        if getattr(chosen, key) and not chosen.latency:
+            options.error(f"--{key} {getattr(chosen, key)}: without effect but with --latency")
     hub.resolve_hub()
     try:
         found, show = _measured(chosen)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return complain(error)
     if chosen.json:
         _write_line(json.dumps(found))
     else:

@@ -12,11 +12,12 @@ from keepfrac.reporting.build import Report, of_records, of_sweep
 from keepfrac.reporting.page.html import write_page
 from keepfrac.reporting.records import add_records, records_path
 from keepfrac.reporting.results import replace_table
+from keepfrac.storage.commands import Parser, complain
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m src.report",
         description="Prints the table of a sweep (spread over seeds, paired differences to dense, cost) and leaves "
         "report.md, report.csv, report.png and report.html in its folder.",
@@ -48,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write("".join(f"{line}\n" for line in written))
         sys.stdout.flush()
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return complain(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit raises again
     return 0
@@ -60,6 +60,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("Give one of FOLDER (a sweep's folder, before --record) and --records FILE; see --help.")
     if options.records and options.record is not None:
         raise UserError("--record reads a sweep's FOLDER; it cannot be used with --records.")
+    if options.record:
+        records_path(options.record)  # before anything is written
     if options.readme and not options.records:
         raise UserError("--readme takes its table from records: add --records multirun/records/NAME.csv.")
 

@@ -17,9 +17,13 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
-from keepfrac.errors import UserError
+from keepfrac.errors import UnknownKey, UserError
 
 T = TypeVar("T")
+LARGEST = 3.4028234663852886e38
+"""The largest number of float32: what lies above it is infinite in training."""
+MOST = 2**32 - 1
+"""The largest whole number of any field: seeds of numpy go as far, and nothing is counted beyond."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:
     """Returns the kind of numbers between two ends, "[" and "]" with the end itself, "(" and ")" without it."""
 
     def holds(value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        # NaN fails the comparison too
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
             return False
         above = value > low if ends[0] == "(" else value >= low
         return above and (value < high if ends[1] == ")" else value <= high)
@@ -63,11 +68,11 @@ def in_range(low: float, high: float = math.inf, ends: str = "[]") -> Kind:
     return Kind(holds, f"a number in {ends[0]}{low:g}, {high:g}{')' if high == math.inf else ends[1]}")
 
 
-def whole(least: int) -> Kind:
-    """Returns the kind of whole numbers from `least` on."""
+def whole(least: int, most: int = MOST) -> Kind:
+    """Returns the kind of whole numbers from `least` to `most`."""
     return Kind(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"a whole number >= {least}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        f"a whole number >= {least}" + (f" and <= {most}" if most < MOST else " and < 2^32"),
     )
 
 
@@ -89,9 +94,9 @@ def share(doc: str, ends: str = "[]", null: bool = False) -> Any:
     return setting(doc, in_range(0, 1, ends), null)
 
 
-def count(doc: str, least: int = 1, null: bool = False) -> Any:
+def count(doc: str, least: int = 1, null: bool = False, most: int = MOST) -> Any:
     """Returns a field for a whole number."""
-    return setting(doc, whole(least), null)
+    return setting(doc, whole(least, most), null)
 
 
 def choice(doc: str, *allowed: Any, null: bool = False) -> Any:
@@ -157,15 +162,10 @@ def record(doc: str, null: bool = False, **kinds: Kind) -> Any:
     return setting(doc, Kind(holds, f"a mapping of {says}, and of nothing else"), null)
 
 
-def anything(doc: str) -> Any:
-    """Returns a field that takes any value: `check`, or what reads it, looks at it."""
-    return setting(doc, Kind(lambda value: True, "anything"))
-
-
 @dataclass_transform(
     frozen_default=True,
     kw_only_default=True,
-    field_specifiers=(setting, number, share, count, choice, flag, text, some_of, texts, mapping, record, anything),
+    field_specifiers=(setting, number, share, count, choice, flag, text, some_of, texts, mapping, record),
 )
 def settings(cls: type[T]) -> type[T]:
     """Makes a class of fields a frozen dataclass of keywords."""
@@ -183,7 +183,7 @@ class Settings:
         for one in fields(self):
             kind, value = one.metadata["kind"], getattr(self, one.name)
             if not kind.holds(value):
-                raise self.error(one.name, f"must be {kind.says}")
+                raise self.error(one.name, _problem(kind, self.key(one.name), value))
         self.check()
 
     def check(self) -> None:
@@ -218,7 +218,7 @@ class Settings:
         for key in given:
             if key not in cls.names():
                 near = difflib.get_close_matches(key, cls.names(), n=1)
-                raise UserError(f"{cls.key(key)}: no such key" + (f"; did you mean {near[0]}?" if near else ""))
+                raise UnknownKey(cls.key(key), near[0] if near else "")
         if missing := [cls.key(name) for name in cls.names() if name not in given]:
             raise UserError(f"{', '.join(missing)}: a value is needed")
         return cls(**given)
@@ -238,6 +238,15 @@ def rising(settings: Settings, *names: str) -> None:
     for low, high in pairwise(known):
         if getattr(settings, low) > getattr(settings, high):
             raise settings.error(low, f"must rise, and {settings.key(high)}={getattr(settings, high)} is below it")
+
+
+def _problem(kind: Kind, key: str, value: Any) -> str:
+    """Says what a value must be; of a text that YAML reads as a number (inf, 2024), how it is typed."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"must be {kind.says}"
+    if kind.holds(str(value)):
+        return f"is read as a number; as a text it is typed {key}='\"{value}\"'"
+    return f"must be {kind.says}" + (", and finite in float32" if abs(value) > LARGEST else "")
 
 
 def _shown(value: Any) -> str:

@@ -31,11 +31,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from keepfrac.settings import in_range, whole
 from keepfrac.sparse.kernels import prepare
+from keepfrac.storage.commands import Parser, option
 from tests.bench.arms import DENSE, Arm, groups, is_there, padded
 from tests.bench.frontier import draw
 from tests.bench.ruler import Batch, Fidelity, measure
 
+COUNT, SHARE = option(whole(1)), option(in_range(0, 1, "(]"))
 RECORDS = {
     "cpu": Path("multirun/records/bench_backward.json"),
     "cuda": Path("multirun/records/bench_backward_cuda.json"),
@@ -51,15 +54,15 @@ EXACT = {"cosine_dw": 1.0, "norm_dw": 1.0, "error_dx": 0.0}
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", "--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--length", type=int, nargs="+", help="128; on a GPU 128 and 512")
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", "--repeats", type=COUNT, default=5)
+    parser.add_argument("--threads", type=COUNT, default=torch.get_num_threads())
+    parser.add_argument("--layers", type=COUNT, default=2)
+    parser.add_argument("--rows", type=COUNT, default=32)
+    parser.add_argument("--length", type=COUNT, nargs="+", help="128; on a GPU 128 and 512")
     parser.add_argument("--device", choices=tuple(RECORDS), default="cpu")
-    parser.add_argument("--real", type=float, default=0.62, help="share of real tokens in the padded batch")
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
+    parser.add_argument("--real", type=SHARE, default=0.62, help="share of real tokens in the padded batch")
+    parser.add_argument("--keep", type=SHARE, nargs="+", default=[0.1, 0.3, 0.5, 1.0])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--groups", nargs="+", choices=groups((0.3,)), default=list(groups((0.3,))))
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
@@ -76,6 +79,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         chosen.out = chosen.out or Path("multirun/bench_backward_quick.json")
     chosen.length = chosen.length or LENGTHS[chosen.device]
     chosen.out = chosen.out or RECORDS[chosen.device]
+    if chosen.draw and not chosen.out.is_file():
+        parser.error(f"--draw: there is no {chosen.out}")
     return chosen
 
 

@@ -17,23 +17,28 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from keepfrac.settings import in_range, whole
+from keepfrac.storage.commands import Parser, option
+
 ROOT = Path(__file__).resolve().parents[2]
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
 OUT = Path("multirun/records/bench_batch.json")
 METHODS = ("nosp", "checkpoint", "recompute_gelu", "norm", "late", "late_recompute")
 EXACT = ("nosp", "checkpoint", "recompute_gelu")
 OVERRIDES = {"late_recompute": ("late", "method.context=recompute")}
 MIB = 1 << 20
+COUNT, SHARE = option(whole(1)), option(in_range(0, 1, "(]"))
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--limit-mib", type=int, default=2048)
-    parser.add_argument("--model", default="minilm", help="a yaml of conf/model")
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--keep-frac", type=float, default=0.3)
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument("--limit-mib", type=COUNT, default=2048)
+    parser.add_argument("--model", choices=MODELS, default="minilm", help="a yaml of conf/model")
+    parser.add_argument("--length", type=COUNT, default=128)
+    parser.add_argument("--keep-frac", type=SHARE, default=0.3)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--most", type=int, default=4096, help="no larger batch is tried")
+    parser.add_argument("--most", type=COUNT, default=4096, help="no larger batch is tried")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--trial", nargs=2, metavar=("METHOD", "BATCH"), help=argparse.SUPPRESS)
     return parser.parse_args(given)

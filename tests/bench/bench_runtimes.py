@@ -32,6 +32,8 @@ from keepfrac.errors import UserError
 from keepfrac.measurement.folder import model_folder
 from keepfrac.measurement.latency import load, percentile
 from keepfrac.models.export import ONNX_PACKAGES, _Logits, onnx
+from keepfrac.settings import in_range, whole
+from keepfrac.storage.commands import Parser, option
 from keepfrac.storage.files import write_atomically
 from keepfrac.storage.provenance import device_name
 from keepfrac.tensors.clock import interleaved_seconds
@@ -43,13 +45,16 @@ Inputs = Mapping[str, Tensor]
 Forward = Callable[[], object]
 
 
+COUNT, SHARE = option(whole(1)), option(in_range(0, 1, "(]"))
+
+
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN")
-    parser.add_argument("--keep", type=float, help="share of a matrix that is left, of models without zeros")
-    parser.add_argument("--repeats", type=int, default=50, help="rounds after the warm-up")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128])
+    parser.add_argument("--keep", type=SHARE, help="share of a matrix that is left, of models without zeros")
+    parser.add_argument("--repeats", type=COUNT, default=50, help="rounds after the warm-up")
+    parser.add_argument("--batches", type=COUNT, nargs="+", default=[8, 1])
+    parser.add_argument("--lengths", type=COUNT, nargs="+", default=[128])
     parser.add_argument("--out", type=Path, help="a JSON file for the rows")
     return parser.parse_args(given)
 

@@ -7,7 +7,6 @@ took (results.json), and that by the dense run's on the same task and seed. Figu
 one after the other (hydra.launcher.n_jobs=1) say nothing.
 """
 
-import argparse
 import functools
 import json
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from keepfrac.models.load import load_tokenizer
 from keepfrac.storage import results
 from keepfrac.storage.build import build
+from keepfrac.storage.commands import Parser, complain
 
 
 @functools.cache
@@ -57,16 +57,20 @@ def rows_of(sweep: Path) -> list[dict]:
     return sorted(rows, key=lambda row: (row["task"], row["method"] != "nosp", row["method"], row["keep_frac"]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(given: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("sweep", type=Path)
-    for row in rows_of(parser.parse_args().sweep):
+    sweep = parser.parse_args(given).sweep
+    if not sweep.is_dir():
+        return complain(f"{sweep}: no such folder; give a sweep's, multirun/<name>")
+    for row in rows_of(sweep):
         times = f"{row['to_dense']:.2f} x dense" if row["to_dense"] else ""
         sys.stdout.write(
             f"{row['task']:16s} {row['method']:14s} {row['keep_frac']:<5g} seed {row['seed']}"
             f" {row['train_seconds']:8.1f} s {row['tokens_per_second']:9.0f} tokens/s   {times}\n"
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from keepfrac.storage.build import build_target
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 GATES = ("method.prefinetune=0.25", "method.target_warmup=0.5", "method.settled_at=0.6")
@@ -53,3 +57,12 @@ def words(method: str, *tables: dict) -> tuple[str, ...]:
 def is_preset(method: str) -> bool:
     """Whether a method's yaml begins with another's and changes some of its settings."""
     return "_target_:" not in (CONF / "method" / f"{method}.yaml").read_text()
+
+
+def made(method: str, **changed):
+    """The settings of a method as its yaml has them, with some changed."""
+    own = OmegaConf.load(CONF / "method" / f"{method}.yaml")
+    own.pop("defaults", None)
+    whole = OmegaConf.create({"keep_frac": 0.3, "seed": 0, "clip": 1.0, "method": own})
+    given = OmegaConf.to_container(whole, resolve=True)["method"] | changed
+    return build_target(given["_target_"]).Settings.of(given)

@@ -6,7 +6,6 @@ seconds a method: presets, whose yaml begins with another method's, are in the s
 """
 
 import contextlib
-import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -14,7 +13,6 @@ from multiprocessing import get_context
 
 import pytest
 
-from keepfrac.errors import UserError
 from keepfrac.run.run import run
 from tests.contract.settings_of import KEEP, METHODS, is_preset, matching, words
 from tests.runs import check_close, check_resumes, folder_of
@@ -80,76 +78,6 @@ DENSE = {  # by pattern: how exactly a run that keeps everything is dense fine-t
     **dict.fromkeys(("norm*", "rand", "rand_token", "bkrz", "backrazor"), 1e-4),
     "*": 0,
 }
-BAD = [  # method, overrides, and what is said; where that is None, the first one's key and value
-    ("backrazor", "steps=2", "attention=eager"),
-    ("distill_prune", "method.structure=2:4 keep_frac=0.05", "structure=2:4 keeps 0.5"),
-    ("distill_prune", "method.structure=3:4", None),
-    ("distill_prune", "method.structure=block method.block=48", "cannot be divided"),
-    ("distill_prune", "method.scope=layer", None),
-    ("distill_prune", "method.score=size", None),
-    ("distill_prune", "method.warm_up=0.8", None),
-    ("distill_prune", "method.score=fisher epochs=0", "it needs gradients"),
-    ("distill_prune", "method.regrow=1", None),
-    ("dsee_structured", "method.score=delta", "no update changes the neurons"),
-    ("dsee_structured", "method.settled_at=0", "above 0 with score=l1"),
-    ("dsee_structured", "method.neurons_keep_frac=0.5 keep_frac=1", "neurons_keep_frac"),
-    ("l0", "method.allow_empty=false keep_frac=0.01", "it can be 0.1[0-9]* to 1.0000"),
-    ("l0", "method.settled_at=0.3", "settled_at"),
-    ("l0", "method.families=[rows]", None),
-    ("l0", "method.families=[ranks] method.cost=latency", "heads and neurons only"),
-    ("l0", "method.cost=watts", None),
-    ("l0", "method.rank=8", "families with ranks"),
-    ("l0", "method.keep_factors=true", "families with ranks"),
-    ("l0", "method.train_weights=false", "settled_at=1"),
-    ("l0", "epochs=0", None),
-    ("l0", "method.gate_schedule=cosine", None),
-    ("l0", "method.gate_warmup=1", None),
-    ("l0", "method.gate_warmup=-0.1", None),
-    ("l0", "method.gate_schedule=inverse_root", None),
-    ("l0", "method.cost=latency method.latency.dtype=foo", "float32, bfloat16, float16"),
-    ("late", "method.store=4bit", None),
-    ("late", "method.budget=0", None),
-    ("late", "method.budget=true", None),
-    ("late", "method.rows=top", None),
-    ("layer_drop", "keep_frac=0.4", "it can be 0.5000 to 1.0000"),
-    ("lora", "method.rank=200", "rank 200 for a 128 x 128 weight: it must be 1 to 128"),
-    ("lora", "method.targets=[qkv_proj]", "qkv_proj: matches nothing"),
-    ("lora", "method.targets=[]", "targets|name roles"),
-    ("lora", "method.targets=[bert.embeddings.word_embeddings]", "is a Embedding: only a linear"),
-    ("lora", "method.merge=often", None),
-    ("lora", "method.merge=sparse_by_construction", None),
-    ("lora", "method.adapter=nowhere", "not a PEFT folder"),
-    ("lora_sparse", "method.sparse=20000", "20000 sparse positions in a 128 x 128 weight"),
-    ("lora_sparse", "method.selector=luck", None),
-    ("lora_sparse", "method.settled_at=0", "updates are still zero"),
-    ("lora_sparse", "method.score=luck", None),
-    ("lora_sparse", "method.ramp_from=0.5 method.schedule=cubic", "ramp_from|falls from the one to the other"),
-    ("sparsebert", "method.head=gelu", None),
-    ("taylor", "method.score_split=test", None),
-    ("taylor", "method.score_split=val", None),
-    ("taylor", "method.importance_from=vibes", None),
-    ("taylor", "method.iterations=0", None),
-    ("taylor", "method.begin=0.7", None),
-    ("taylor", "method.heads=1", "must be 1 with method.heads"),
-    ("taylor", "method.even=layers", None),
-    ("taylor", "method.even=heads method.neurons=8 keep_frac=1", "even=heads: must be heads or neurons"),
-    ("taylor", "method.heads=7 keep_frac=1", "heads=7 in 2 layers: the model has 4 in all"),
-    ("taylor", "method.neurons=101 keep_frac=1", "202 units over 2 layers"),
-    ("taylor", "keep_frac=0.001", "cannot be reached"),
-    ("vocab", "method.min_count=0", None),
-    ("vocab", "method.characters=7", None),
-    ("vocab", "method.keep_frac=0.5", None),
-    *(
-        (method, "backward=late", f"backward=late beside method={method}, which brings layers")
-        for method in ("backrazor", "late", "norm", "peft_lora", "recompute_gelu", "wta")
-    ),
-    ("nosp", "backward=late backward.rows=top", "rows"),
-]
-BAD_ON_DECODERS = [
-    ("norm", "", "c_attn is a Conv1D, not an nn.Linear"),
-    ("magnitude", "method.cost=latency", "cost=latency is measured on layers of encoders"),
-    ("l0", "method.families=[ranks]", "gates on ranks are for encoders"),
-]
 
 
 def each(arms: dict) -> list:
@@ -240,21 +168,3 @@ def test_everything_kept_is_dense(law, name):
     run(dense)
     assert run(own)["kept"]["achieved"] == 1
     check_close(dense, own, matching(DENSE, name))
-
-
-@pytest.mark.parametrize(("method", "override", "said"), BAD)
-def test_what_cannot_be_is_said_before_training(composed, untrained, method, override, said):
-    with pytest.raises(UserError) as caught:
-        run(composed(f"method={method}", *override.split()))
-    (message,) = str(caught.value).splitlines()  # one sentence
-    if said:
-        assert re.search(said, message)
-    else:  # it names the key and the value
-        key, value = override.split()[0].split("=")
-        assert all(part in message.lower() for part in (key.rpartition(".")[2], value.strip("[]"))), message
-
-
-@pytest.mark.parametrize(("method", "override", "said"), BAD_ON_DECODERS)
-def test_what_is_not_for_decoders_is_said(e2e, untrained, method, override, said):
-    with pytest.raises(UserError, match=said):
-        run(e2e(f"method={method}", "keep_frac=0.5", *override.split()))

@@ -1,6 +1,7 @@
 """What the Makefile says and how it translates variables; nothing is installed or trained here."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def sweep(folder: Path, *variables: str) -> str:
     done = make(folder, "-n", "sweep-glue", *variables)
     assert done.returncode == 0, done.stderr
-    return " ".join(done.stdout.splitlines()[-1].split())
+    return shlex.join(shlex.split(done.stdout.splitlines()[-1]))
 
 
 def stub(folder: Path, refuse: str) -> Path:
@@ -108,7 +109,7 @@ def test_sweep_glue_translates_each_variable(fresh: Path, variable: str, overrid
 
 def test_data_dir_reaches_the_sweep_as_the_users_glue_folder(fresh: Path):
     command = sweep(fresh, "DATA_DIR=/data/my glue")
-    assert command == "GLUE_DATA='/data/my glue' .venv/bin/python -m src.main experiment=sweep_glue"
+    assert command == "'GLUE_DATA=/data/my glue' .venv/bin/python -m src.main experiment=sweep_glue"
 
 
 @pytest.mark.parametrize(("full", "experiment"), [("1", "sweep_glue_full"), ("0", "sweep_glue"), ("", "sweep_glue")])

@@ -109,9 +109,19 @@ def test_the_delivered_model_loads_where_the_project_is_absent(composed, tmp_pat
 
 
 def test_a_secret_in_the_configuration_reaches_no_file(composed, monkeypatch):
-    secret = "local-" + "5ecre7" * 7
-    monkeypatch.setenv("WANDB_API_KEY", secret)
-    cfg = composed("epochs=0", "+logger.api_key=${oc.env:WANDB_API_KEY}", "name=secret")
+    typed = {"model.name": "sk-abcdefghij0123456789", "task.name": "ghp_0123456789abcdefABCDEF0123456789abcd"}
+    places = {"WANDB_API_KEY": "local-" + "5ecre7" * 7, "DB_PASSWORD": "hunt3r"}
+    for name, secret in places.items():
+        monkeypatch.setenv(name, secret)
+    words = [*(f"{key}={value}" for key, value in typed.items()), "distill.name=${oc.env:WANDB_API_KEY}"]
+    words += ["hardware.name=${oc.env:DB_PASSWORD}", "logger=wandb", "steps=1", "probe_steps=0", "name=secret"]
+    monkeypatch.setattr(sys, "argv", ["src.main", *words])
+    cfg = composed(*words)
     run(cfg)
-    files = [path for path in identity.cell(cfg).folder.rglob("*") if path.is_file()]
-    assert files and not [path for path in files if secret.encode() in path.read_bytes()]
+    sweep = identity.cell(cfg).folder.parent
+    files = [path for path in sweep.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    secrets = [*typed.values(), *places.values()]
+    assert not [
+        (path, one) for path in files for one in secrets if one in str(path) or one.encode() in path.read_bytes()
+    ]

@@ -7,7 +7,6 @@ Its C is the one of CS with the best score on validation; the test rows are scor
 of its own next to the run's, which `python -m src.report multirun/<name>` shows and records like any other.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ import torch
 from keepfrac.errors import UserError
 from keepfrac.storage import results
 from keepfrac.storage.build import build
+from keepfrac.storage.commands import Parser, complain
 from keepfrac.storage.fingerprint import fingerprint_of_code
 from keepfrac.storage.provenance import device_name, provenance
 from keepfrac.tasks.base import Task
@@ -194,7 +194,7 @@ def _record(folder: Path, run: dict, task: Task, settings: Settings, identity: s
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
-    parser = argparse.ArgumentParser(prog="python -m src.baselines.tfidf", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m src.baselines.tfidf", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="RUN", help="a finished run's folder, whose task is taken")
     parser.add_argument("--words", type=int, default=3, choices=range(1, 6), help="most words of a run")
     parser.add_argument("--refit", action="store_true", help="fit the chosen C again on train and validation")
@@ -202,11 +202,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         folder = baseline_of(options.folder, Settings(options.words, options.refit))
     except ModuleNotFoundError as error:
-        sys.stderr.write(f"{error}: pip install -c .ci/constraints.txt 'scikit-learn' (make gaiic does it)\n")
-        return 1
+        return complain(f"{error}: pip install -c .ci/constraints.txt 'scikit-learn' (make gaiic does it)")
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return complain(error)
     found = results.read(folder)
     assert found is not None
     metric = found["best_metric"]

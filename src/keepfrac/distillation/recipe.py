@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from keepfrac.settings import Settings, anything, choice, count, flag, number, settings, text
+from keepfrac.settings import Kind, Settings, choice, count, flag, number, setting, settings, text, whole
+
+LAYER_MAP = Kind(
+    lambda value: (
+        value in ("uniform", "last")
+        or (isinstance(value, list | tuple) and bool(value) and all(map(whole(1).holds, value)))
+    ),
+    "uniform, last, or a list of the teacher's layers, from 1",
+)
 
 
 @settings
@@ -28,9 +36,7 @@ class Recipe(Settings):
     w_cls: float = number("weight of the logits")
     w_label: float = number("weight of the task's own loss")
     temperature: float = number("temperature of the logits", 0, ends="(]")
-    layer_map: str | Sequence[int] = anything(
-        "uniform, last, or a list of the teacher's layers, from 1: see `layers.layer_map`"
-    )
+    layer_map: str | Sequence[int] = setting("the teacher's layer of each layer: see `layers.layer_map`", LAYER_MAP)
     projection: bool = flag("whether a learnt linear projects the student's hidden states to the teacher's width")
     padding: str = choice(
         "masked: real tokens alone; included: all positions, as SparseBERT's code has it", "masked", "included"

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keepfrac.errors import UserError
 from keepfrac.models import pruned
 from keepfrac.models.activation import use_activation
 from keepfrac.models.agreement import new_weights, refuse_decoder
+from keepfrac.models.configuration import configuration
 from keepfrac.models.families import FAMILIES
 from keepfrac.models.gguf import unpacked
 from keepfrac.models.locate import locate, note
@@ -71,7 +72,7 @@ def load_tokenizer(settings: dict, texts: Callable[[], Sequence[str]] | None = N
                 f"model.tokenizer={settings['tokenizer']}: a vocabulary is made for random weights only"
                 " (model.config), such as model=bert_small; leave it null"
             )
-        return built(settings["tokenizer"], texts, AutoConfig.for_model(**settings["config"]))
+        return built(settings["tokenizer"], texts, configuration(settings["config"]))
     if settings["tokenizer"]:
         source = unpacked(locate(settings["tokenizer"], settings["package"], "model.tokenizer"))
         return read_tokenizer(source, f"model.tokenizer={settings['tokenizer']}")
@@ -129,7 +130,7 @@ def _net(
     if not settings["config"]:
         return _loaded(settings, head, labels, num_labels, learns)
     # random weights were asked for: they may be looked at without training
-    config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings["config"]})
+    config = configuration({"vocab_size": vocab_size, **settings["config"]})
     config = _configured(config, settings, labels, num_labels)
     check_attention(HEADS[head], config, settings["attention"], f"model {settings['name']}")
     how = {"attn_implementation": settings["attention"], "dtype": torch.float32}

@@ -26,6 +26,7 @@ from torch import Tensor
 from keepfrac.errors import UserError
 from keepfrac.models.load import PACKED, auto_class, silence_library_logging
 from keepfrac.models.reading import read_config
+from keepfrac.storage.commands import Parser, complain
 from keepfrac.storage.redact import first_line
 from keepfrac.tensors.bits import pack_bits, unpack_bits
 
@@ -175,15 +176,15 @@ def restore(folder: Path, target: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Restores a plain Hugging Face folder; returns the exit code."""
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -m src.models.packed FOLDER NEW_FOLDER\n")
-        return 2
+    parser = Parser(prog="python -m src.models.packed", description="Restores a plain Hugging Face folder.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder of packed weights")
+    parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="the plain one")
+    chosen = parser.parse_args(arguments)
     silence_library_logging()
     try:
-        restore(*map(Path, arguments))
+        restore(chosen.folder, chosen.target)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return complain(error)
     return 0
 
 

@@ -1,7 +1,6 @@
 """The tracked records: multirun/records/<name>.csv, one row per finished cell, from which tables are made."""
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -12,6 +11,7 @@ from keepfrac.errors import UserError
 from keepfrac.reporting.cells import FinishedRun, Problem, kinds, typed
 from keepfrac.reporting.files import csv_rows, csv_text, read_text, write_text
 from keepfrac.reporting.pooling import without_left_out
+from keepfrac.storage.results import multirun
 
 COLUMNS = [field.name for field in fields(FinishedRun)]
 # columns that older records do not have
@@ -26,7 +26,7 @@ def records_path(name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"--record {name!r}: a name has letters, digits, '.', '_' and '-' only.")
-    return Path(os.environ.get("KEEPFRAC_MULTIRUN", "multirun")) / "records" / f"{name}.csv"
+    return multirun() / "records" / f"{name}.csv"
 
 
 def add_records(cells: Iterable[FinishedRun], path: Path) -> tuple[int, int]:

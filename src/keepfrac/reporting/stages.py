@@ -8,7 +8,6 @@ began with, are one line, means over its seeds. Where lines of one method and si
 name says in which.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from keepfrac.reporting.arms import differing, grouped, told_apart
 from keepfrac.reporting.cells import FinishedRun, read_sweep
 from keepfrac.reporting.statistics import summarise
 from keepfrac.reporting.tables import markdown_table, number
+from keepfrac.storage.commands import Parser, complain
 
 RECIPE = "method.distill."
 Value = Callable[[FinishedRun], float | None]
@@ -94,15 +94,14 @@ def _names(stages: Sequence[Sequence[FinishedRun]]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code: 1, with one line on stderr, where the user must act."""
-    parser = argparse.ArgumentParser(prog="python -m src.baselines.table", description=str(__doc__).splitlines()[0])
+    parser = Parser(prog="python -m src.baselines.table", description=str(__doc__).splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, multirun/<name>")
     try:
         cells, _ = read_sweep(parser.parse_args(argv).folder)
         made = table(cells)
         sys.stdout.write(f"{cells[0].task}, {cells[0].best_metric}\n\n{made}\n")
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return complain(error)
     return 0
 
 

@@ -1,16 +1,19 @@
 """The command line: normalises overrides, and turns errors into messages for users."""
 
 import difflib
+import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import OverrideParseException
 
-from keepfrac.errors import UserError
+from keepfrac.errors import UnknownKey, UserError
 from keepfrac.run.settings import RunSettings
 from keepfrac.storage.headers import first_sentence
 from keepfrac.storage.redact import redact
@@ -49,21 +52,60 @@ COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F _keepfrac python python3
 """
 """For bash: Hydra's own script knows `python file.py`, and not `python -m module`."""
+WITHOUT_EFFECT = {
+    "hydra.run": "a run's folder is multirun/<name>/<cell>: set name=",
+    "hydra.sweep": "a sweep's folder is multirun/<name>: set name=",
+    "hydra.output_subdir": "a run's settings stand in its config.yaml",
+    "hydra.job.chdir": "a run stays where it is called",
+}
+"""Keys of Hydra that would have no effect, or take a run out of its place, and what to do."""
 
 
 def arranged(words: Sequence[str]) -> list[str]:
     """Returns the words with options first, so that -m may stand anywhere, and with what `null` means.
 
     Raises:
-        UserError: a group without an option, or with several.
+        UserError: an unknown option, a setting without effect, a group without an option, or with several.
     """
     words = ["logger=none" if word == "logger=null" else word for word in words]
     for word in words:
+        _refuse_without_effect(word)
         if match := re.fullmatch(r"(\w+)=(null|\[(.*)\]|)", word):
             _refuse_no_option(match[1], word, match[3])
+    _refuse_without_teacher(words)
     is_override = [not word.startswith("-") and ("=" in word or word.startswith("~")) for word in words]
     options = [word for word, override in zip(words, is_override, strict=True) if not override]
-    return options + [word for word, override in zip(words, is_override, strict=True) if override]
+    found = options + [word for word, override in zip(words, is_override, strict=True) if override]
+    _check_options(found)
+    return found
+
+
+def _check_options(words: Sequence[str]) -> None:
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the keys, which are typed as key=value")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args([word for word in words if word != "--version"])
+
+
+def _refuse_without_effect(word: str) -> None:
+    if word.startswith("="):
+        raise UserError(f"{word}: a key is needed before the =")
+    key = word.lstrip("+~").partition("=")[0]
+    if os.environ.get("KEEPFRAC_JOB"):  # the launcher gives a job its folder
+        return
+    for place, hint in WITHOUT_EFFECT.items():
+        if key == place or key.startswith(f"{place}."):
+            raise UserError(f"{word}: has no effect; {hint}")
+
+
+def _refuse_without_teacher(words: Sequence[str]) -> None:
+    """What an experiment, or a configuration of one's own, says of a teacher is not known here."""
+    known = ("distill.teacher=", "+experiment=", "experiment=", "--config", "-c")
+    idle = [word for word in words if word.startswith("distill.") and "=" in word]
+    if idle and not any(word.startswith(known) for word in words):
+        raise UserError(f"{idle[0]}: has no effect without a teacher; set distill.teacher=<a folder or a hub name>")
 
 
 def _refuse_no_option(group: str, word: str, several: str | None) -> None:
@@ -101,7 +143,11 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
-    text = str(cause or error)
+    if isinstance(cause, UnknownKey):
+        return _with_hint(cause, typed)
+    if cause is not None:
+        return " ".join(str(cause).split())
+    text = str(error)
     if match := re.search(
         r"Could not find '([\w/]+)/([^']*)'\s+Available options in '[^']*':\s+(.*?)\s*Config search", text, re.S
     ):
@@ -110,7 +156,19 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
         return unknown_key(match[1], typed)
     if match := re.search(r"Environment variable '(\w+)' not found.*full_key: ([\w.]+)", text, re.S):
         return f"{match[2]}: the environment variable {match[1]} is not set"
+    if match := re.search(r"Interpolation key '([\w.]+)' not found.*full_key: ([\w.]+)", text, re.S):
+        return f"{match[2]}=${{{match[1]}}}: there is no key {match[1]}"
+    if match := re.search(r"unexpected keyword argument '(\w+)'.*full_key: ([\w.]+)", text, re.S):
+        return f"{match[2]}.{match[1]}: no such key"
+    if (reason := error.__cause__ or error.__context__) and text.startswith("Error merging override "):
+        return f"{text.removeprefix('Error merging override ')}: {str(reason).splitlines()[0]}"
     return " ".join(text.split())
+
+
+def _with_hint(error: UnknownKey, typed: Sequence[str]) -> str:
+    """Returns the message of the settings, or where the command line knows better its own."""
+    known = "did you mean" in str(error) and error.key.rpartition(".")[2] not in OTHER_NAMES
+    return str(error) if known else unknown_key(error.key, typed)
 
 
 def _unknown_option(group: str, option: str, options: list[str]) -> str:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from keepfrac.distillation.recipe import recipe_of
 from keepfrac.errors import UserError
 from keepfrac.models.locate import ROUNDED, locate, locate_teacher
-from keepfrac.run.settings import RunSettings, check, plain, resolved_precision
-from keepfrac.storage import hub
+from keepfrac.run.settings import NAME, RunSettings, check, plain, resolved_precision
+from keepfrac.storage import hub, results
 from keepfrac.storage.build import build, build_target
 from keepfrac.storage.fingerprint import fingerprint_of_code, fingerprint_of_folder
 from keepfrac.storage.moved import today
+from keepfrac.storage.redact import redact
 
 __all__ = ["Cell", "cell", "check", "identify", "plain", "register", "sweep_folder"]
 
@@ -146,7 +146,8 @@ def _distill_identity(distill: dict) -> dict | None:
 
 
 def _short(value: object) -> str:
-    return re.sub(r"[^\w.+-]+", "-", str(value).rstrip("/").rsplit("/", 1)[-1])[:40]
+    name = redact(str(value), environ={})  # not by the environment, which differs from machine to machine
+    return re.sub(r"[^\w.+-]+", "-", name.rstrip("/").rsplit("/", 1)[-1])[:40]
 
 
 def cell(cfg: DictConfig | dict | RunSettings) -> Cell:
@@ -162,8 +163,14 @@ def cell(cfg: DictConfig | dict | RunSettings) -> Cell:
 
 
 def sweep_folder(name: str) -> Path:
-    """Returns the folder of a sweep: multirun/<name>; KEEPFRAC_MULTIRUN names another place than multirun."""
-    return Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun") / name
+    """Returns the folder of a sweep: multirun/<name>; KEEPFRAC_MULTIRUN names another place than multirun.
+
+    Raises:
+        UserError: the name would lead out of it.
+    """
+    if not NAME.holds(name):
+        raise UserError(f"name={name}: must be {NAME.says}")
+    return results.multirun() / name
 
 
 def register() -> None:

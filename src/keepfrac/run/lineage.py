@@ -44,8 +44,11 @@ def _refuse_other_fold(who: str, folder: Path | None, task: Mapping) -> None:
 
 def _folds_of(folder: Path | None) -> list[tuple]:
     """Name, folds and fold of the task of this run, and of all runs that its model came through and are still there."""
-    found = []
+    found, seen = [], set()
     while folder is not None and (config := (results.read(folder) or {}).get("config")):
+        if (place := folder.resolve()) in seen:
+            raise UserError(f"model.run={folder}: the runs that this model comes from name one another in a ring")
+        seen.add(place)
         found.append(_fold(config.get("task") or {}))
         run = (config.get("model") or {}).get("run")
         folder = Path(run) if run else None

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +20,7 @@ from keepfrac.run.settings import Hardware, RunSettings, check
 from keepfrac.storage import delivered, hub, results
 from keepfrac.storage.files import flush, locked, remove_scratch, write_atomically
 from keepfrac.storage.provenance import provenance
-from keepfrac.storage.redact import redact, redact_tree
+from keepfrac.storage.redact import Redacting, redact, redact_tree
 from keepfrac.training import distributed
 from keepfrac.training.checkpoint_files import remove_checkpoints
 from keepfrac.training.distributed import RankInfo
@@ -97,7 +98,7 @@ def _execute(settings: RunSettings, cell: Cell, made: dict, rank: RankInfo) -> d
     with distributed.process_group(rank, settings.hardware.accelerator):
         execution = Execution(settings, cell, rank)
         outcome = execution()
-    made |= execution.made()
+    made |= redact_tree(execution.made())
     return outcome
 
 
@@ -177,22 +178,29 @@ def _log_into(folder: Path) -> Iterator[None]:
 
     Tracebacks go there alone: the terminal shows one line.
     """
-    if os.environ.get("KEEPFRAC_JOB"):
-        yield
-        return
-    root, handler = logging.getLogger(), logging.FileHandler(folder / "run.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root, redacting = logging.getLogger(), Redacting()
     others = list(root.handlers)
-    for other in others:
-        other.addFilter(_is_for_terminal)
-    root.addHandler(handler)
+    own = [] if os.environ.get("KEEPFRAC_JOB") else [_file_handler(folder / "run.log")]
+    filters: list[tuple[logging.Handler, Any]] = [(handler, redacting) for handler in (*own, *others)]
+    filters += [(handler, _is_for_terminal) for handler in others if own]
+    for handler in own:
+        root.addHandler(handler)
+    for handler, one in filters:
+        handler.addFilter(one)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        handler.close()
-        for other in others:
-            other.removeFilter(_is_for_terminal)
+        for handler, one in filters:
+            handler.removeFilter(one)
+        for handler in own:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:

@@ -15,8 +15,10 @@ from omegaconf.errors import MissingMandatoryValue
 
 from keepfrac.distillation.recipe import recipe_of
 from keepfrac.errors import UserError
-from keepfrac.settings import Kind, Settings, anything, choice, count, setting, settings, share, text, whole
+from keepfrac.models.vocabulary.recipe import Vocabulary
+from keepfrac.settings import Kind, Settings, choice, count, setting, settings, share, text, whole
 from keepfrac.storage.build import build_target, check_settings
+from keepfrac.storage.redact import redact
 from keepfrac.training.loop import LoopSettings
 
 NAME = Kind(
@@ -24,11 +26,22 @@ NAME = Kind(
         isinstance(value, str)
         and bool(re.fullmatch(r"[\w.+-]{1,100}", value, re.ASCII))
         and value not in (".", "..", "records")
+        and redact(value, environ={}) == value
     ),
-    "letters, digits, . _ + - (not records, where multirun keeps its tables)",
+    "letters, digits, . _ + - (not records, where multirun keeps its tables; no secret)",
 )
 SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
 GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
+TOKENIZER = Kind(
+    lambda value: value is None or (isinstance(value, str) and bool(value)) or isinstance(value, Mapping),
+    "a hub name, a folder, or a mapping that says how to make one, as model=bert_small has it",
+)
+CONFIG = Kind(
+    lambda value: value is None or (isinstance(value, Mapping) and isinstance(value.get("model_type"), str)),
+    "a mapping with model_type, as model=bert_tiny has it, or null",
+)
+SIZES = re.compile(r"(num_|n_|.*_size$|max_position_embeddings$|rank$)")
+"""Names of a model's sizes, in the configurations of Transformers."""
 EARLIER = (
     dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"))
     | {group: {"name": "none"} for group in ("backward", "distill", "augment", "export")}
@@ -47,11 +60,11 @@ class Hardware(Settings):
 
     name: str = text("the group's option")
     accelerator: str = choice("what computes", "cpu", "gpu")
-    devices: int = count("processes of the run, one a device")
+    devices: int = count("processes of the run, one a device", most=1024)
     strategy: str = choice("how several devices share the work", "auto", "ddp", "fsdp")
     precision: str = choice("auto: bf16-mixed where the device is fast in it", "auto", "32-true", "bf16-mixed")
-    num_workers: int = count("processes that load data", 0)
-    threads: int | None = count("of the CPU, of each process; null: all that there are, divided", null=True)
+    num_workers: int = count("processes that load data", 0, most=1024)
+    threads: int | None = count("of the CPU, of each process; null: all that there are, divided", null=True, most=1024)
 
     @property
     def resolved_precision(self) -> str:
@@ -72,14 +85,93 @@ class Model(Settings):
 
     name: str = text("a name on the hub, or a folder")
     package: str | None = text("its offline source; null: none", null=True)
-    tokenizer: Any = anything("a name on the hub, a folder, or how to make one; null: the model's own")
-    config: Any = anything("a model_type and its settings: random weights instead of loaded ones; null: loaded ones")
+    tokenizer: str | Mapping | None = setting(
+        "a name on the hub, a folder, or how to make one; null: the model's own", TOKENIZER
+    )
+    config: Mapping | None = setting(
+        "a model_type and its settings: random weights instead of loaded ones; null: loaded ones", CONFIG
+    )
     run: str | None = text("a run's folder, whose model is taken; null: none", null=True)
     attention: str = choice("how attention is computed", "sdpa", "eager")
     hidden_act: str | None = text("the activation; null: as the model has it", null=True)
     dropout: float | None = share("of hidden states; null: as the model has it", "[)", null=True)
     attention_dropout: float | None = share("of attention probabilities; null: as the model has it", "[)", null=True)
     head: str | None = choice("new: a new classifier; null: the model's own, if it has one", "new", null=True)
+
+    def check(self) -> None:
+        if isinstance(self.tokenizer, Mapping):
+            Vocabulary.of(self.tokenizer)
+        for key, value in (self.config or {}).items():
+            if SIZES.match(key) and value is not None and not whole(1).holds(value):
+                raise UserError(f"model.config.{key}={value}: must be {whole(1).says}")
+
+
+@settings
+class Off(Settings):
+    """A group of which nothing is chosen."""
+
+    name: str = choice("the group's option", "none")
+
+
+@settings
+class NoAugmentation(Off):
+    """`augment=none`."""
+
+    where: ClassVar[str] = "augment"
+
+
+@settings
+class NoSaver(Off):
+    """`backward=none`."""
+
+    where: ClassVar[str] = "backward"
+
+
+@settings
+class NoTeacher(Off):
+    """`distill=none`, also where a teacher is named."""
+
+    where: ClassVar[str] = "distill"
+
+    teacher: str | None = text("without effect", null=True)
+
+
+@settings
+class Logger(Settings):
+    """The `logger` group but for W&B: where curves go, in addition to metrics.csv."""
+
+    where: ClassVar[str] = "logger"
+
+    name: str = choice("the group's option", "none", "csv", "tensorboard", "wandb")
+
+
+@settings
+class Wandb(Logger):
+    """`logger=wandb`."""
+
+    project: str = text("the W&B project")
+    entity: str | None = text("the W&B user or team; null: the key's own", null=True)
+
+
+@settings
+class Export(Settings):
+    """The `export` group: a further form of the delivered model."""
+
+    where: ClassVar[str] = "export"
+
+    name: str = choice(
+        "the form", "none", "onnx", "peft", "sparse", "sparse_int8", "stock_padded", "stock_uniform", "torch_export"
+    )
+
+
+UNTARGETED: dict[str, type[Settings]] = {
+    "augment": NoAugmentation,
+    "backward": NoSaver,
+    "distill": NoTeacher,
+    "logger": Logger,
+    "export": Export,
+}
+"""What the groups hold that name no class by `_target_`."""
 
 
 @settings
@@ -140,9 +232,12 @@ class RunSettings(LoopSettings):
         self._check_groups()
 
     def _check_groups(self) -> None:
-        for group in (self.method, self.task, self.distill, self.augment, self.backward):
-            if "_target_" in group:
-                check_settings(group)
+        for group in ("method", "task", *UNTARGETED):
+            given = getattr(self, group)
+            if group in UNTARGETED and "_target_" not in given:
+                _check_untargeted(group, given)
+            else:
+                check_settings(group, given)
         self._check_saver()
 
     def _check_saver(self) -> None:
@@ -161,6 +256,11 @@ class RunSettings(LoopSettings):
                 f"distill.w_att={recipe.w_att}: late forms no attention scores to distil from: set distill.w_att=0, or"
                 " choose distill=hidden or distill=logits"
             )
+
+
+def _check_untargeted(group: str, given: Mapping) -> None:
+    own = Wandb if group == "logger" and given["name"] == "wandb" else UNTARGETED[group]
+    own.of({"teacher": None, **given} if group == "distill" else given)  # which earlier versions did not write
 
 
 def _check_peft(method: Mapping, run: str | None) -> None:

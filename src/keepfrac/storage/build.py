@@ -1,9 +1,11 @@
 """From plain settings to objects: `_target_` is a full import path, the other keys are its settings."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from keepfrac.errors import UserError
+from keepfrac.settings import Settings
 from keepfrac.storage.moved import today
 
 
@@ -16,7 +18,7 @@ def build_target(path: str) -> Any:
     module, _, name = today(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # ValueError: a path without a module
         raise UserError(f"_target_={path}: {error}") from error
 
 
@@ -32,12 +34,15 @@ def build(settings: dict, **more) -> Any:
     return target(**{key: value for key, value in settings.items() if key != "_target_"}, **more)
 
 
-def check_settings(settings: dict) -> None:
+def check_settings(group: str, given: Mapping[str, Any]) -> None:
     """Holds the keys of a config group against what `_target_` takes.
 
     Raises:
-        UserError: names the key, its value and what is allowed.
+        UserError: names the key, its value and what is allowed; or `_target_` names no class for this group.
     """
-    target = build_target(settings["_target_"])
-    if hasattr(target, "Settings"):
-        target.Settings.of(settings)
+    if not isinstance(path := given.get("_target_"), str):
+        raise UserError(f"{group}._target_={path}: must be the import path of a class")
+    own = getattr(build_target(path), "Settings", None)
+    if not (isinstance(own, type) and issubclass(own, Settings) and own.where == group):
+        raise UserError(f"{group}._target_={path}: must be a class with Settings of the group {group}")
+    own.of(given)

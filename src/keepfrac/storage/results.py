@@ -5,9 +5,11 @@ delivered.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from keepfrac.errors import UserError
 from keepfrac.storage import delivered
 from keepfrac.storage.files import write_atomically
 
@@ -15,6 +17,18 @@ SCHEMA_VERSION = 1
 FILE = "results.json"
 PARTS = ("config", "provenance", "scores", "kept", "size", "cost")
 """What is a mapping where it is there."""
+
+
+def multirun() -> Path:
+    """Returns the folder of all sweeps: multirun, or what KEEPFRAC_MULTIRUN names.
+
+    Raises:
+        UserError: the variable is there, and empty.
+    """
+    place = os.environ.get("KEEPFRAC_MULTIRUN", "multirun")
+    if not place.strip():
+        raise UserError(f"KEEPFRAC_MULTIRUN={place}: must be the folder of all sweeps; unset it for multirun")
+    return Path(place)
 
 
 def evaluation(scores: dict[str, float]) -> str:

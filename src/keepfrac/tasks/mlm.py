@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from keepfrac.errors import UserError
-from keepfrac.settings import anything, count, flag, settings, share, text
-from keepfrac.storage.build import build
+from keepfrac.settings import Kind, count, flag, setting, settings, share, text
+from keepfrac.storage.build import build, check_settings
 from keepfrac.tasks.base import Batch, Task, token_sums
 from keepfrac.tasks.data.files import read_text, split_lines
 from keepfrac.tasks.masking import IGNORED, Masking, masking_of
@@ -26,6 +26,8 @@ from keepfrac.tasks.tokens import TokenRows
 
 HELD_OUT, MOST_HELD_OUT = 0.1, 10_000
 Draw = Callable[[], tuple[int, ...]]
+# a name alone gets a hint of its own
+OF = Kind(lambda value: value is None or isinstance(value, Mapping | str), "settings of a task, by task@task.of=")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class MlmTask(TextTask):
         """The texts, and how they are masked."""
 
         # a key with the name of a class method, which the class keeps
-        of: Mapping | None = anything("settings of the task whose texts are taken; null: `text_file`")  # type: ignore[assignment]
+        of: Mapping | None = setting("settings of the task whose texts are taken; null: `text_file`", OF)  # type: ignore[assignment]
         text_file: str | None = text(
             "a file with one text per line, UTF-8, empty lines left out; null: `of`", null=True
         )
@@ -70,6 +72,8 @@ class MlmTask(TextTask):
         def check(self) -> None:
             if isinstance(self.of, str):
                 raise self.error("of", f"type task@task.of={self.of}, which takes all settings of that task")
+            if self.of:
+                check_settings("task", self.of)
 
     settings: Settings
     head = "masked_lm"

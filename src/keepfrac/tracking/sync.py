@@ -5,7 +5,6 @@
 Nothing heavy is imported: a sweep asks once, before its first job starts, and hands an `offline` on to its jobs.
 """
 
-import argparse
 import base64
 import configparser
 import contextlib
@@ -20,35 +19,68 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from keepfrac.errors import Held
+from keepfrac.errors import Held, UserError
+from keepfrac.storage.commands import Parser, complain
 from keepfrac.storage.files import locked
 from keepfrac.storage.redact import redact
+from keepfrac.storage.results import multirun
 
 DECISION = "KEEPFRAC_WANDB"
 PATIENCE_SECONDS = 3.0
 BATCH = 20
+TRUE = ("true", "1", "yes", "y", "on", "t")
+FALSE = ("false", "0", "no", "n", "off", "f")
+MODES = {
+    "online": ("online", "run", "shared", "on", "enabled"),
+    "offline": ("offline", "dryrun"),
+    "disabled": ("disabled", "off", "false", "0", "no", "none"),
+}
+"""What WANDB_MODE may say, in the client's words and in those that people type."""
 QUESTION = json.dumps({"query": "query Viewer { viewer { username } }"}).encode()
 
 
 def decide() -> tuple[str, str]:
     """Returns online, offline or disabled, and why it is not online.
 
-    WANDB_MODE and KEEPFRAC_WANDB=offline state it; without a key it is offline; otherwise the server is asked once,
-    for at most 3 seconds: the client itself waits much longer, in every job.
+    WANDB_MODE, WANDB_DISABLED, what `wandb offline` and `wandb disabled` leave, and KEEPFRAC_WANDB=offline state it;
+    without a key it is offline; otherwise the server is asked once, for at most 3 seconds: the client itself waits
+    much longer, in every job.
+
+    Raises:
+        UserError: a variable says neither on nor off.
     """
-    stated = os.environ.get("WANDB_MODE", "").lower()
-    if stated == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+    if _stated("WANDB_DISABLED", os.environ.get("WANDB_DISABLED", ""), {True: TRUE, False: FALSE}):
         return "disabled", "switched off"
-    if stated in ("offline", "dryrun"):
+    stated = os.environ.get("WANDB_MODE") or _in_settings("mode")
+    mode = _stated("WANDB_MODE", stated, MODES)
+    if mode == "disabled":
+        return "disabled", "switched off"
+    if mode == "offline":
         return "offline", f"WANDB_MODE={stated}"
     if os.environ.get(DECISION) == "offline":
         return "offline", f"{DECISION}=offline"
     problem = trouble()
     return ("offline", problem) if problem else ("online", "")
+
+
+def _stated(name: str, value: str, meanings: Mapping[Any, Sequence[str]]) -> Any:
+    """Returns what a value means; None: it is empty.
+
+    Raises:
+        UserError: it is none of the values that mean something.
+    """
+    word = value.strip().lower()
+    for meaning, words in meanings.items():
+        if word in words:
+            return meaning
+    if word:
+        raise UserError(f"{name}={value}: must be one of {', '.join(w for words in meanings.values() for w in words)}")
+    return None
 
 
 def trouble() -> str | None:
@@ -88,11 +120,16 @@ def base_url() -> str:
 def _stated_address() -> str:
     if address := os.environ.get("WANDB_BASE_URL"):
         return address.rstrip("/")
+    return _in_settings("base_url").rstrip("/")
+
+
+def _in_settings(key: str) -> str:
+    """Returns what the client's settings files, of the user and of this folder, say of a key; empty: nothing."""
     settings = configparser.ConfigParser(interpolation=None)
     folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
     with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
         settings.read([folder / "settings", Path("wandb") / "settings"])
-    return settings.get("default", "base_url", fallback="").rstrip("/")
+    return settings.get("default", key, fallback="")
 
 
 def has_wandb_key() -> bool:
@@ -236,11 +273,13 @@ def _hold(cell: Path, held: contextlib.ExitStack) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m src.sync", description="Upload offline runs to W&B.")
+    parser = Parser(prog="python -m src.sync", description="Upload offline runs to W&B.")
     parser.add_argument("folders", nargs="*", type=Path, help="of runs or sweeps; all of multirun by default")
-    everything = Path(os.environ.get("KEEPFRAC_MULTIRUN") or "multirun")
-    folders = parser.parse_args(arguments).folders or [everything]
+    given = parser.parse_args(arguments).folders
+    try:
+        folders = given or [multirun()]
+    except UserError as error:
+        return complain(error)
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-        sys.stderr.write(f"error: no such folder: {', '.join(missing)}\n")
-        return 1
+        return complain(f"no such folder: {', '.join(missing)}")
     return sync(folders)

@@ -13,7 +13,8 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from keepfrac.storage.files import write_atomically
-from keepfrac.storage.redact import first_line, redact_tree
+from keepfrac.storage.redact import first_line, redact_all, redact_tree
 from keepfrac.tracking import sync
 from keepfrac.tracking.tensorboard import TensorBoard
 
@@ -192,8 +193,9 @@ def wandb_logger(
         "id": _id(folder, run_id, resumed_at),
         "resume": "allow" if resumed_at else None,
         "dir": str(folder),
-        "config": redact_tree(config),
+        "config": config,
     }
+    arguments |= {key: redact_tree(arguments[key]) for key in ("group", "job_type", "tags", "name", "config")}
     stream = None
     if mode == "online":
         stream, reason = _start(mode, folder, arguments)
@@ -227,7 +229,8 @@ def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str
         limits = {name: n for name, n in limits.items() if f"WANDB_{name.upper()}" not in os.environ}
         # git's remote address may hold a token; the commit stands in results.json
         options = wandb.Settings(console="off", disable_git=True, finish_timeout_raises=True, **limits)
-        run = wandb.init(mode=mode, reinit="finish_previous", settings=options, **arguments)
+        with _redacted_argv():
+            run = wandb.init(mode=mode, reinit="finish_previous", settings=options, **arguments)
         if mode == "online":
             log.info("W&B: %s", run.url)
         return Stream(run, folder, arguments, mode == "online"), ""
@@ -235,6 +238,17 @@ def _start(mode: str, folder: Path, arguments: dict) -> tuple[Stream | None, str
         for stillborn in set(sync.attempts(folder)) - former:
             shutil.rmtree(stillborn, ignore_errors=True)
         return None, first_line(error).rstrip(".")
+
+
+@contextlib.contextmanager
+def _redacted_argv() -> Iterator[None]:
+    """The client writes the words of the command down."""
+    typed = sys.argv
+    sys.argv = redact_all(typed)
+    try:
+        yield
+    finally:
+        sys.argv = typed
 
 
 def finish_wandb(exit_code: int, error: str | None = None) -> None:

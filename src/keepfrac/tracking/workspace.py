@@ -6,7 +6,6 @@ It is saved as a view of its own beside the others, and shows the runs of one sw
 tracking.py writes. Points and lines are arms: runs of one method and one keep_frac, averaged over their seeds.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from keepfrac.storage.commands import Parser, complain
 
 ROOT = Path(__file__).resolve().parents[3]
 SCORE = "test/score"
@@ -122,11 +123,10 @@ def defaults() -> tuple[str, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    from keepfrac.storage.redact import redact
     from keepfrac.tracking import sync
 
     project, entity = defaults()
-    parser = argparse.ArgumentParser(prog="python -m src.dashboard", description="Save the W&B workspace.")
+    parser = Parser(prog="python -m src.dashboard", description="Save the W&B workspace.")
     parser.add_argument("--sweep", type=lambda text: Path(text).name, help="a sweep's name or folder")
     parser.add_argument("--project", default=project)
     parser.add_argument("--entity", default=entity)
@@ -136,16 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(specification(workspace(given.entity or "entity", given.project, given.sweep)) + "\n")
         return 0
     if problem := sync.trouble():
-        sys.stderr.write(f"error: the workspace is not saved: {problem}\n")
-        return 1
+        return complain(f"the workspace is not saved: {problem}")
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     try:
         one = workspace(given.entity or wandb.Api().default_entity, given.project, given.sweep).save()
     except Exception as error:  # noqa: BLE001 - whatever the server says, in one line
-        sys.stderr.write(f"error: the workspace is not saved: {redact(' '.join(str(error).split()))}\n")
-        return 1
+        return complain(f"the workspace is not saved: {error}")
     sys.stdout.write(f"{one.url}\n")
     return 0
 

@@ -72,11 +72,11 @@ def test_it_comes_back_from_a_models_folder(tmp_path, kind):
 
 
 def test_it_is_made_once_for_the_same_texts_and_settings(monkeypatch):
-    from keepfrac.models.vocabulary.tokenizers import Vocabulary
+    from keepfrac.models.vocabulary import tokenizers
 
     calls = []
-    build = Vocabulary.build
-    monkeypatch.setattr(Vocabulary, "build", lambda self, texts: calls.append(1) or build(self, texts))
+    make = tokenizers._make
+    monkeypatch.setattr(tokenizers, "_make", lambda *given: calls.append(1) or make(*given))
     assert words_of(made()) == words_of(made())
     assert len(calls) == 1
     made(TEXTS[:1])
@@ -91,7 +91,7 @@ def test_it_is_made_once_for_the_same_texts_and_settings(monkeypatch):
         ({"size": 5}, "size=5"),
         ({"min_count": 0}, "min_count=0"),
         ({"lowercase": "no"}, "lowercase=no"),
-        ({"cased": True}, "has the keys kind, size"),
+        ({"cased": True}, "model.tokenizer.cased: no such key"),
         ({"min_count": 9}, "no word"),
     ],
 )

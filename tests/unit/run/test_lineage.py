@@ -59,3 +59,12 @@ def test_what_has_seen_it_two_runs_ago_is_refused(tmp_path):
 )
 def test_what_has_not_is_taken(tmp_path, former, task):
     assert lineage.trained_on(ran(tmp_path, former, task), SimpleNamespace(**task)) == []
+
+
+def test_runs_in_a_ring_are_refused(tmp_path):
+    for name, other in (("a", "b"), ("b", "a"), ("c", "c")):
+        config = {"task": {"name": "sst2"}, "model": {"run": str(tmp_path / other)}}
+        results.write(tmp_path / name, {"status": "done", "config": config, "provenance": {"trained_on": []}})
+        if name != "a":
+            with pytest.raises(UserError, match=rf"model.run={tmp_path}.*in a ring"):
+                lineage.trained_on(settings(tmp_path / name, GAIIC), SimpleNamespace(**GAIIC))

@@ -1,8 +1,9 @@
 """Secrets never reach a text that is kept."""
 
 import pytest
+import yaml
 
-from keepfrac.storage.redact import hide_paths, redact, redact_all, redact_tree
+from keepfrac.storage.redact import hide_paths, redact, redact_all, redact_tree, redact_yaml
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,14 @@ from keepfrac.storage.redact import hide_paths, redact, redact_all, redact_tree
             "tokenizer=a max_tokens=5 pad_token=[PAD] keep_frac=0.1",
             "tokenizer=a max_tokens=5 pad_token=[PAD] keep_frac=0.1",
         ),
+        ("x=hf_AbCdEfGh1234567 run_hf_AbCdEfGh1234567 hf_transfer", "x=*** run_*** hf_transfer"),
+        ("ghp_0123456789abcdefABCDEF0123456789abcd github_pat_0123456789abcdef0123", "*** ***"),
+        ("k_AKIAIOSFODNN7EXAMPLE glpat-0123456789abcdefghij", "k_*** ***"),
+        (
+            "DB_PASSWORD=x MY_TOKEN=y credential=z passphrase: w",
+            "DB_PASSWORD=*** MY_TOKEN=*** credential=*** passphrase: ***",
+        ),
+        ("method=rand_token: no such option", "method=rand_token: no such option"),
         ("unit=token: none --max-token 5 --token --x", "unit=token: none --max-token 5 --token --x"),
     ],
 )
@@ -50,6 +59,26 @@ def test_values_of_the_environment():
     }
     text = "hunter2hunter2-and-more hunter2hunter2 false /home/somebody"
     assert redact(text, environ) == "*** *** false /home/somebody"
+
+
+def test_a_short_secret_is_masked_as_a_word_by_itself():
+    environ = {"DB_PASSWORD": "hunt7", "MY_CREDENTIAL": "abcde", "A_KEY": "word"}
+    text = "x=hunt7: hunt7 /srv/hunt7/x hunt77 abcde word"
+    assert redact(text, environ) == "x=***: *** /srv/hunt7/x hunt77 *** word"
+
+
+def test_where_a_key_lies_is_no_secret(tmp_path):
+    assert redact(f"done: {tmp_path}/x", {"SSH_KEY_FOLDER": str(tmp_path)}) == f"done: {tmp_path}/x"
+
+
+def test_a_yaml_file_loses_its_secrets_alone(tmp_path):
+    path = tmp_path / "multirun.yaml"
+    path.write_text("b: ['x.password=abc', 'lr=1', 'y=${oc.env:A}']\na: {api_key: k, n: 5.0e-05}\n")
+    redact_yaml(path)
+    assert yaml.safe_load(path.read_text()) == {
+        "b": ["x.password=***", "lr=1", "y=${oc.env:A}"],
+        "a": {"api_key": "***", "n": 5.0e-05},
+    }
 
 
 def test_the_process_environment_is_the_default(monkeypatch):

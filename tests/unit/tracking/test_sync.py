@@ -26,6 +26,9 @@ def bare(monkeypatch, tmp_path: Path):
     [
         ({}, "offline", "no key"),
         ({"WANDB_MODE": "disabled"}, "disabled", ""),
+        *(({"WANDB_MODE": word}, "disabled", "") for word in ("off", "Disabled", "false")),
+        *(({"WANDB_DISABLED": word}, "disabled", "") for word in ("yes", "on", "TRUE", "1", "y")),
+        ({"WANDB_DISABLED": "no"}, "offline", "no key"),
         ({"WANDB_DISABLED": "true"}, "disabled", ""),
         ({"WANDB_MODE": "offline", "WANDB_API_KEY": "x"}, "offline", "WANDB_MODE=offline"),
         ({"WANDB_MODE": "dryrun"}, "offline", "WANDB_MODE=dryrun"),
@@ -38,6 +41,14 @@ def test_what_is_stated_needs_no_server(monkeypatch, environment, mode, reason):
     found, why = sync.decide()
     assert found == mode
     assert reason in why
+
+
+@pytest.mark.parametrize(("said", "mode"), [("offline", "offline"), ("disabled", "disabled")])
+def test_what_the_clients_own_commands_leave_is_kept_to(monkeypatch, tmp_path, said, mode):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "settings").write_text(f"[default]\nmode = {said}\n")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    assert sync.decide()[0] == mode
 
 
 def test_a_key_in_netrc_counts_for_its_host(monkeypatch, tmp_path: Path):

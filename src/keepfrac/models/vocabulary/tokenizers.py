@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -18,56 +17,16 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from keepfrac.errors import UserError
+from keepfrac.models.vocabulary.recipe import SPECIAL, Vocabulary
 from keepfrac.storage.cache import cache_folder
 from keepfrac.storage.files import write_atomically
 
-KINDS = ("words", "wordpiece")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = SPECIAL
 VERSION = 1
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What `model.tokenizer` says of a vocabulary that is to be made.
-
-    Args:
-        kind: words | wordpiece.
-        size: most entries, the five special ones included, >= 6.
-        min_count: how often a word (of wordpiece: a pair that is merged) has to occur, >= 1.
-        lowercase: whether capitals count as small letters (and, of wordpiece, letters lose their accents).
-    """
-
-    kind: str
-    size: int
-    min_count: int
-    lowercase: bool
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"model.tokenizer.kind={self.kind}: must be one of {', '.join(KINDS)}")
-        for name, least in {"size": len(SPECIAL) + 1, "min_count": 1}.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"model.tokenizer.{name}={value}: must be a whole number >= {least}")
-        if not isinstance(self.lowercase, bool):
-            raise UserError(f"model.tokenizer.lowercase={self.lowercase}: must be true or false")
-
-    @classmethod
-    def of(cls, settings: Mapping) -> "Vocabulary":
-        """Returns it from its settings.
-
-        Raises:
-            UserError: a key is missing or unknown, or a value is not allowed.
-        """
-        names = tuple(cls.__dataclass_fields__)
-        if set(settings) != set(names):
-            raise UserError(f"model.tokenizer={dict(settings)}: a vocabulary has the keys {', '.join(names)}")
-        return cls(**settings)
-
-    def build(self, texts: Sequence[str]) -> Tokenizer:
-        """Returns the tokenizer of `texts`."""
-        return _words(texts, self) if self.kind == "words" else _wordpiece(texts, self)
+def _make(texts: Sequence[str], settings: Vocabulary) -> Tokenizer:
+    return _words(texts, settings) if settings.kind == "words" else _wordpiece(texts, settings)
 
 
 def built(settings: Mapping, texts: Callable[[], Sequence[str]], config) -> PreTrainedTokenizerFast:
@@ -83,9 +42,9 @@ def built(settings: Mapping, texts: Callable[[], Sequence[str]], config) -> PreT
     """
     vocabulary, sentences = Vocabulary.of(settings), texts()
     digest = hashlib.sha256(
-        json.dumps([VERSION, tokenizers.__version__, vars(vocabulary), sentences]).encode()
+        json.dumps([VERSION, tokenizers.__version__, vocabulary.plain(), sentences]).encode()
     ).hexdigest()
-    backend = _cached(cache_folder("vocabularies") / f"{digest}.json", lambda: vocabulary.build(sentences))
+    backend = _cached(cache_folder("vocabularies") / f"{digest}.json", lambda: _make(sentences, vocabulary))
     if backend.get_vocab_size() == len(SPECIAL):
         raise UserError(f"model.tokenizer={dict(settings)}: the training texts hold no word that occurs so often")
     segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
