@@ -210,5 +210,20 @@ def _two_rows(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _free(net: PreTrainedModel, example: Mapping[str, Tensor]) -> dict[str, dict]:
     batch = torch.export.Dim("batch", min=1)
-    length = torch.export.Dim("length", min=2, max=net.config.max_position_embeddings - 2)
+    length = torch.export.Dim("length", min=2, max=most_tokens(net))
     return {name: {0: batch, 1: length} for name in example}
+
+
+def most_tokens(net: PreTrainedModel) -> int:
+    """Returns how many tokens a sequence may have.
+
+    That is a row of the table of positions each; RoBERTa's begins behind the row of padding. A model without a table
+    (rotary positions) takes what its configuration says.
+    """
+    tables = [
+        module
+        for path, module in net.named_modules()
+        if isinstance(module, nn.Embedding) and path.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]
+    rows = [len(one.weight) - (0 if one.padding_idx is None else one.padding_idx + 1) for one in tables]
+    return min(rows, default=net.config.max_position_embeddings)
