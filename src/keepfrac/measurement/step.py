@@ -49,6 +49,7 @@ def measure(model: nn.Module, batch: Mapping[str, Tensor], times: int = 3) -> Fi
     device, training = next(model.parameters()).device, model.training
     there = {name: tensor.to(device) for name, tensor in batch.items()}
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return _figures(model, there, times, device)

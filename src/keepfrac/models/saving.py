@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
@@ -90,9 +91,11 @@ def load(folder: str | Path) -> PreTrainedModel:
     return net.eval()
 
 
-def _auto_class(config, source: Path):
-    wanted = (config.architectures or [""])[0]
+def _auto_class(config: PreTrainedConfig, source: Path) -> Any:
+    """The Auto class whose model of this family is the one that the configuration names."""
+    wanted, family = (config.architectures or [""])[0], type(config)
     for auto in AUTOS:
-        if wanted in {cls.__name__ for cls in auto._model_mapping.values() if isinstance(cls, type)}:
+        found = auto._model_mapping.get(family, ())
+        if wanted in {cls.__name__ for cls in (found if isinstance(found, tuple | list) else (found,))}:
             return auto
     raise UserError(f"model {source}: its class {wanted or '(none is named)'} is not known here")

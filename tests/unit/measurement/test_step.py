@@ -16,7 +16,7 @@ def test_figures_are_of_the_model_as_it_stands_and_nothing_is_left():
     net(**BATCH).loss.backward()
     gradients, state = [p.grad.clone() for p in net.parameters() if p.grad is not None], torch.get_rng_state()
     dense = keepfrac.measure(net, BATCH, times=1)
-    assert dense["params"] == dense["nonzeros"] == parameters(net)
+    assert dense["params"] == parameters(net) > dense["nonzeros"] > 0  # norms begin with a bias of 0
     assert dense["macs"] == macs(net, 9)
     assert dense["peak_bytes"] > dense["saved_bytes"] > 0
     assert dense["step_seconds"] > 0 and dense["forward_seconds"] > 0
