@@ -1,4 +1,7 @@
-"""Accelerate on two CPU processes: `accelerate launch --cpu --num_processes 2 two_processes.py FOLDER [KEEP_FRAC STORE]`."""
+"""Accelerate on two CPU processes.
+
+accelerate launch --cpu --num_processes 2 tests/examples/two_processes.py FOLDER [KEEP_FRAC STORE]
+"""
 
 import sys
 from pathlib import Path
