@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from keepfrac.adapters.files import write_peft
+from keepfrac.adapters.peft_folder import write_peft
 from keepfrac.adapters.surgery import adapted
 from keepfrac.errors import UserError
 from keepfrac.models.anatomy import family_of

@@ -248,6 +248,22 @@ def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), leaf, new)
 
 
+CARD = "README.md"
+
+
+def _card(model_class: type) -> str:
+    """What the folder says of itself: its class is no stock one, and how it is loaded."""
+    autos = [auto.__name__ for classes in CLASSES.values() for auto, cls in classes.items() if cls is model_class]
+    auto = autos[0] if autos else "AutoModel"
+    return (
+        f"# {model_class.__name__}\n\nNo stock class holds this model. Its own stands in `pruned.py` and `families.py`"
+        " of this folder, which\nneed torch and transformers alone: everything that loads it needs"
+        " `trust_remote_code=True`, `pipeline` too.\n\n"
+        f"    from transformers import {auto}\n"
+        f'    model = {auto}.from_pretrained("<this folder>", trust_remote_code=True)\n'
+    )
+
+
 class _Delivered(_Base):
     """Before a stock class: saved together with this file and the table."""
 
@@ -258,6 +274,7 @@ class _Delivered(_Base):
         here = Path(str(sys.modules[__name__].__file__))
         for name in (here.name, "families.py"):
             shutil.copyfile(here.with_name(name), Path(save_directory) / name)
+        (Path(save_directory) / CARD).write_text(_card(type(self)), encoding="utf-8")
 
 
 class _Pruned(_Delivered):

@@ -18,7 +18,8 @@ from torch import Tensor
 from keepfrac.errors import UserError
 from keepfrac.prune.budget import FAMILIES, Group, Spending, UnitScores
 from keepfrac.prune.cost import Cost, fraction
-from keepfrac.prune.structure import Indices, Structure
+from keepfrac.prune.scores import layers_to_keep
+from keepfrac.prune.structure import Indices, LayerCounts, Structure, keep_layers
 
 Scope = Literal["global", "family", "layer"]
 SCOPES = get_args(Scope)
@@ -120,6 +121,29 @@ def select_counts(scores: Sequence[Tensor], count: int, floor: int, align: int, 
     if sum(kept) != count or any(k > n for k, n in zip(kept, sizes, strict=True)):
         raise UserError(f"{count} units cannot be kept exactly with layers of {sizes} in multiples of {align}")
     return [tuple(sorted(order[:k].tolist())) for (_, order), k in zip(ordered, kept, strict=True)]
+
+
+def select_layers(counts: Sequence[LayerCounts], cost: Cost, keep_frac: float, order: str) -> Structure:
+    """Returns the structure of the most whole layers whose cost is at most `keep_frac` of the dense model's.
+
+    Args:
+        counts: of the model as it stands.
+        cost: counts structures against the original dense model.
+        keep_frac: the budget, in (0, 1].
+        order: `top` drops the last layers, `alternate` spreads the dropped ones evenly.
+
+    Raises:
+        UserError: not even one layer is within the budget; the message says the range.
+    """
+    for num in range(len(counts), 0, -1):
+        kept = layers_to_keep(len(counts), num, order)
+        if fraction(cost, [counts[i] for i in kept]) <= keep_frac + 1e-9:
+            return keep_layers(counts, kept)
+    least, most = (float(fraction(cost, some)) for some in (counts[:1], counts))
+    raise UserError(
+        f"keep_frac {keep_frac:g} of the {cost.unit} cannot be reached by whole layers: it can be "
+        f"{least:.4f} to {most:.4f}"
+    )
 
 
 def _groups(scores: UnitScores, limits: Limits) -> list[Group]:

@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from importlib import metadata
@@ -15,6 +14,7 @@ from hydra.errors import OverrideParseException
 
 from keepfrac.errors import UnknownKey, UserError
 from keepfrac.run.settings import RunSettings
+from keepfrac.storage.foreign import own_line, told
 from keepfrac.storage.headers import first_sentence
 from keepfrac.storage.redact import redact
 
@@ -162,6 +162,8 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
         return f"{match[2]}.{match[1]}: no such key"
     if (reason := error.__cause__ or error.__context__) and text.startswith("Error merging override "):
         return f"{text.removeprefix('Error merging override ')}: {str(reason).splitlines()[0]}"
+    if cause is None and (own := _own_cause(error)):
+        return redact(told(own))
     return " ".join(text.split())
 
 
@@ -217,14 +219,22 @@ def _keys(group: str) -> set[str]:
 
 
 def foreign_error(error: BaseException) -> str:
-    """Returns an unexpected error as a message: its type, its text and the line it comes from."""
-    text = redact(" ".join(f"{type(error).__name__}: {error}".split()))
+    """Returns an unexpected error as a message: its type, its text and the line that it comes from.
+
+    Of a user's own code that line is all there is to mend; a fault of this project can be shown whole.
+    """
+    if own_line(error):
+        return redact(told(error))
     frames = traceback.extract_tb(error.__traceback__)
-    libraries = (sys.prefix, sys.base_prefix, "<", str(ROOT / "src" / "main.py"))
-    ours = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    if not ours:
-        return f"{text} (HYDRA_FULL_ERROR=1 shows where)"
-    last = ours[-1]
-    where = Path(last.filename)
-    shown = where.relative_to(Path.cwd()) if where.is_relative_to(Path.cwd()) else where
-    return f"{text} ({shown}:{last.lineno}, in {last.name}: {last.line}; HYDRA_FULL_ERROR=1 shows all)"
+    ours = [frame for frame in frames if frame.filename.startswith(str(ROOT / "src" / "keepfrac"))]
+    where = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}; " if ours else ""
+    return redact(f"{told(error)} ({where}HYDRA_FULL_ERROR=1 shows where)")
+
+
+def _own_cause(error: BaseException) -> BaseException | None:
+    """The first error of a user's own code that this one was raised for."""
+    found, cause = None, error.__cause__ or error.__context__
+    while cause is not None:
+        found = cause if own_line(cause) else found
+        cause = cause.__cause__ or cause.__context__
+    return found

@@ -19,6 +19,7 @@ from keepfrac.run.identity import Cell
 from keepfrac.run.settings import Hardware, RunSettings, check
 from keepfrac.storage import delivered, hub, results
 from keepfrac.storage.files import flush, locked, remove_scratch, write_atomically
+from keepfrac.storage.foreign import told
 from keepfrac.storage.provenance import provenance
 from keepfrac.storage.redact import Redacting, redact, redact_tree
 from keepfrac.training import distributed
@@ -117,7 +118,7 @@ def _failure_recorded(folder: Path, record: dict) -> Iterator[None]:
         raise
     except Exception as error:
         reported = _of_disk(error)
-        text = redact(" ".join(f"{type(reported).__name__}: {reported}".split()))
+        text = redact(told(reported))
         with contextlib.suppress(OSError):  # a full disk: the error itself matters more
             results.write(folder, record | {"status": "failed", "error": text})
         if not isinstance(reported, UserError):

@@ -1,4 +1,4 @@
-"""Turns a stock model into one that saves less: `sparsify(net, sites, selector, seed)`.
+"""Turns a stock model into one that saves less: `sparsify(net)`, or `sparsify(net, sites, selector, seed)`.
 
 | site       | replaces                                      | error                                   |
 | ---------- | --------------------------------------------- | --------------------------------------- |
@@ -56,7 +56,11 @@ from keepfrac.sparse.sparsified import Sparsified, refuse_fallbacks
 
 
 def sparsify(
-    net: nn.Module, sites: Sequence[str], selector: Selector, seed: int, allow_fallback: bool = False
+    net: nn.Module,
+    sites: Sequence[str] = ("linear",),
+    selector: Selector | float = 0.3,
+    seed: int = 0,
+    allow_fallback: bool = False,
 ) -> Sparsified:
     """Changes `net` in place so that it saves a part of its activations; returns the handle on what was changed.
 
@@ -65,14 +69,15 @@ def sparsify(
     Args:
         net: a Transformers model of a family of `models.families`, with or without a head.
         sites: any of linear, attention, softmax, activation, layer_norm, dropout.
-        selector: what to keep at each site.
+        selector: what to keep at each site; a number in (0, 1]: that share of the columns, drawn by their norm.
         seed: of the selection's own randomness.
         allow_fallback: whether a linear may stay dense without an error.
 
     Raises:
-        UserError: an unknown site, scale=inverse with a site that it does not make unbiased, an attention that never
-            holds what a site would keep, or a linear that cannot save anything.
+        UserError: an unknown site, a share that is not in (0, 1], scale=inverse with a site that it does not make
+            unbiased, an attention that never holds what a site would keep, or a linear that cannot save anything.
     """
+    selector = selector if isinstance(selector, Selector) else Selector(selector)
     unknown = sorted(set(sites) - set(SITES))
     if unknown or not sites:
         raise UserError(f"sites={list(sites)}: choose among {', '.join(SITES)}")

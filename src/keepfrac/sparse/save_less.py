@@ -7,6 +7,7 @@ from torch import nn
 
 from keepfrac.errors import UserError
 from keepfrac.sparse.act8bit.saver import Act8bit
+from keepfrac.sparse.act8bit.settings import DEFAULTS as LATE
 from keepfrac.sparse.convert import SparseActivations
 from keepfrac.sparse.gradient_norms import WinnerTakeAllRows
 from keepfrac.sparse.protocol import BackwardSaver, Handle
@@ -21,9 +22,8 @@ COLUMNS: dict[str, Any] = {
     "scope": "batch",
 }
 COLUMNS |= {"share": 0.5, "coverage": 0, "selection_seed": 0}
-ROWS = {"rows": "wta", "store": "8bit", "context": "save", "skip_zero_rows": True, "kernels": "auto"}
 WAYS: dict[str, tuple[type[BackwardSaver], dict[str, Any]]] = {
-    "late": (Act8bit, {"keep_frac": 0.3, **ROWS, "selection_seed": 0}),
+    "late": (Act8bit, LATE),
     "norm": (SparseActivations, {"keep_frac": 0.3, **COLUMNS}),
     "rand": (SparseActivations, {"keep_frac": 0.3, **COLUMNS, "rule": "random"}),
     "bkrz": (

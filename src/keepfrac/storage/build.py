@@ -1,11 +1,13 @@
 """From plain settings to objects: `_target_` is a full import path, the other keys are its settings."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from keepfrac.errors import UserError
 from keepfrac.settings import Settings
+from keepfrac.storage.foreign import told
 from keepfrac.storage.moved import today
 
 
@@ -19,19 +21,33 @@ def build_target(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:  # ValueError: a path without a module
-        raise UserError(f"_target_={path}: {error}") from error
+        raise UserError(f"_target_={path}: {told(error)}") from error
 
 
 def build(settings: dict, **more) -> Any:
     """Returns the object that `_target_` names, built from `more` and its `Settings`, made from the other keys.
 
     Raises:
-        UserError: there is nothing under this path, or a key is not one of its settings.
+        UserError: there is nothing under this path, a key is not one of its settings, or it takes other arguments.
     """
     target = build_target(settings["_target_"])
     if hasattr(target, "Settings"):
-        return target(**more, settings=target.Settings.of(settings))
-    return target(**{key: value for key, value in settings.items() if key != "_target_"}, **more)
+        given = {**more, "settings": target.Settings.of(settings)}
+    else:
+        given = {key: value for key, value in settings.items() if key != "_target_"} | more
+    _check_arguments(settings["_target_"], target, given)
+    return target(**given)
+
+
+def _check_arguments(path: str, target: Any, given: dict) -> None:
+    """Raises a UserError that names the class's own line where it does not take what it will be given."""
+    try:
+        inspect.signature(target).bind(**given)
+    except TypeError as error:
+        line = inspect.getsourcelines(target)[1]
+        raise UserError(
+            f"_target_={path}: {error}; it is built from {', '.join(given)} ({inspect.getsourcefile(target)}:{line})"
+        ) from error
 
 
 def check_settings(group: str, given: Mapping[str, Any]) -> None:

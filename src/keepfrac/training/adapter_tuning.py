@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from keepfrac.adapters.files import read_peft, start_from
 from keepfrac.adapters.layer import scale_of
+from keepfrac.adapters.peft_folder import read_peft, start_from
 from keepfrac.adapters.selection import SELECTORS, select_positions
 from keepfrac.adapters.surgery import Target, adapted, attach, freeze_but, merge, part_of_weight, trainable
 from keepfrac.errors import UserError

@@ -7,7 +7,6 @@ from transformers import AutoModelForSequenceClassification
 from keepfrac.errors import UserError
 from keepfrac.models.cut import counts_of, cut, encoder_layers
 from keepfrac.models.export import ONNX_PACKAGES, export
-from keepfrac.models.matching import most_tokens
 from keepfrac.prune.attach import attach, gates_of
 from keepfrac.prune.factorize import factorize_
 from keepfrac.prune.structure import LayerStructure, Structure
@@ -62,13 +61,15 @@ def test_a_dense_model_is_its_own_stock_form(tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.model_type == "bert"
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
-def test_an_exported_program_takes_any_batch_and_length(family, tmp_path):
-    net = cut(tiny(family, attention="sdpa"), UNEVEN)
-    folder = export(net, "torch_export", tmp_path, inputs(1, 9))
+@pytest.mark.parametrize(("family", "longest"), [("bert", 40), ("roberta", 39), ("distilbert", 40)])
+def test_an_exported_program_takes_any_batch_and_every_length_of_the_model(family, longest, tmp_path):
+    net = cut(tiny(family, attention="sdpa"), UNEVEN)  # 40 positions; RoBERTa's first is that of its padding, 0 here
+    folder = export(net, "torch_export", tmp_path, inputs(1, longest))
     program = torch.export.load(folder / "model.pt2").module()
-    for batch in (inputs(1, 9), inputs(2, 9), inputs(5, 13), inputs(3, most_tokens(net))):
+    for batch in (inputs(1, 9), inputs(2, 9), inputs(5, 13), inputs(2, longest - 1), inputs(2, longest)):
         assert (program(**batch) - logits(net, batch)).abs().max() < 1e-5
+    with pytest.raises((IndexError, RuntimeError)):
+        logits(net, inputs(1, longest + 1))
 
 
 @pytest.mark.parametrize("absent", [ONNX_PACKAGES, ("onnxruntime",)])

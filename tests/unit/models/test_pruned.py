@@ -61,6 +61,16 @@ def test_a_fresh_process_without_the_project_loads_it(family, tmp_path):
         assert torch.equal(again(**inputs()).logits, wanted)
 
 
+@pytest.mark.parametrize(("head", "auto"), [("classification", "SequenceClassification"), ("masked_lm", "MaskedLM")])
+def test_its_folder_says_how_it_is_loaded(head, auto, tmp_path):
+    small("bert", head).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert f'AutoModelFor{auto}.from_pretrained("<this folder>", trust_remote_code=True)' in card
+    assert "trust_remote_code=True`, `pipeline` too" in card
+    tiny().save_pretrained(tmp_path / "stock")
+    assert not (tmp_path / "stock" / "README.md").exists()
+
+
 def test_the_config_names_every_head(tmp_path):
     small("roberta").save_pretrained(tmp_path)
     names = json.loads((tmp_path / "config.json").read_text())["auto_map"]

@@ -1,8 +1,5 @@
 """What people type, and the one line that they are told."""
 
-import importlib
-import sys
-
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -87,13 +84,3 @@ def test_each_method_has_a_line(root):
     said = dict(line.split(maxsplit=1) for line in lines)
     assert said["lora"] == "Low-rank updates of frozen linears (LoRA); half a percent of BERT-base is trained"
     assert said["late"].endswith("by the norm of their output gradient")
-
-
-def test_an_error_of_foreign_code_names_its_line(tmp_path, monkeypatch):
-    (tmp_path / "my_method.py").write_text("def prepare():\n    return {}['head']\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(KeyError) as caught:
-        importlib.import_module("my_method").prepare()
-    said = command_line.foreign_error(caught.value)
-    assert said.startswith("KeyError: 'head'") and "my_method.py:2, in prepare: return {}['head']" in said
-    sys.modules.pop("my_method")

@@ -96,7 +96,7 @@ def error_of_dx(sites, keep_frac):
                 for linear in (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value):
                     linear.weight.mul_(25)
         if chosen:
-            sparsify(net, chosen, Selector(keep_frac, unit="element", scope="sample"), seed=0)
+            sparsify(net, chosen, Selector(keep_frac, unit="element", scope="sample", rule="top"), seed=0)
         reached = []
         net.bert.embeddings.register_forward_hook(lambda m, a, out, reached=reached: reached.append(out))
         grad = torch.autograd.grad(net(**batch).loss, reached)[0]
@@ -244,7 +244,7 @@ def test_columns_never_selected_are_counted():
     shares = {}
     for coverage in (0.0, 0.5):
         net = small_net()
-        handle = sparsify(net, ("linear",), Selector(0.25, coverage=coverage), seed=0)
+        handle = sparsify(net, ("linear",), Selector(0.25, coverage=coverage, rule="top"), seed=0)
         assert handle.never_selected() is None
         for _ in range(8):
             net(**small_batch()).loss.backward()

@@ -82,14 +82,14 @@ def test_padding_does_not_change_what_is_chosen(padding, device):
 
 def test_top_rules_keep_the_largest(device):
     x = torch.randn(3, 8, 12, device=device)
-    columns = keep(x, Selector(0.25), None, Draw(0, 0, 0))
+    columns = keep(x, Selector(0.25, rule="top"), None, Draw(0, 0, 0))
     assert columns.tensors[1].tolist() == sorted(x.flatten(0, 1).norm(dim=0).topk(3).indices.tolist())
-    rows = keep(x, Selector(0.25, unit="token", norm="l1"), None, Draw(0, 0, 0))
+    rows = keep(x, Selector(0.25, unit="token", norm="l1", rule="top"), None, Draw(0, 0, 0))
     assert rows.tensors[1].tolist() == sorted(x.flatten(0, 1).abs().sum(1).topk(6).indices.tolist())
-    series = keep(x, Selector(0.25, scope="sample", norm="inf"), None, Draw(0, 0, 0))
+    series = keep(x, Selector(0.25, scope="sample", norm="inf", rule="top"), None, Draw(0, 0, 0))
     best = x.abs().amax(1).topk(3).indices + 12 * torch.arange(3, device=device)[:, None]
     assert series.tensors[1].tolist() == sorted(best.reshape(-1).tolist())
-    elements = keep(x, Selector(0.25, unit="element", scope="sample"), None, Draw(0, 0, 0))
+    elements = keep(x, Selector(0.25, unit="element", scope="sample", rule="top"), None, Draw(0, 0, 0))
     assert torch.equal(kept_mask(elements).flatten(1).sum(1).cpu(), torch.tensor([24] * 3))
 
 
@@ -99,7 +99,7 @@ def test_blocks_are_those_of_the_original_code(device):
     blocks = x.reshape(3, -1, 8).reshape(-1, 8)
     k = int(len(blocks) * 0.3 + 0.999)
     expected = blocks.abs().amax(1).argsort(descending=True)[:k]
-    kept = keep(x, Selector(0.3, unit="block", norm="inf"), None, Draw(0, 0, 0))
+    kept = keep(x, Selector(0.3, unit="block", norm="inf", rule="top"), None, Draw(0, 0, 0))
     assert kept.tensors[1].tolist() == sorted(expected.tolist())
 
 
@@ -121,7 +121,7 @@ def test_attention_weights_count_keys_of_real_tokens(device):
 
 def test_relu_with_many_zeros_keeps_no_more_than_asked(device):
     x = torch.randn(4, 16, 64, device=device).sub(1).relu()
-    kept = keep(x, Selector(0.3, unit="element", scope="sample"), None, Draw(0, 0, 0))
+    kept = keep(x, Selector(0.3, unit="element", scope="sample", rule="top"), None, Draw(0, 0, 0))
     assert kept.kept == int((x > 0).sum()) <= 0.3 * x.numel()
     assert torch.equal(unpack(kept.layout, kept.tensors), x)
 

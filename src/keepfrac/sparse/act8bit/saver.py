@@ -27,7 +27,7 @@ from keepfrac.settings import settings
 from keepfrac.sparse.act8bit.calls import PaddingReader, RowStats, SeedCounter
 from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
 from keepfrac.sparse.act8bit.parts import Parts
-from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
+from keepfrac.sparse.act8bit.settings import DEFAULTS, Act8bitSettings, StorageFormat
 from keepfrac.sparse.kernels import prepare
 from keepfrac.sparse.protocol import BackwardSaver, Handle
 
@@ -140,7 +140,7 @@ class Converted(Handle):
         super().restore()
 
 
-def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
+def convert(net: nn.Module, own: Act8bitSettings | float = DEFAULTS["keep_frac"]) -> Converted:
     """Makes every layer of `net` train through the blocks of `late`, in place.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
@@ -150,12 +150,14 @@ def convert(net: nn.Module, own: Act8bitSettings) -> Converted:
 
     Args:
         net: a network of a family whose attention is softmax(q k' scale + mask) v: see `models.families`.
-        own: how its blocks store and choose.
+        own: how its blocks store and choose; a number: keep_frac, and `DEFAULTS` for the rest.
 
     Raises:
-        UserError: a network that is converted already, of another family, or with a layer that the blocks would not
-            reproduce; kernels that cannot be built here.
+        UserError: a share that is not in (0, 1], a network that is converted already, of another family, or with a
+            layer that the blocks would not reproduce; kernels that cannot be built here.
     """
+    if not isinstance(own, Act8bitSettings):
+        own = Act8bit.Settings.of({**DEFAULTS, "keep_frac": own})
     if any(isinstance(module, LateLayer) for module in net.modules()):
         raise UserError("this network is converted to method late already: restore it first")
     parts = anatomy(net)

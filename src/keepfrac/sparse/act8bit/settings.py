@@ -1,6 +1,7 @@
 """The settings of `late`, and the formats in which one layer stores its activations."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -86,3 +87,16 @@ class Act8bitSettings(BackwardSaver.Settings):
     def storage(self) -> StorageFormat:
         """Storage of each layer, before a budget changes it."""
         return replace(STORES[self.store], context=self.context)
+
+
+DEFAULTS: dict[str, Any] = {
+    "name": "late",
+    "keep_frac": 0.3,
+    "rows": "wta",
+    "store": "8bit",
+    "context": "save",
+    "skip_zero_rows": True,
+    "kernels": "auto",
+    "selection_seed": 0,
+}
+"""What conf/backward/late.yaml says, which is not a part of the installed package."""

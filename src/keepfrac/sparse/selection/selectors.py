@@ -58,7 +58,7 @@ _NUMBERS = 1 << 18
 
 @dataclass(frozen=True)
 class Selector:
-    """What to keep of an activation.
+    """What to keep of an activation; the defaults are those of `method=norm`.
 
     Attributes:
         keep_frac: share of the units kept, in (0, 1]; of real tokens' units, padding does not count.
@@ -76,7 +76,7 @@ class Selector:
 
     keep_frac: float
     unit: str = "column"
-    rule: str = "top"
+    rule: str = "sampled"
     norm: str = "l2"
     scale: str = "none"
     scope: str = "batch"
