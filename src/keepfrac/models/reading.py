@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from keepfrac.adapters.files import PEFT_CONFIG, attach_saved
+from keepfrac.adapters.files import attach_saved
+from keepfrac.adapters.peft_folder import PEFT_CONFIG
 from keepfrac.errors import UserError
 from keepfrac.storage.redact import first_line
 

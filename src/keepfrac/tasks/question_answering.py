@@ -241,9 +241,6 @@ class QuestionTask(TextTask):
         """Two numbers a token: how likely the answer begins there, and ends there."""
         return 2
 
-    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
-        return len(batch["labels"])
-
     def metrics(self, split: str) -> MetricCollection:
         return MetricCollection({"answers": AnswerScores(self.metric_names, self._answer)})
 

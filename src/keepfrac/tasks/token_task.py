@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import MetricCollection
 
 from keepfrac.errors import DataMissing, UserError
-from keepfrac.settings import anything, settings
+from keepfrac.settings import Kind, mapping, settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch, token_sums
 from keepfrac.tasks.data.conll import Sentence, Tagged, names_of, read_tagged, to_bio
@@ -28,6 +28,7 @@ from keepfrac.tasks.text import TextTask
 from keepfrac.tasks.tokens import CHUNK, TokenRows
 
 FILES = ("train", "validation", "test")
+FILE_NAME = Kind(lambda value: isinstance(value, str) and bool(value), "a file's name")
 LOST = -1  # a word without a token: the row was cut before it, or the tokenizer drops its characters
 
 
@@ -70,7 +71,9 @@ class TokenTask(TextTask):
             " names, else the hub",
             null=True,
         )
-        files: Mapping | None = anything("train, validation and test -> the file's name in the corpus' folder")
+        files: Mapping | None = mapping(
+            "train, validation and test -> the file's name in the corpus' folder", FILE_NAME, *FILES, null=True
+        )
         path: str | None = text_field("dataset on the hub, owner/name", null=True)
         revision: str | None = text_field(
             "branch on the hub that holds the parquet copy; null: the main one", null=True
@@ -186,7 +189,7 @@ class TokenTask(TextTask):
         logits = outputs.logits[there].float()
         return token_sums(cross_entropy(logits, batch["labels"][there], reduction="none"), there)
 
-    def num_loss_terms(self, batch: Batch, targets: Tensor) -> int:
+    def num_loss_terms(self, batch: Batch) -> int:
         """Returns how many words have a token: what the loss of a batch is a mean over."""
         return int((batch["labels"] != IGNORED).sum())
 
