@@ -199,7 +199,7 @@ def _unit_notes(arms: Sequence[Arm]) -> list[str]:
 
 def _data_notes(cells: Sequence[FinishedRun]) -> list[str]:
     """Where the data of a task was changed between its cells."""
-    found = {}
+    found: dict[str, set[str]] = {}
     for cell in cells:
         if "data" in cell.settings:
             found.setdefault(cell.task, set()).add(cell.settings["data"])
