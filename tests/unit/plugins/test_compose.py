@@ -78,6 +78,20 @@ def test_hydra_composes_once_for_a_choice_of_groups(pair, monkeypatch):
     assert len(composed) == 2
 
 
+def test_the_sweeper_composes_only_for_launchers_that_do_not():
+    from hydra_plugins.grid_sweeper import GridSweeper
+    from hydra_plugins.proc_launcher import ProcLauncher
+    from hydra_plugins.slurm_launcher import SlurmLauncher
+
+    sweeper = GridSweeper(max_batch_size=None)
+    for launcher in (ProcLauncher(1), SlurmLauncher(1, (), {})):
+        sweeper.launcher = launcher
+        sweeper.validate_batch_is_legal([["no_such_key=1"]])
+    sweeper.launcher = object()
+    with pytest.raises(AssertionError):  # it has no configuration to compose from
+        sweeper.validate_batch_is_legal([["no_such_key=1"]])
+
+
 @pytest.mark.parametrize("word", ["keep_fracc=0.3", "method.unitt=column", "seed=1,2", "method=nrom", "lr@x=1"])
 def test_what_hydra_refuses_is_refused_in_its_words(pair, word):
     hydras, ours = pair
