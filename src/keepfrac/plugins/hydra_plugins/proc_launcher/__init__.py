@@ -175,7 +175,7 @@ class ProcLauncher(Launcher):
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = index, str(index)
             config.hydra.runtime.output_dir = str(Path(self.config.hydra.sweep.dir).absolute())
-        HydraConfig.instance().cfg = config  # type: ignore[assignment]  # what ${hydra:...} reads, without a copy
+        HydraConfig.instance().cfg = config  # type: ignore[assignment]  # ${hydra:...} reads it; no copy
         cell = identity.cell(identity.check(config))
         return Job(task, cell.identity, cell.folder, cell.label, kind_of(config), cell.code, cell.code_asked)
 

@@ -90,7 +90,8 @@ class Pool:
             "PYTHONUNBUFFERED": "1",  # the log of a killed job ends where the job did
         }
         self.num_done, self.console = num_done, console
-        self.warm, self._server = warm, None
+        self.warm = warm
+        self._server: Server | None = None
         self.running: list[Child] = []
         self.failures: list[Failure] = []
         self._next_look: dict[str, float] = {}  # identity -> when to ask again for a cell that another process holds
