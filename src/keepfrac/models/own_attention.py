@@ -133,8 +133,8 @@ def ask(net: Any, paths: Sequence[str]) -> list[Callable[[], None]]:
     Returns:
         What undoes it, to be called in reverse order.
     """
-    new = [one for one in map(net.get_submodule, paths) if can_ask(one) and not isinstance(one, _Asking)]
-    return [change_class(one, _class_of(type(one)), attention_config=net.config).undo for one in new]  # type: ignore[arg-type]
+    new: list[Any] = [one for one in map(net.get_submodule, paths) if can_ask(one) and not isinstance(one, _Asking)]
+    return [change_class(one, _class_of(one.__class__), attention_config=net.config).undo for one in new]
 
 
 @contextmanager
@@ -154,4 +154,5 @@ def _asking_of(stock: type) -> type | None:
 
 @functools.cache
 def _class_of(stock: Any) -> Any:
-    return type(f"Asking{stock.__name__}", (_asking_of(stock), stock), {"__module__": __name__})  # type: ignore[arg-type]
+    bases: Any = (_asking_of(stock), stock)
+    return type(f"Asking{stock.__name__}", bases, {"__module__": __name__})

@@ -34,7 +34,8 @@ def slice_tensors(
         for role, units in kept.ranks.items():
             _slice_ranks(found, getattr(layer, role), units, ranks.get(role))
         wide, narrow = (_widen(kept.heads, width) for width in (layer.unit_width, layer.head_dim))
-        heads: dict = dict.fromkeys((layer.key, layer.value, *layer.positions), narrow) | {layer.query: wide}
+        heads: dict[str | None, list[int]] = {layer.query: wide, layer.key: narrow, layer.value: narrow}
+        heads |= dict.fromkeys(layer.positions, narrow)
         _slice_units(found, heads, layer.attention_output, wide, _gate(gates, i, "heads", "attention", layer))
         if not kept.heads:  # what else it has, such as norms of query and key
             found = {n: t for n, t in found.items() if not n.startswith(f"{layer.attention}.") or _is_norms(layer, n)}
