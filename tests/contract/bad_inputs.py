@@ -149,7 +149,7 @@ RUNS = [  # method, overrides, what is said once the data and the model are ther
     ("nosp", "model.config.hidden_size=abc", "model.config.hidden_size=abc"),
     ("nosp", "model.config.num_attention_heads=3", "hidden_size=128 must be a multiple of num_attention_heads=3"),
     ("nosp", "+model.config.hidden_sise=8", "hidden_sise: a model of this family has no such setting; .* hidden_size"),
-    ("nosp", "model.hidden_act=foo", "hidden_act=foo"),
+    ("nosp", "model.hidden_act=foo", "hidden_act='foo': choose one of gelu"),
     ("nosp", "task.max_length=100000", "max_length=100000"),
     ("nosp", "task.metrics=[foo]", "task.metrics.*foo is no metric of a classification"),
     ("nosp", "task.best_metric=foo", None),
