@@ -159,7 +159,6 @@ ON_DECODERS = [
     ("norm", "", "c_attn is a Conv1D, not an nn.Linear"),
     ("magnitude", "method.cost=latency", "cost=latency is measured on layers of encoders"),
     ("l0", "method.families=[ranks]", "gates on ranks are for encoders"),
-    ("late", "", "late"),
 ]
 
 TYPED = [  # words of `python -m src.main`, beside those of a run that could begin; what is said
@@ -214,7 +213,7 @@ TYPED = [  # words of `python -m src.main`, beside those of a run that could beg
     ("export.name=foo", "export.name=foo: must be one of none, onnx"),
     ("export=peft", "export=peft: method=nosp delivers no updates"),
     ("method=norm method.norm=inf", "method.norm=inf: is read as a number; as a text it is typed"),
-    ("method._target_=foo.Bar", "foo.Bar: No module named 'foo'"),
+    ("method._target_=foo.Bar", "foo.Bar: ModuleNotFoundError: No module named 'foo'"),
     ("method._target_=os.system", "method._target_=os.system: must be a class with Settings of the group method"),
     ("method._target_=3", "method._target_=3: must be the import path"),
     ("method._target_=foo", "_target_=foo: "),
