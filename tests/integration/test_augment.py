@@ -87,7 +87,7 @@ def test_a_malformed_glove_file_fails_the_run_with_its_line(composed, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("augment.times=0", "augment.times=0: must be a whole number >= 1, or null"),
+        ("augment.times=0", "augment.times=0: must be a whole number >= 1 and < 2\\^32, or null"),
         ("augment.times=2.5", "augment.times=2.5"),
         ("augment.p=1.5", r"augment.p=1.5: must be a number in \[0, 1\]"),
         ("augment.p=-0.1", "augment.p=-0.1"),
