@@ -97,7 +97,7 @@ def is_there(arm: Arm) -> bool:
 class _NoTask:
     """What a method asks of a task before it trains."""
 
-    head, labels, num_labels = "sequence_classification", ("no", "yes"), 2
+    head, labels, num_labels, batch_size, has_new_head = "sequence_classification", ("no", "yes"), 2, 1, True
 
     def metrics(self, split: str) -> None:
         return None
