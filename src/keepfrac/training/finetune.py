@@ -83,7 +83,7 @@ class FineTune(pl.LightningModule):
         self.ema: EMA | None = None
         self.fgm = None if loop.fgm is None else FGM(loop.fgm)
         self._batch: Batch = {}
-        self.group = GroupMean(1, 1, task.batch_size)
+        self.group = GroupMean(1, 1, 1)  # until training begins
         self._task = (task,)  # in a tuple: a LightningDataModule is not a part of the model
         self.val_metrics, self.val_loss = task.metrics("val"), MeanMetric()
         self._pending_random_state: dict | None = None
