@@ -5,8 +5,9 @@
     NoNorm      y = x + dropout(f(x))
     NormBlock   y = LayerNorm(x): in the place of a removed sub-layer
 
-All but NoNorm store the LayerNorm's normalised rows, which serve twice: for its own gradient, and, times gamma plus beta, as a
-linear's input: with the LayerNorm behind, that of the next block's first linears; in front, that of this block's.
+All but NoNorm store the LayerNorm's normalised rows, which serve twice: for its own gradient, and, times gamma plus
+beta, as a linear's input: with the LayerNorm behind, that of the next block's first linears; in front, that of this
+block's.
 
 Between two blocks runs code of the model (its loop over layers, hooks), so the stored form is an attribute of the
 tensor. Where that code makes a new tensor, the next block packs its input itself: more bytes, the same result.
