@@ -41,12 +41,14 @@ class Family:
         bare_first: whether the first layer has nothing in the place of the attention's.
         probability_dropout: the dropout module of the attention probabilities; None: the family has no such module.
         attention_dropout: that of the attention sub-layer's output.
+        inner_dropout: that of what `ffn_out` reads; None: there is none.
         ffn_dropout: that of the feed-forward block's output.
         num_heads: attribute of the attention module with the number of heads; None: it has none.
         head_dim: attribute with the width of one head.
         width: attribute with num_heads * head_dim, where the forward pass reads it.
         layout: how a linear holds its matrix: "plain" (outputs, inputs), or "conv1d" (inputs, outputs).
         causal: whether a token sees only what stands before it: a decoder.
+        rotary: whether queries and keys are rotated by their positions.
         attention_interface: whether attention goes through Transformers' AttentionInterface. Without it the attention
             function is recorded or replaced where `models.own_attention` knows the module; elsewhere that is refused.
         positions: linears, where a model has them, that make keys and queries of distances: cut with the heads.
@@ -86,11 +88,13 @@ class Family:
     probability_dropout: str | None = None
     attention_dropout: str | None = None
     ffn_dropout: str | None = None
+    inner_dropout: str | None = None
     num_heads: str | None
     head_dim: str = "head_dim"
     width: str | None = None
     layout: str = "plain"
     causal: bool = False
+    rotary: bool = False
     attention_interface: bool = True
     positions: tuple[str, ...] = ()
     head_bias: bool = False
@@ -155,6 +159,7 @@ LLAMA = Family(
     norm_at="before",
     num_heads=None,
     causal=True,
+    rotary=True,
     attention_dropouts=("attention_dropout",),
     new_parts=("score", "lm_head"),
 )
@@ -275,7 +280,9 @@ FAMILIES: dict[str, Family] = {
         norm_at="before",
         bare_first=True,
         attention_dropout="attn.out_drop",
+        inner_dropout="mlp.drop",
         num_heads=None,
+        rotary=True,
         function="hidden_activation",
         layer_lists=("layer_types",),
         dropouts=("embedding_dropout", "mlp_dropout", "classifier_dropout"),

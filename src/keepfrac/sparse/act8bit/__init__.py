@@ -10,7 +10,8 @@ stock layer, and the gradient to the input runs over all rows, exact up to the 8
     layers, parts      the stock layer's class with another forward pass; its linears, norms and dropouts by name
     attention,         the two blocks as autograd functions
     feed_forward
-    masked_attention   the attention of decoders: masks of queries and keys, grouped heads, rotary positions
+    masked_attention   the attention of decoders, and of encoders with rotary positions: masks of queries and keys,
+                       grouped heads
     norms, rms_norms   dropout, residual and norm around a block; the stored form of a block's input
     linears            linear layers with low-rank updates, gates and two factors
     weight_gradients   which rows form them, what wants a gradient, and their sums

@@ -113,6 +113,8 @@ class AttentionBlock(torch.autograd.Function):
             values = qkv.shape[1] + context.shape[1]
             if call.attention.head_eps:  # written out by the models: two numbers more of each query and key
                 values += 2 * (call.attention.heads + call.attention.kv_heads) * call.attention.head_dim
+            if len(into) == 1 and positions.cos is not None:  # rotated copies, beside the packed whole that v views
+                values += (call.attention.heads + call.attention.kv_heads) * call.attention.head_dim
             del qkv
             stored_context = (context.new_empty(0),) * 2
             if needs.last_input and call.storage.context == "save":

@@ -19,8 +19,9 @@ from keepfrac.sparse.act8bit.linears import UpdateLayout
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.tensors.rng import seed63
 
-# what draws by chance inside a block: the output's dropout, the attention's (per sample), the two choices of rows
-OUTPUT, PROBABILITIES, ROWS_OUT, ROWS_IN = range(4)
+# what draws by chance inside a block: the output's dropout, the attention's (per sample), the two choices of rows, the
+# dropout of what the last linear reads
+OUTPUT, PROBABILITIES, ROWS_OUT, ROWS_IN, INNER = range(5)
 
 
 class SeedCounter:
@@ -201,6 +202,7 @@ class NormConfig(NamedTuple):
         pre_norm: whether the norm is in front of it.
         rms: whether it is an RMSNorm; then it is in front.
         output_eps: of the RMSNorm of its output; None: there is none.
+        bare: whether there is nothing in front, where a norm would stand.
     """
 
     eps: float
@@ -208,11 +210,12 @@ class NormConfig(NamedTuple):
     pre_norm: bool
     rms: bool = False
     output_eps: float | None = None
+    bare: bool = False
 
     @property
     def num_kept(self) -> int:
         """How many tensors the norms store: normalised rows, their scales and 1 / deviation, of each."""
-        return 3 if self.output_eps is None else 6
+        return 3 * ((not self.bare) + (self.output_eps is not None))
 
 
 class AttentionConfig(NamedTuple):
@@ -254,6 +257,8 @@ class Call:
         seed: of this call; the masks and the choice of rows are regenerated from it.
         attention: None in a feed-forward block.
         activation: the feed-forward's activation function, without parameters.
+        gated: whether that is of a gate: the first half of what it is given, which multiplies the second.
+        inner_p: dropout of what the feed-forward's last linear reads.
         layouts: of the block's linears, what is not a tensor of their updates: see `linears`.
         stats: the block's counts.
     """
@@ -266,6 +271,8 @@ class Call:
     seed: int
     attention: AttentionConfig | None = None
     activation: nn.Module | None = None
+    gated: bool = False
+    inner_p: float = 0.0
     layouts: tuple[UpdateLayout, ...] = ()
     stats: RowStats
 
@@ -291,7 +298,7 @@ class Call:
         batch * length * width floats for a BERT layer. `values` None: a LayerNorm alone.
         """
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
-        per_row = width * x.element_size()
+        per_row = 0 if self.norm.bare else width * x.element_size()
         if values is not None:
             mask = width if self.norm.p > 0 else 0
             per_row += (width * reads + values) * compute.itemsize + mask

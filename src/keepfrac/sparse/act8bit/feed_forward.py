@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2CLS, GELUActivation, ReLUSquaredActivation
 
-from keepfrac.sparse.act8bit.calls import ROWS_OUT, refuse_double_backward
+from keepfrac.sparse.act8bit.calls import INNER, ROWS_OUT, Call, refuse_double_backward
 from keepfrac.sparse.act8bit.linears import FusedLinear, compute_dtype, unpack_linears, without_autocast
 from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS
 from keepfrac.sparse.act8bit.norms import NO_GRADS, PackedInput
 from keepfrac.sparse.act8bit.rms_norms import norm_around
 from keepfrac.sparse.act8bit.weight_gradients import ALL, Choice, Gradients, NeedsGrad, choose_rows, gather, live_rows
 from keepfrac.sparse.kernels import kernels_for, plain
+from keepfrac.sparse.kernels.plain import keep_mask
 
 CHUNK = 2048  # tokens
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, ReLUSquaredActivation)
@@ -151,6 +152,24 @@ def activation_for(
     return Gelu(kernels) if type(function) is GELUActivation else OtherActivation(function)
 
 
+class InnerDropout:
+    """Dropout of what the last linear reads, the same in both passes.
+
+    Args:
+        call: of the block.
+        width: of what it reads.
+        device: where that is.
+    """
+
+    def __init__(self, call: Call, width: int, device: torch.device) -> None:
+        self.p, rows = call.inner_p, call.shape[0] * call.shape[1]
+        self.kept = keep_mask((rows, width), self.p, call.seed_of(INNER), device) if self.p else None
+
+    def __call__(self, x: Tensor, rows: Tensor | slice | None) -> Tensor:
+        """Returns x, or a gradient to it, of these of the block's rows (None: all) after the dropout."""
+        return x if self.kept is None else x * gather(self.kept, rows) * (1 / (1 - self.p))
+
+
 def pieces(count: int) -> list[slice]:
     """Returns slices of CHUNK that cover range(count)."""
     return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
@@ -184,7 +203,7 @@ class FeedForwardBlock(torch.autograd.Function):
         kernels, kind = kernels_for(call.settings.kernels, x, compute), call.storage.dtype("pre_activation", compute)
         *into, back = unpack_linears(tensors, call.layouts)
         first, last = FusedLinear(into, compute), FusedLinear([back], compute)
-        activation = activation_for(call.activation, kernels, gated=len(into) > 1)
+        activation = activation_for(call.activation, kernels, gated=call.gated)
         norms = {"gamma": gamma, "beta": beta, "output_gamma": output_gamma}
         around = norm_around(call, kernels=kernels, compute=compute, **norms)
         with without_autocast(x):
@@ -193,9 +212,10 @@ class FeedForwardBlock(torch.autograd.Function):
             out = residual.new_empty(residual.shape, dtype=compute)
             pre_activation = activation.allocate((len(residual), first.outputs), kind, x.device)
             factors = None if gates is None else gates.to(compute)
+            dropped = InnerDropout(call, last.weight.shape[1], x.device)
             for part in pieces(len(residual)):
                 h = first.forward(entered[part].to(compute))
-                a = activation.forward(h, pre_activation[0][part], pre_activation[1][part])
+                a = dropped(activation.forward(h, pre_activation[0][part], pre_activation[1][part]), part)
                 last.forward(a if factors is None else a * factors, out=out[part])
             y = around.leave(out, residual)
         kept = (*pre_activation, *around.kept)
@@ -205,7 +225,7 @@ class FeedForwardBlock(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # or zeros would be made for the two
         needs = NeedsGrad.of(ctx.needs_input_grad, call.layouts)
         # the activation function's input and output, and with a gate the other factor and the product
-        sides = len(into) + (len(into) > 1) + needs.last_input
+        sides = (3 if call.gated else 1) + needs.last_input
         call.count_saved(x, kept, compute, values=sides * last.weight.shape[1], reads=needs.first_input)
         # not a view: autograd forbids to change a view of a custom function in place
         return torch.ops.aten._unsafe_view(y, x.shape), *around.output
@@ -225,7 +245,7 @@ class FeedForwardBlock(torch.autograd.Function):
         around = norm_around(call, kernels=kernels, compute=compute, **of_norms)
         *into, back = unpack_linears(saved[end:], call.layouts)
         first, last = FusedLinear(into, compute), FusedLinear([back], compute)
-        activation = activation_for(call.activation, kernels, gated=len(into) > 1)
+        activation = activation_for(call.activation, kernels, gated=call.gated)
         stored = around.input(PackedInput(*packed))
         with without_autocast(dy):
             rows = dy.reshape(-1, dy.shape[-1]).contiguous()
@@ -238,16 +258,16 @@ class FeedForwardBlock(torch.autograd.Function):
             first_grads, last_grads = Gradients(first, needs.into), Gradients(last, needs.back)
             factors = None if gates is None else gates.to(compute)
             d_gates = torch.zeros_like(gates) if needs.gates else None
-            parts = pieces(len(every))
+            parts, dropped = pieces(len(every)), InnerDropout(call, last.weight.shape[1], dy.device)
             for part, (positions, weight) in zip(parts, chosen_in(chosen, live, parts), strict=True):
                 tokens = every[part]
                 here = part if live is None else tokens
                 some = Choice(gather(tokens, positions), weight)
                 g = gather(d_out, here)
                 if needs.last:
-                    a = activation.rows(pre_activation, some, compute)
+                    a = dropped(activation.rows(pre_activation, some, compute), some.index)
                     last_grads.add(gather(g, positions), a if factors is None else a * factors)
-                d_a = last.input_grad(g, None)
+                d_a = dropped(last.input_grad(g, None), here)
                 if d_gates is not None:
                     a = activation.rows(pre_activation, Choice(tokens, None), compute)
                     d_gates += (d_a * a).sum(0, dtype=d_gates.dtype)

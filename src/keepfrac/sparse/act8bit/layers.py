@@ -28,7 +28,7 @@ from keepfrac.sparse.act8bit.feed_forward import FeedForwardBlock
 from keepfrac.sparse.act8bit.linears import LinearSpec, compute_dtype, gated_spec_of, spec_of
 from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS, Positions
 from keepfrac.sparse.act8bit.norms import NOTHING, NormBlock, PackedInput, attach_packed, packed_input
-from keepfrac.sparse.act8bit.parts import AttentionParts, Parts, eps_of
+from keepfrac.sparse.act8bit.parts import AttentionParts, Parts, eps_of, is_bare
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.sparse.act8bit.weight_gradients import wants_rows
 from keepfrac.sparse.kernels import kernels_for
@@ -125,7 +125,7 @@ class LateLayer:
     @property
     def _masked(self) -> bool:
         """Whether its attention is that of `masked_attention`."""
-        return self.late.family.causal or self.late.family.rms_norm is not None
+        return self.late.family.causal or self.late.family.rotary
 
     def _padding(self, x: Tensor, parts: Parts, mask: Tensor | None) -> KeyPadding:
         if parts.attention is None or not self._masked:
@@ -136,8 +136,7 @@ class LateLayer:
 
     def _call(self, x: Tensor, parts: Parts, padding: KeyPadding, *, number: int, seed: int) -> Call:
         """The numbers of a call of the first or the second sub-layer."""
-        late, dropout = self.late, parts.dropouts[number]
-        rate = 0.0 if dropout is None else dropout.p
+        late, rate = self.late, _rate(parts.dropouts[number])
         return Call(
             settings=late.settings,
             storage=late.storage,
@@ -165,7 +164,7 @@ class LateLayer:
         )  # fmt: skip
 
     def _attention_config(self, part: AttentionParts) -> AttentionConfig:
-        plain = AttentionConfig(part.num_heads, part.owner.scaling, part.dropout)
+        plain = AttentionConfig(part.num_heads, part.scale, part.dropout)
         if not self._masked:
             return plain
         return plain._replace(
@@ -183,10 +182,14 @@ class LateLayer:
         call = self._call(x, parts, padding, number=1, seed=seed)
         if part is None or is_dropped(parts.norms[1]):
             return _removed(x, parts, call, number=1)
-        call = replace(call, activation=part.activation)
-        linears = [spec_of(one) for one in (part.gate, part.ffn_in) if one is not None]
+        call = replace(call, activation=part.activation, gated=part.gate is not None, inner_p=_rate(part.dropout))
+        linears = [spec_of(one) for one in dict.fromkeys((part.gate, part.ffn_in)) if one is not None]
         around = Around.of(parts, 1)
         return _block(FeedForwardBlock, x, first=linears, last=part.ffn_out, around=around, bias=None, call=call)
+
+
+def _rate(dropout: Any) -> float:
+    return 0.0 if dropout is None else dropout.p
 
 
 def _is_causal(owner: nn.Module, family: Family) -> bool:
@@ -194,15 +197,17 @@ def _is_causal(owner: nn.Module, family: Family) -> bool:
 
 
 def _norm_config(parts: Parts, number: int, rate: float) -> NormConfig:
-    output, rms = parts.output_norms[number], parts.offset is not None
+    norm, output, rms = parts.norms[number], parts.output_norms[number], parts.offset is not None
+    if is_bare(norm):
+        return NormConfig(0.0, rate, parts.pre_norm, bare=True)
     output_eps = None if output is None else eps_of(output)
-    return NormConfig(eps_of(parts.norms[number]), rate, parts.pre_norm, rms=rms, output_eps=output_eps)
+    return NormConfig(eps_of(norm), rate, parts.pre_norm, rms=rms, output_eps=output_eps)
 
 
 class Around(NamedTuple):
     """What the norms of a sub-layer multiply with and add."""
 
-    gamma: Tensor
+    gamma: Tensor | None
     beta: Tensor | None
     output_gamma: Tensor | None
 
@@ -210,6 +215,8 @@ class Around(NamedTuple):
     def of(cls, parts: Parts, number: int) -> "Around":
         """Returns those of the first or the second sub-layer."""
         norm, output = parts.norms[number], parts.output_norms[number]
+        if is_bare(norm):
+            return cls(None, None, None)
         return cls(parts.gamma(norm), getattr(norm, "bias", None), None if output is None else parts.gamma(output))
 
 
@@ -232,13 +239,13 @@ def _block(
     flat = [tensor for one in linears for tensor in one.tensors()]
     learns = [tensor is not None and tensor.requires_grad for one in first for tensor in one.tensors()]
     stored, packed = NOTHING, False
-    if not call.norm.pre_norm and wants_rows(learns, call.layouts[:-1]):
+    if (call.norm.bare or not call.norm.pre_norm) and wants_rows(learns, call.layouts[:-1]):
         stored, packed = packed_input(x, kernels, call.storage.dtype("normalized", x.dtype))
     y, data, scales = block.apply(x, *stored, *around, gates, bias, call, *positions, *flat)
     made = [tensor for one in linears for tensor in one.made()]
     extra = (stored.data, stored.scales) if packed else ()
     call.stats.saved_bytes += sum(tensor.nbytes for tensor in (*made, *extra))
-    if data is None or around.beta is None:
+    if data is None or around.gamma is None or around.beta is None:
         return y
     return attach_packed(y, PackedInput(data, scales, gamma=around.gamma.detach(), beta=around.beta.detach()))
 

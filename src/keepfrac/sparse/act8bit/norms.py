@@ -2,10 +2,12 @@
 
     PostNorm    y = LayerNorm(dropout(f(x)) + x)
     PreNorm     y = x + dropout(f(LayerNorm(x)))
+    NoNorm      y = x + dropout(f(x))
     NormBlock   y = LayerNorm(x): in the place of a removed sub-layer
 
-Each stores the LayerNorm's normalised rows, which serve twice: for its own gradient, and, times gamma plus beta, as a
-linear's input: with the LayerNorm behind, that of the next block's first linears; in front, that of this block's.
+All but NoNorm store the LayerNorm's normalised rows, which serve twice: for its own gradient, and, times gamma plus
+beta, as a linear's input: with the LayerNorm behind, that of the next block's first linears; in front, that of this
+block's.
 
 Between two blocks runs code of the model (its loop over layers, hooks), so the stored form is an attribute of the
 tensor. Where that code makes a new tensor, the next block packs its input itself: more bytes, the same result.
@@ -73,7 +75,7 @@ class PostNorm:
     Args:
         call: of the block.
         kernels: compiled or plain.
-        gamma, beta: of the LayerNorm, (width,).
+        gamma, beta: of the LayerNorm, (width,); beta None: it adds none.
         compute: dtype of the matmuls.
         kept: what `leave` stored, for the backward pass: normalised rows, their scales, 1 / deviation.
     """
@@ -84,12 +86,15 @@ class PostNorm:
         call: Call,
         kernels: Any,
         gamma: Tensor,
-        beta: Tensor,
+        beta: Tensor | None,
         compute: torch.dtype,
         kept: tuple[Tensor, ...] = (),
     ) -> None:
         self.call, self.kernels, self.compute, self.kept = call, kernels, compute, kept
-        self.gamma, self.beta = gamma, beta
+        self.gamma, self.has_beta = gamma, beta is not None
+        self.beta = torch.zeros_like(gamma) if beta is None else beta
+        self.d_gamma: Tensor | None = None
+        self.d_beta: Tensor | None = None
         self.d_output_gamma: Tensor | None = None
 
     def enter(self, residual: Tensor) -> Tensor:
@@ -119,10 +124,16 @@ class PostNorm:
     def open(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns, of the gradient to y: that to f's output; the norms of its rows; where to add that to f's input."""
         p, seed = self.call.norm.p, self.call.seed_of(OUTPUT)
-        total, d_out, self.d_gamma, self.d_beta, norms = self.kernels.add_norm_grad(
+        total, d_out, norms = self._add_norm_grad(dy, p, seed)
+        return d_out, norms, total
+
+    def _add_norm_grad(self, dy: Tensor, p: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients to the residual and to what was added to it, and the norms of the latter's rows."""
+        total, d_out, self.d_gamma, d_beta, norms = self.kernels.add_norm_grad(
             dy, *self.kept, self.gamma, p, seed, self.compute
         )
-        return d_out, norms, total
+        self.d_beta = d_beta if self.has_beta else None
+        return total, d_out, norms
 
     def close(self, dy: Tensor, total: Tensor) -> Tensor:
         """Returns the gradient to the block's input, when that to f's input has been added."""
@@ -160,10 +171,24 @@ class PreNorm(PostNorm):
         return d_out, norms, torch.zeros_like(dy)
 
     def close(self, dy: Tensor, total: Tensor) -> Tensor:
-        d_x, _, self.d_gamma, self.d_beta, _ = self.kernels.add_norm_grad(
-            total, *self.kept, self.gamma, 0.0, 0, self.compute
-        )
-        return d_x.add_(dy)
+        return self._add_norm_grad(total, 0.0, 0)[0].add_(dy)
+
+
+class NoNorm(PreNorm):
+    """The same with nothing in front: f reads the residual, whose stored form is the block's input."""
+
+    def __init__(self, *, call: Call, kernels: Any, compute: torch.dtype, **_nothing: Any) -> None:
+        self.call, self.kernels, self.compute, self.kept = call, kernels, compute, ()
+        self.d_gamma = self.d_beta = self.d_output_gamma = None
+
+    def enter(self, residual: Tensor) -> Tensor:
+        return residual
+
+    def input(self, packed: PackedInput) -> PackedInput:
+        return packed
+
+    def close(self, dy: Tensor, total: Tensor) -> Tensor:
+        return total.add_(dy)
 
 
 class NormBlock(torch.autograd.Function):

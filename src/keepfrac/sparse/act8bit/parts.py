@@ -45,6 +45,11 @@ class AttentionParts:
         )
 
     @property
+    def scale(self) -> float:
+        """Factor of the scores."""
+        return getattr(self.owner, "scaling", self.head_dim**-0.5)
+
+    @property
     def rotate(self) -> Callable[..., Any] | None:
         """The model's own function of rotary positions, where this layer has them."""
         function = getattr(sys.modules[type(self.owner).__module__], "apply_rotary_pos_emb", None)
@@ -53,12 +58,16 @@ class AttentionParts:
 
 @dataclass(frozen=True)
 class FeedForwardParts:
-    """The linears of one feed-forward block and the function between them; with a gate, it is the gate's."""
+    """The linears of one feed-forward block, the function between them (with a gate, it is the gate's) and its dropout.
+
+    Gate and first linear of a packed one are the same module.
+    """
 
     ffn_in: nn.Module
     ffn_out: nn.Module
     activation: nn.Module
     gate: nn.Module | None
+    dropout: Any
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Parts:
     Args:
         attention: None: removed, only its LayerNorm is left.
         feed_forward: likewise.
-        norms: of the attention and of the feed-forward block.
+        norms: of the attention and of the feed-forward block; an Identity: there is none.
         output_norms: of their outputs; None: there are none.
         offset: what RMSNorms add to their weights; None: the norms are LayerNorms.
         dropouts: of the outputs of the two; None: the family has none there.
@@ -109,7 +118,11 @@ class Parts:
             )
         if part(family.ffn_out) is not None:
             feed_forward = FeedForwardParts(
-                part(family.ffn_in), part(family.ffn_out), part(family.activation), gate=part(family.ffn_gate)
+                part(family.ffn_in),
+                part(family.ffn_out),
+                part(family.activation),
+                gate=part(family.ffn_gate),
+                dropout=_dropout(part(family.inner_dropout)),
             )
         first, second = map(part, family.output_norms or (None, None))
         return cls(
@@ -117,7 +130,7 @@ class Parts:
             feed_forward,
             norms=(part(family.layer_norms[0]), part(family.layer_norms[1])),
             output_norms=(first, second),
-            dropouts=(part(family.attention_dropout), part(family.ffn_dropout)),
+            dropouts=(_dropout(part(family.attention_dropout)), _dropout(part(family.ffn_dropout))),
             pre_norm=family.norm_at == "before",
             offset=family.rms_norm,
         )
@@ -149,7 +162,8 @@ class Parts:
                     f"method late has no dropout of a low-rank update's input (now {max(rates)}): set method.dropout=0"
                 )
         inside = self.attention.probability_dropout if self.attention is not None else None
-        for dropout in (inside, *self.dropouts):
+        inner = self.feed_forward.dropout if self.feed_forward is not None else None
+        for dropout in (inside, inner, *self.dropouts):
             if dropout is not None and (type(dropout) is not nn.Dropout or not 0 <= dropout.p < 1):
                 raise UserError(f"method late needs dropout in [0, 1); in {path} there is {dropout!r}")
         if self.feed_forward is not None and not is_known(self.feed_forward.activation):
@@ -157,12 +171,19 @@ class Parts:
                 "method late knows the stock activation functions without parameters; in"
                 f" {path} there is {self.feed_forward.activation!r}"
             )
+        self._check_norms(path)
+
+    def _check_norms(self, path: str) -> None:
         inner = self.attention.norms if self.attention is not None else ()
         for norm in (*self.norms, *(one for one in (*self.output_norms, *inner) if one is not None)):
+            if is_bare(norm) and self.pre_norm:
+                continue
             if self.offset is not None:
                 self._check_rms(norm, path)
-            elif type(norm) is not nn.LayerNorm or norm.bias is None:
-                raise UserError(f"method late needs plain LayerNorms with a bias; in {path} there is {norm!r}")
+            elif type(norm) is not nn.LayerNorm or norm.weight is None:
+                raise UserError(f"method late needs plain LayerNorms; in {path} there is {norm!r}")
+            elif norm.bias is None and not self.pre_norm:
+                raise UserError(f"method late needs a bias in LayerNorms behind; in {path} there is {norm!r}")
 
     @torch.no_grad()
     def _check_rms(self, norm: Any, path: str) -> None:
@@ -178,6 +199,16 @@ def _find(layer: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         found = getattr(found, name, None)
     return None if getattr(found, "is_removed", False) else found
+
+
+def _dropout(module: Any) -> Any:
+    """A dropout, None where an Identity stands for the one of rate 0."""
+    return None if type(module) is nn.Identity else module
+
+
+def is_bare(norm: Any) -> bool:
+    """Returns whether nothing is normalised there."""
+    return type(norm) is nn.Identity
 
 
 def eps_of(norm: Any) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from keepfrac.sparse.act8bit.calls import Call
-from keepfrac.sparse.act8bit.norms import PackedInput, PostNorm, PreNorm
+from keepfrac.sparse.act8bit.norms import NoNorm, PackedInput, PostNorm, PreNorm
 
 
 def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,6 @@ class PreRmsNorm(PreNorm):
     def __init__(self, *, output_gamma: Tensor | None = None, **given: Any) -> None:
         super().__init__(**given)
         self.output_gamma = output_gamma
-        self.d_beta = None
 
     def _normalize(self, x: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the norm of x (rows, width), and what its gradient needs."""
@@ -95,4 +94,6 @@ def norm_around(call: Call, *, output_gamma: Tensor | None = None, **given: Any)
     """Returns what stands around a block; `given` as for `PostNorm`, `output_gamma` as for `PreRmsNorm`."""
     if call.norm.rms:
         return PreRmsNorm(call=call, output_gamma=output_gamma, **given)
+    if call.norm.bare:
+        return NoNorm(call=call, **given)
     return (PreNorm if call.norm.pre_norm else PostNorm)(call=call, **given)
