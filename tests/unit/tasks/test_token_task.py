@@ -209,6 +209,10 @@ def test_words_that_are_cut_off_count_as_missed(make_task, tmp_path, tokenizer):
     assert task.describe()["truncated"]["test"] == 2
 
 
+def test_no_class_of_tags_is_called_positive(make_task, tmp_path, tokenizer):
+    assert "positive" not in task_of(make_task, tmp_path, tokenizer).describe()  # f1 is of entities here
+
+
 def test_counts_what_was_repaired(make_task, tmp_path, tokenizer):
     task = task_of(make_task, tmp_path, tokenizer, CONLL.replace("B-fruit", "I-fruit"))
     assert task.describe()["tags_repaired"] == {"train": 1, "validation": 1, "test": 1}
