@@ -270,10 +270,17 @@ def load_body(folder: Path) -> PreTrainedModel:
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """Returns the Auto class of the head that a configuration names, AutoModel where it names none of HEADS."""
+    return known_class(config) or transformers.AutoModel
+
+
+def known_class(config: PreTrainedConfig) -> Any | None:
+    """Returns the one of HEADS whose model of this family a configuration names; None: none of them."""
     wanted = (config.architectures or [""])[0]
-    heads = [head for head in HEADS.values() if head is not transformers.AutoModel]
-    known = (head for head in heads if wanted in {cls.__name__ for cls in head._model_mapping.values()})
-    return next(known, transformers.AutoModel)
+    for auto in HEADS.values():
+        found = auto._model_mapping.get(type(config), ())
+        if wanted in {cls.__name__ for cls in (found if isinstance(found, tuple | list) else (found,))}:
+            return auto
+    return None
 
 
 def silence_library_logging() -> None:

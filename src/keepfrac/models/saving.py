@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from keepfrac.adapters.files import attach_saved
 from keepfrac.errors import UserError
 from keepfrac.models import packed
-from keepfrac.models.pruned import ENCODERS
+from keepfrac.models.load import known_class
+from keepfrac.models.reading import read_config, read_weights
 from keepfrac.models.shrink import MaskedWeights
 from keepfrac.prune.masks import Masks
-from keepfrac.storage.redact import first_line
 
 FORMS = ("plain", "packed", "packed_int8")
-AUTOS = (*ENCODERS, AutoModelForCausalLM)
 
 
 def save(
@@ -75,27 +72,15 @@ def load(folder: str | Path) -> PreTrainedModel:
     Raises:
         UserError: it is no model's folder, cannot be read, or names a head that this package does not know.
     """
-    source = Path(folder)
-    if not (source / "config.json").is_file():
+    source, who = Path(folder), f"model {folder}"
+    if not source.is_dir():
         raise UserError(f"{source} is not a model's folder: it has no config.json")
+    config = read_config(source, who)
     if (source / packed.FILE).exists():
         return packed.load_packed(source)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        net, info = _auto_class(config, source).from_pretrained(source, config=config, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {source}: {first_line(error)}") from error
+    if (auto := known_class(config)) is None:
+        raise UserError(f"{who}: its class {(config.architectures or ['(none is named)'])[0]} is not known here")
+    net, info = read_weights(auto, source, who, config)
     if info["missing_keys"]:
-        raise UserError(f"model {source}: it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
-    attach_saved(net, source)
+        raise UserError(f"{who}: it has no weights for {', '.join(sorted(info['missing_keys'])[:3])}")
     return net.eval()
-
-
-def _auto_class(config: PreTrainedConfig, source: Path) -> Any:
-    """The Auto class whose model of this family is the one that the configuration names."""
-    wanted, family = (config.architectures or [""])[0], type(config)
-    for auto in AUTOS:
-        found = auto._model_mapping.get(family, ())
-        if wanted in {cls.__name__ for cls in (found if isinstance(found, tuple | list) else (found,))}:
-            return auto
-    raise UserError(f"model {source}: its class {wanted or '(none is named)'} is not known here")

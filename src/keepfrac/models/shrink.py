@@ -52,8 +52,8 @@ def prune(
         small = keepfrac.prune(model, batches, keep_frac=0.3, rounds=4, train=lambda model: my_loop(model))
 
     Args:
-        model: a BERT, RoBERTa, DistilBERT, GPT-2 or Llama with any head, dense or cut before; not changed without
-            `train`. Restore what saves less, and merge updates, before.
+        model: of a family of `models.families` that can be cut, with any head, dense or cut before; not changed
+            without `train`. Restore what saves less, and merge updates, before.
         batches: for `taylor`: the model's own inputs by name, tensors (rows, length), with `labels`; some hundred
             rows do. They are moved to the model's device.
         keep_frac: the share of the dense original's cost that stays at most, in (0, 1].

@@ -9,6 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 BESIDE = ("plugins", "sweep", "tracking", "reporting")
 """Packages that start runs and show them, and change no result."""
+CODE = {".py", ".cpp", ".h"}
 
 
 def fingerprint_of_folder(folder: Path) -> str:
@@ -19,14 +20,19 @@ def fingerprint_of_folder(folder: Path) -> str:
 
 @functools.cache
 def fingerprint_of_code(*modules: str) -> str:
-    """Returns a hash of the code that can change a result, read once a process.
+    """Returns a hash of the code that can change a result; this package's, kernels included, is read once a process.
 
     Args:
         modules: those of a user's own, which stand outside this package and are imported already.
     """
-    files = (path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in BESIDE)
     own = [_hash(Path(file).parent, [Path(file)]) for name in modules if (file := sys.modules[name].__file__)]
-    return hashlib.sha256(" ".join([_hash(PACKAGE, files), *own]).encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join([_of_package(), *own]).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _of_package() -> str:
+    files = (path for path in PACKAGE.rglob("*") if path.suffix in CODE)
+    return _hash(PACKAGE, (path for path in files if path.relative_to(PACKAGE).parts[0] not in BESIDE))
 
 
 def _hash(folder: Path, files: Iterable[Path]) -> str:

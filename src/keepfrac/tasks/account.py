@@ -1,12 +1,11 @@
 """A short account of the rows of a run: what stands in its results, and in its first lines."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import chain, permutations
+from collections.abc import Mapping
+from itertools import chain
 
-from keepfrac.errors import UserError
 from keepfrac.tasks.loading import Encoded
-from keepfrac.tasks.rows import Rows, Splits, words_of
+from keepfrac.tasks.rows import Rows, Splits
 
 FEW_ROWS = 100
 """A score on fewer rows moves by more than a point with one of them."""
@@ -35,7 +34,7 @@ def account(splits: Splits, encoded: Mapping[str, Encoded]) -> dict[str, dict]:
     for name, rows in splits.named().items():
         texts = list(rows.texts())
         found[name] = _of_texts(texts) | _of_labels(rows, splits.labels)
-        words = list(_words(rows))
+        words = list(rows.words())
         shared = {other: sum(row in seen for row in words) for other, seen in earlier.items()}
         if any(shared.values()):
             found[name]["shared"] = {other: number for other, number in shared.items() if number}
@@ -43,31 +42,6 @@ def account(splits: Splits, encoded: Mapping[str, Encoded]) -> dict[str, dict]:
             found[name] |= _of_tokens(encoded[name])
         earlier[name] = set(words)
     return found
-
-
-def _words(rows: Rows) -> Iterator[tuple[str, ...]]:
-    """Yields the texts of each row, as far as case and spacing do not count."""
-    return (tuple(map(words_of, texts)) for texts in rows.texts())
-
-
-def refuse_copies(rows: Mapping[str, Rows], names: Mapping[str, str]) -> None:
-    """Refuses sets of which one holds nothing but rows of another, texts and labels alike.
-
-    Args:
-        rows: by set, before some of them are left out.
-        names: what the user calls each set.
-
-    Raises:
-        UserError: names the two.
-    """
-    contents = {name: set(zip(_words(one), map(str, one["label"]), strict=True)) for name, one in rows.items()}
-    for one, other in permutations(reversed(contents), 2):
-        if contents[one] and contents[one] <= contents[other]:
-            raise UserError(
-                f"{names[one]}: all {len(rows[one])} rows stand in {names[other]} too, so that a score would mean"
-                " nothing; give other rows, or no file of validation or test: where there is none, a part of train is"
-                " cut off"
-            )
 
 
 def _of_texts(texts: list[tuple[str, ...]]) -> dict:

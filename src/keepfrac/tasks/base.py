@@ -228,7 +228,8 @@ class Task(BatchedData):
     def describe(self) -> dict:
         """Returns source, rows, how the splits were made, truncated rows (None before they are encoded), an account."""
         splits = self.splits
-        of_one_class = splits.labels is not None and scores.of_one_class(self.metric_names)
+        two = self.problem == "classification" and len(splits.labels or ()) == 2
+        of_one_class = two and scores.of_one_class(self.metric_names)  # F1 of entities, or of answers, is another score
         return {
             "source": splits.source,
             "rows": {split: len(rows) for split, rows in splits.named().items()},

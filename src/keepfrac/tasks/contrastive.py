@@ -11,7 +11,6 @@ of it and is left out of the sum. With `dims` the loss is the mean over vectors 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torchmetrics import MetricCollection
 
-from keepfrac.errors import UserError
 from keepfrac.settings import Kind, choice, number, setting, settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch
-from keepfrac.tasks.data.files import read_table
+from keepfrac.tasks.data.files import OwnFiles, read_table
 from keepfrac.tasks.data.glue import LAYOUTS
 from keepfrac.tasks.embedding import PairEmbeddings
 from keepfrac.tasks.glue import GlueTask
@@ -160,13 +158,8 @@ class FileContrastive(Contrastive):
 
     def read(self) -> Splits:
         """Reads the files, and cuts from train what has no file."""
-        own = self.settings
-        if not own.train_file:
-            raise UserError(f"task {self.name}: type task.train_file=<your .csv, .tsv or .jsonl file>")
-        files = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
-        paths = {split: Path(file).expanduser() for split, file in files.items() if file}
+        own, files = self.settings, OwnFiles.needed(self.settings)
         columns = {"text": own.text, "text_pair": own.text_pair}
-        rows = {split: Rows(read_table(path, columns).columns) for split, path in paths.items()}
-        train, validation, test, how = completed(rows)
-        source = "files " + ", ".join(map(str, paths.values()))
-        return Splits(subset(train, own.rows, "text"), validation, test, source, how, labels=None)
+        rows = {split: Rows(read_table(path, columns).columns) for split, path in files.paths.items()}
+        train, validation, test, how = completed(rows, files.names)
+        return Splits(subset(train, own.rows, "text"), validation, test, files.source, how, labels=None)

@@ -2,15 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from keepfrac.errors import UserError
 from keepfrac.settings import Kind, choice, flag, setting, settings
 from keepfrac.settings import text as text_field
-from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.base import LIST
-from keepfrac.tasks.data.files import Table, read_table, text_columns
+from keepfrac.tasks.data.files import OwnFiles, Table, read_table, text_columns
 from keepfrac.tasks.data.labels import check_classes, check_separator, found_labels, label_sets, to_label_rows, to_rows
 from keepfrac.tasks.metrics.scores import NO_AND_YES, OF_ONE_CLASS, of_one_class
 from keepfrac.tasks.rows import Rows, Splits, completed, subset
@@ -73,22 +71,17 @@ class FileTask(TextTask):
 
     def read(self) -> Splits:
         """Reads the files, and cuts from train what has no file."""
-        own = self.settings
-        if not own.train_file:
-            raise UserError(f"task {self.name}: type task.train_file=<your .csv, .tsv or .jsonl file>")
-        files = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
-        paths = {split: Path(file).expanduser() for split, file in files.items() if file}
+        own, files = self.settings, OwnFiles.needed(self.settings)
         columns = text_columns(own.text, own.text_pair, own.label)
-        tables = {split: read_table(path, columns) for split, path in paths.items()}
+        tables = {split: read_table(path, columns) for split, path in files.paths.items()}
         labels, rows = self._rows(tables)
-        refuse_copies(rows, {split: f"task.{split}_file={path}" for split, path in paths.items()})
         self._positive_of(labels)
-        train, validation, test, how = completed(rows)
+        train, validation, test, how = completed(rows, files.names)
         return Splits(
             train=subset(train, own.rows),
             validation=validation,
             test=test,
-            source="files " + ", ".join(str(path) for path in paths.values()),
+            source=files.source,
             how=how,
             labels=labels,
             notes=_notes(tables, labels),

@@ -11,9 +11,8 @@ import numpy as np
 
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.settings import count, settings, text
-from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.data.files import read_text, split_lines
-from keepfrac.tasks.rows import Rows, Splits, cut_validation, hash_buckets, subset
+from keepfrac.tasks.rows import Rows, Splits, cut_validation, hash_buckets, refuse_copies, subset
 from keepfrac.tasks.text import TextTask
 
 SEPARATOR = "|,|"

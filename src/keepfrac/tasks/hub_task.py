@@ -11,12 +11,11 @@ from keepfrac.errors import DataMissing
 from keepfrac.settings import choice, setting, settings
 from keepfrac.settings import text as text_field
 from keepfrac.storage import archives
-from keepfrac.tasks.account import refuse_copies
 from keepfrac.tasks.base import LIST
 from keepfrac.tasks.data.files import SUFFIXES, Table, read_table, text_columns
 from keepfrac.tasks.data.hub_data import hub_dataset, hub_rows
 from keepfrac.tasks.data.labels import to_rows
-from keepfrac.tasks.rows import Splits, cut_three, cut_validation, subset
+from keepfrac.tasks.rows import Splits, cut_three, cut_validation, refuse_copies, subset
 from keepfrac.tasks.text import TextTask
 
 CUT = "validation is 10 % of train (5,000 rows at most) by a hash of the text"

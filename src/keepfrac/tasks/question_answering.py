@@ -6,7 +6,6 @@ all windows of a question is its answer; with `unanswerable`, none where the fir
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from keepfrac.errors import DataMissing, UserError
 from keepfrac.settings import count, flag, settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch
+from keepfrac.tasks.data.files import OwnFiles
 from keepfrac.tasks.data.hub_data import hub_dataset
 from keepfrac.tasks.data.squad import Question, check_answers, read_squad
 from keepfrac.tasks.metrics.answers import AnswerScores, best_spans
@@ -86,28 +86,24 @@ class QuestionTask(TextTask):
 
     def read(self) -> Splits:
         """Reads the files, or the hub, whose validation split is the test set; cuts what is missing from train."""
-        read, source = self._own_files() or self._hub()
+        files = OwnFiles.of(self.settings)
+        read, source = self._own_files(files) or self._hub()
         none = [one.id for asked in read.values() for one in asked if not one.answers]
         if none and not self.settings.unanswerable:
             raise UserError(
                 f"{source}: question {none[0]} has no answer ({len(none)} have none): task.unanswerable=true"
             )
         rows = {split: self._rows(asked) for split, asked in read.items()}
-        train, validation, test, how = completed(rows, "text_pair")
+        train, validation, test, how = completed(rows, files.names if files.paths else None, "text_pair")
         chosen = subset(train, self.settings.rows, "text")
         return Splits(chosen, validation, test, source, how.replace("the text", "the context"), labels=None)
 
-    def _own_files(self) -> tuple[dict[str, list[Question]], str] | None:
-        own = self.settings
-        given = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
-        paths = {split: Path(file).expanduser() for split, file in given.items() if file}
-        if "train" not in paths:
-            if paths or own.path is None:
+    def _own_files(self, files: OwnFiles) -> tuple[dict[str, list[Question]], str] | None:
+        if "train" not in files.paths:
+            if files.paths or self.settings.path is None:
                 raise DataMissing(f"task {self.name}: type task.train_file=<a file of questions, SQuAD's json>")
             return None
-        return {split: read_squad(path) for split, path in paths.items()}, "files " + ", ".join(
-            map(str, paths.values())
-        )
+        return {split: read_squad(path) for split, path in files.paths.items()}, files.source
 
     def _hub(self) -> tuple[dict[str, list[Question]], str]:
         path = str(self.settings.path)

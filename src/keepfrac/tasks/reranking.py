@@ -4,7 +4,6 @@ The loss is the binary cross entropy of the one logit and the relevance; the sco
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from keepfrac.errors import UserError
 from keepfrac.settings import settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch
-from keepfrac.tasks.data.files import read_table, text_columns
+from keepfrac.tasks.data.files import OwnFiles, read_table, text_columns
 from keepfrac.tasks.data.labels import to_rows
 from keepfrac.tasks.metrics.retrieval import RerankingScores
 from keepfrac.tasks.rows import Rows, Splits, completed, subset
@@ -62,15 +61,11 @@ class RerankingTask(TextTask):
 
     def read(self) -> Splits:
         """Reads the files, and cuts from train what has no file; a query stands in one split."""
-        own = self.settings
-        if not own.train_file:
-            raise UserError(f"task {self.name}: type task.train_file=<your .csv, .tsv or .jsonl file>")
-        files = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
-        paths = {split: Path(file).expanduser() for split, file in files.items() if file}
+        own, files = self.settings, OwnFiles.needed(self.settings)
         columns = text_columns(own.text, own.text_pair, own.label)
-        rows = {split: to_rows(read_table(path, columns), None, (0.0, 1.0)) for split, path in paths.items()}
-        train, validation, test, how = completed(rows)
-        source = "files " + ", ".join(map(str, paths.values()))
+        rows = {split: to_rows(read_table(path, columns), None, (0.0, 1.0)) for split, path in files.paths.items()}
+        train, validation, test, how = completed(rows, files.names)
+        source = files.source
         for split, part in (("validation", validation), ("test", test)):
             if len(part) and max(part["label"]) == 0:
                 raise UserError(f"{source}: no passage of the {split} split is relevant to its query")

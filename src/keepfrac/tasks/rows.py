@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import numpy as np
+
+from keepfrac.errors import UserError
 
 VALIDATION_FRAC = 0.1
 VALIDATION_MOST = 5_000
@@ -40,6 +43,10 @@ class Rows:
     def texts(self) -> Iterator[tuple[str, ...]]:
         """Yields the text of each row, or its two."""
         return zip(*(self.columns[name] for name in TEXTS if name in self), strict=True)
+
+    def words(self) -> Iterator[tuple[str, ...]]:
+        """Yields the texts of each row, as far as case and spacing do not count."""
+        return (tuple(map(words_of, texts)) for texts in self.texts())
 
     def digest(self) -> str:
         """Returns the sha256 of the content, order included."""
@@ -127,8 +134,44 @@ def cut_three(rows: Rows, column: str = "text") -> tuple[Rows, Rows, Rows]:
     return tuple(rows.take(np.flatnonzero(mask)) for mask in (~test & ~validation, validation, test))  # type: ignore[return-value]
 
 
-def completed(rows: dict[str, Rows], column: str = "text") -> tuple[Rows, Rows, Rows, str]:
-    """Returns train, validation, test, and how the missing ones were made: by a hash of `column`."""
+def refuse_copies(rows: Mapping[str, Rows], names: Mapping[str, str]) -> None:
+    """Refuses sets of which one holds nothing but rows of another, texts and labels alike.
+
+    Args:
+        rows: by set, before some of them are left out.
+        names: what the user calls each set.
+
+    Raises:
+        UserError: names the two.
+    """
+    contents = {
+        name: set(zip(one.words(), map(str, one.columns.get("label", [""] * len(one))), strict=True))
+        for name, one in rows.items()
+    }
+    for one, other in permutations(reversed(contents), 2):
+        if contents[one] and contents[one] <= contents[other]:
+            raise UserError(
+                f"{names[one]}: all {len(rows[one])} rows stand in {names[other]} too, so that a score would mean"
+                " nothing; give other rows, or no file of validation or test: where there is none, a part of train is"
+                " cut off"
+            )
+
+
+def completed(
+    rows: dict[str, Rows], names: Mapping[str, str] | None, column: str = "text"
+) -> tuple[Rows, Rows, Rows, str]:
+    """Returns train, validation, test, and how the missing ones were made: by a hash of `column`.
+
+    Args:
+        rows: of the sets that were read.
+        names: what the user calls each set; None: they are of the hub, as they were published.
+        column: rows that are equal in it stay together.
+
+    Raises:
+        UserError: a set that was read is a part of another one.
+    """
+    if names is not None:
+        refuse_copies(rows, names)
     train, validation, test = rows["train"], rows.get("validation"), rows.get("test")
     share = "10 % of train (5,000 rows at most) by a hash of the text"
     if validation is None and test is None:

@@ -20,6 +20,7 @@ from keepfrac.settings import Kind, mapping, settings
 from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch, token_sums
 from keepfrac.tasks.data.conll import Sentence, Tagged, names_of, read_tagged, to_bio
+from keepfrac.tasks.data.files import OwnFiles
 from keepfrac.tasks.data.hub_data import hub_dataset
 from keepfrac.tasks.masking import IGNORED
 from keepfrac.tasks.metrics.entities import END, EntityScores
@@ -29,6 +30,8 @@ from keepfrac.tasks.tokens import CHUNK, TokenRows
 
 FILES = ("train", "validation", "test")
 FILE_NAME = Kind(lambda value: isinstance(value, str) and bool(value), "a file's name")
+Source = tuple[dict[str, Tagged], str, Mapping[str, str] | None]
+"""What was read of each set, where from in words, and what the user calls each set (None: it is the hub's)."""
 LOST = -1  # a word without a token: the row was cut before it, or the tokenizer drops its characters
 
 
@@ -91,24 +94,21 @@ class TokenTask(TextTask):
 
     def read(self) -> Splits:
         """Reads the first source there is; a split without a file is cut from train by a hash of the text."""
-        read, source = self._own_files() or self._folder() or self._hub()
+        read, source, names_of_sets = self._own_files() or self._folder() or self._hub()
         names = names_of(read["train"].tags())
         if len(names) == 1:
             raise UserError(f"{source}: the training sentences hold no entity, every tag is O")
-        train, validation, test, how = completed({split: _rows(tagged, names) for split, tagged in read.items()})
+        rows = {split: _rows(tagged, names) for split, tagged in read.items()}
+        train, validation, test, how = completed(rows, names_of_sets)
         repaired = {split: tagged.repaired for split, tagged in read.items() if tagged.repaired}
         notes = {"tags_repaired": repaired} if repaired else {}
         return Splits(subset(train, self.settings.rows), validation, test, source, how, names, notes=notes)
 
-    def _own_files(self) -> tuple[dict[str, Tagged], str] | None:
-        own = self.settings
-        given = {"train": own.train_file, "validation": own.validation_file, "test": own.test_file}
-        paths = {split: Path(file).expanduser() for split, file in given.items() if file}
-        if not paths:
-            return None
-        return _read(paths), "files " + ", ".join(map(str, paths.values()))
+    def _own_files(self) -> Source | None:
+        files = OwnFiles.of(self.settings)
+        return (_read(files.paths), files.source, files.names) if files.paths else None
 
-    def _folder(self) -> tuple[dict[str, Tagged], str] | None:
+    def _folder(self) -> Source | None:
         files, variable = self.settings.files, f"{self.settings.name.upper()}_DATA"
         root = files and (self.settings.data_dir or os.environ.get(variable))
         if not files or not root:
@@ -117,9 +117,10 @@ class TokenTask(TextTask):
         missing = [str(files[split]) for split in FILES if not (folder / files[split]).is_file()]
         if missing:
             raise DataMissing(f"{folder}: no {', '.join(missing)} there (task.data_dir, or {variable})")
-        return _read({split: folder / files[split] for split in FILES}), f"folder {folder}"
+        paths = {split: folder / files[split] for split in FILES}
+        return _read(paths), f"folder {folder}", {split: str(path) for split, path in paths.items()}
 
-    def _hub(self) -> tuple[dict[str, Tagged], str]:
+    def _hub(self) -> Source:
         own, variable = self.settings, f"{self.settings.name.upper()}_DATA"
         if own.path is None:
             raise DataMissing(
@@ -131,7 +132,7 @@ class TokenTask(TextTask):
                 f"task {self.name}: the model hub ({own.path}) does not answer; type task.data_dir=<your folder that"
                 f" holds {', '.join(map(str, (own.files or {}).values()))}>, or set {variable} to it"
             )
-        return {split: _of_hub(dataset, split, own.path) for split in FILES}, f"hub {own.path}"
+        return {split: _of_hub(dataset, split, own.path) for split in FILES}, f"hub {own.path}", None
 
     # tokens ---------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """A folder of every kind of model, there and back."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification
@@ -68,9 +70,26 @@ def test_what_cannot_be_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         keepfrac.save(tiny(), tmp_path / "file")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="it is a run's folder"):
+        keepfrac.load(tmp_path / "run")
     net = tiny()
     net.save_pretrained(tmp_path)
     net.config.architectures = ["BertForNothing"]
     net.config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its class BertForNothing is not known"):
+        keepfrac.load(tmp_path)
+
+
+def test_a_folder_is_read_through_the_one_door(tmp_path):
+    asks = {"model_type": "not_known", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(asks))
+    (tmp_path / "own.py").write_text("raise SystemExit('foreign code ran')")
+    with pytest.raises(UserError, match="asks for code of its own"):
+        keepfrac.load(tmp_path)
+    tiny().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or cut short"):
         keepfrac.load(tmp_path)

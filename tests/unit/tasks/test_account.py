@@ -5,7 +5,7 @@ import pytest
 
 from keepfrac.errors import UserError
 from keepfrac.tasks import account
-from keepfrac.tasks.rows import Rows, Splits
+from keepfrac.tasks.rows import Rows, Splits, refuse_copies
 from keepfrac.tasks.tokens import Tokens
 
 
@@ -56,6 +56,6 @@ def test_a_set_within_another_is_refused_unless_its_labels_differ():
     names = {"train": "a.csv", "test": "b.csv"}
     inside = rows(("a c", 1), ("d", 0))
     with pytest.raises(UserError, match=r"b\.csv: all 2 rows stand in a\.csv too"):
-        account.refuse_copies({"train": TRAIN, "test": inside}, names)
-    account.refuse_copies({"train": TRAIN, "test": rows(("a c", 0))}, names)
-    account.refuse_copies({"train": TRAIN, "test": TEST}, names)
+        refuse_copies({"train": TRAIN, "test": inside}, names)
+    refuse_copies({"train": TRAIN, "test": rows(("a c", 0))}, names)
+    refuse_copies({"train": TRAIN, "test": TEST}, names)

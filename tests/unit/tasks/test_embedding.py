@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +31,14 @@ def scored(tmp_path):
 
 
 def files(path):
-    return dict.fromkeys(("train_file", "validation_file", "test_file"), path)
+    """The file as training set, and with another last row as the two others."""
+    *lines, last = Path(path).read_text().splitlines()
+    found = {"train_file": path}
+    for split in ("validation", "test"):
+        other = Path(path).with_name(f"{split}.jsonl")
+        other.write_text("\n".join([*lines, json.dumps(json.loads(last) | {"text": split})]) + "\n")
+        found[f"{split}_file"] = str(other)
+    return found
 
 
 def batch_of(task, tokenizer):

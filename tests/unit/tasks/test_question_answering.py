@@ -34,7 +34,11 @@ def squad(folder, *asked, name="squad.json"):
 
 def task_of(make_task, path, **settings):
     sizes = {"max_length": 16, "stride": 3, "longest_question": 4, "longest_answer": 4}
-    files = dict.fromkeys(("train_file", "validation_file", "test_file"), path)
+    files = {"train_file": path}
+    for split in ("validation", "test"):
+        other = Path(path).with_name(f"{split}.json")
+        other.write_text(Path(path).read_text().replace(CONTEXT, f"{CONTEXT} {split}"))
+        files[f"{split}_file"] = str(other)
     return make_task("qa", **{**sizes, **files, **settings})
 
 
@@ -59,7 +63,7 @@ def test_windows_overlap_and_hold_the_answer(make_task, tmp_path, tokenizer):
 def test_loss_and_perfect_answers(make_task, tmp_path, tokenizer):
     task = task_of(make_task, squad(tmp_path, ("is it good", "good"), ("the map", "two apples")))
     task.use(tokenizer)
-    data = task.encoded("test")
+    data = task.encoded("train")
     batch = task.collate([data[i] for i in range(len(data))])
     hot = torch.nn.functional.one_hot(batch["labels"], batch["input_ids"].shape[1]).float() * 50
     outputs = SimpleNamespace(start_logits=hot[:, 0], end_logits=hot[:, 1])
@@ -73,7 +77,7 @@ def test_loss_and_perfect_answers(make_task, tmp_path, tokenizer):
 def test_padding_has_no_part_in_the_loss(make_task, tmp_path, tokenizer):
     task = task_of(make_task, squad(tmp_path, ("is it good", "good"), ("the map", "two apples")))
     task.use(tokenizer)
-    data = task.encoded("test")
+    data = task.encoded("train")
     whole = task.collate([data[i] for i in range(len(data))])
     logits = torch.randn(*whole["input_ids"].shape, 2, generator=torch.Generator().manual_seed(0))
     losses = task.row_losses(SimpleNamespace(start_logits=logits[..., 0], end_logits=logits[..., 1]), whole)
@@ -90,7 +94,7 @@ def test_no_answer_where_the_first_token_is_likelier(make_task, tmp_path, tokeni
         task_of(make_task, path).splits  # noqa: B018
     task = task_of(make_task, path, unanswerable=True)
     task.use(tokenizer)
-    data = task.encoded("test")
+    data = task.encoded("train")
     batch = task.collate([data[i] for i in range(len(data))])
     logits = torch.zeros(batch["input_ids"].shape)
     logits[:, 7] = 1  # "door": "the" alone would be nothing to the score

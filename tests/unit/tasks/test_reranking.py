@@ -14,10 +14,13 @@ ROWS = [("red door", "it is red", 1), ("red door", "two apples", 0), ("song", "a
 
 
 def task_of(make_task, tmp_path, rows=ROWS):
-    path = tmp_path / "pairs.jsonl"
-    lines = [json.dumps({"query": q, "passage": p, "relevance": r}) for q, p, r in rows]
-    path.write_text("\n".join(lines) + "\n")
-    return make_task("reranking", **dict.fromkeys(("train_file", "validation_file", "test_file"), str(path)))
+    files = {}
+    for split in ("train", "validation", "test"):
+        path = tmp_path / f"{split}.jsonl"
+        lines = [json.dumps({"query": f"{split} {q}", "passage": p, "relevance": r}) for q, p, r in rows]
+        path.write_text("\n".join(lines) + "\n")
+        files[f"{split}_file"] = str(path)
+    return make_task("reranking", **files)
 
 
 def test_scores_of_each_query_by_itself():

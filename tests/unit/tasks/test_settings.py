@@ -3,6 +3,7 @@
 import pytest
 
 from keepfrac.errors import UserError
+from tests.unit.tasks.conftest import settings_of
 from tests.unit.tasks.test_generation import E2E
 
 CASES = [
@@ -26,7 +27,7 @@ CASES = [
     ("gaiic", {"folds": 5, "fold": 5}, "task.fold"),
     ("gaiic", {"folds": None, "fold": 0}, "task.fold"),
     ("mlm", {}, "either task@task.of="),
-    ("mlm", {"text_file": "a", "of": {"name": "x"}}, "task._target_=None: must be the import path of a class"),
+    ("mlm", {"text_file": "a", "of": settings_of("sst2")}, "either task@task.of="),
     ("mlm", {"of": "gaiic"}, "type task@task.of=gaiic"),
     ("mlm", {"text_file": "a", "mask_frac": 1.0}, "mask_frac=1.0"),
     ("mlm", {"text_file": "a", "span": 0}, "span=0"),

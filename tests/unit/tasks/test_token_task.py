@@ -19,6 +19,10 @@ from keepfrac.tasks.token_task import LOST, first_tokens
 CONLL = "the\tO\nred\tB-thing\ndoor\tI-thing\n\ntwo O\napples B-fruit\n\nit\tO\nis\tO\ngood\tO\n"
 
 
+OTHER_LAST = {"train": "O", "validation": "B-thing", "test": "B-fruit"}
+"""The last tag of each split: no one is a copy of another."""
+
+
 def write(folder, text=CONLL, name="train.conll"):
     path = folder / name
     path.write_text(text)
@@ -26,8 +30,11 @@ def write(folder, text=CONLL, name="train.conll"):
 
 
 def task_of(make_task, tmp_path, tokenizer, text=CONLL, **settings):
-    path = str(write(tmp_path, text))
-    task = make_task("ner", train_file=path, validation_file=path, test_file=path, **settings)
+    files = {
+        f"{split}_file": str(write(tmp_path, text.replace("good\tO", f"good\t{tag}"), f"{split}.conll"))
+        for split, tag in OTHER_LAST.items()
+    }
+    task = make_task("ner", **files, **settings)
     task.use(tokenizer)
     return task
 
@@ -155,19 +162,22 @@ def test_says_where_sentences_come_from(make_task, tmp_path, monkeypatch):
 
 def test_reads_a_folder_and_the_hub_alike(make_task, tmp_path, on_the_hub, monkeypatch):
     monkeypatch.delenv("WNUT17_DATA", raising=False)
-    for name in ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"):
-        write(tmp_path, CONLL, name)
+    names = ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")
+    for name, tag in zip(names, OTHER_LAST.values(), strict=True):
+        write(tmp_path, CONLL.replace("good\tO", f"good\t{tag}"), name)
     local = make_task("wnut17", data_dir=str(tmp_path)).splits
     names = [*reversed(local.labels)]
-    numbers = [[names.index(local.labels[tag]) for tag in row] for row in local.train["label"]]
     feature = SimpleNamespace(feature=SimpleNamespace(names=names))
 
     class Part(dict):
         column_names = ("tokens", "ner_tags")
         features = {"ner_tags": feature}  # noqa: RUF012
 
-    part = Part(tokens=local.train["words"], ner_tags=numbers)
-    asked = on_the_hub(dict.fromkeys(("train", "validation", "test"), part))
+    def part(rows):
+        numbers = [[names.index(local.labels[tag]) for tag in row] for row in rows["label"]]
+        return Part(tokens=rows["words"], ner_tags=numbers)
+
+    asked = on_the_hub({"train": part(local.train), "validation": part(local.validation), "test": part(local.test)})
     assert make_task("wnut17").splits.fingerprint() == local.fingerprint()
     assert asked[0][0] == "leondz/wnut_17"
 
@@ -207,6 +217,10 @@ def test_words_that_are_cut_off_count_as_missed(make_task, tmp_path, tokenizer):
     assert [tags[i] for i in true[:-1]] == ["O", "B-thing", "I-thing"]
     assert [tags[i] for i in called[:-1]] == ["O", "B-thing", "O"]
     assert task.describe()["truncated"]["test"] == 2
+
+
+def test_no_class_of_tags_is_called_positive(make_task, tmp_path, tokenizer):
+    assert "positive" not in task_of(make_task, tmp_path, tokenizer).describe()  # f1 is of entities here
 
 
 def test_counts_what_was_repaired(make_task, tmp_path, tokenizer):

@@ -6,11 +6,51 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keepfrac.errors import DataMissing, UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _NEED_QUOTES, _EXCEL_QUOTES = '\t\n\r"', '\t\n\r",'
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """The files that a user names as task.train_file, task.validation_file and task.test_file.
+
+    Args:
+        paths: by set, of those that are named.
+    """
+
+    paths: dict[str, Path]
+
+    @classmethod
+    def of(cls, settings: Any) -> "OwnFiles":
+        """Returns those of a task's settings."""
+        given = {split: getattr(settings, f"{split}_file") for split in ("train", "validation", "test")}
+        return cls({split: Path(file).expanduser() for split, file in given.items() if file})
+
+    @classmethod
+    def needed(cls, settings: Any) -> "OwnFiles":
+        """Returns those of a task that has no other source.
+
+        Raises:
+            UserError: no training file is named.
+        """
+        if not settings.train_file:
+            allowed = ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]}"
+            raise UserError(f"task {settings.name}: type task.train_file=<your {allowed} file>")
+        return cls.of(settings)
+
+    @property
+    def source(self) -> str:
+        """All of them, in words."""
+        return "files " + ", ".join(map(str, self.paths.values()))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the user calls each set."""
+        return {split: f"task.{split}_file={path}" for split, path in self.paths.items()}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from hydra_plugins.proc_launcher._process import die_with_parent
 
 from keepfrac.storage.files import HANDED
+from keepfrac.storage.fingerprint import fingerprint_of_code
 
 HEAVY = "keepfrac.run.execution"
 LONGEST = 2**20  # bytes of a request
@@ -40,6 +41,7 @@ def _import() -> None:
     hub.resolve_hub()  # before what reads its decision
     with contextlib.suppress(ImportError):  # what is missing is the cells' business
         importlib.import_module(HEAVY)
+    fingerprint_of_code()  # now: a copy runs what was imported here, whatever becomes of the files
 
 
 def _can_fork() -> bool:
