@@ -228,7 +228,7 @@ class Task(BatchedData):
     def describe(self) -> dict:
         """Returns source, rows, how the splits were made, truncated rows (None before they are encoded), an account."""
         splits = self.splits
-        of_one_class = splits.labels is not None and scores.of_one_class(self.metric_names)
+        of_one_class = self.problem == "classification" and scores.of_one_class(self.metric_names)
         return {
             "source": splits.source,
             "rows": {split: len(rows) for split, rows in splits.named().items()},
