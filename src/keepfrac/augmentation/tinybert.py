@@ -115,6 +115,11 @@ class TinyBertAugmentation:
         own = self.settings
         if "text" not in rows:
             raise UserError(f"augment={own.name}: task {task} has no sentences; allowed are tasks of texts")
+        if of_parts := sorted(rows.columns.keys() - {*TEXTS, "label"}):
+            raise UserError(
+                f"augment={own.name}: rows of task {task} have {', '.join(of_parts)} beside their texts, which other"
+                " words would no longer fit; allowed are tasks whose label is that of the whole text"
+            )
         found = self._candidates(
             rows, leads, Maker(own, device, torch.bfloat16 if bf16 else torch.float32), report_progress
         )

@@ -46,6 +46,13 @@ class Contrastive(PairEmbeddings):
         temperature: float = number("what cosines are divided by", 0.001, 1)
         dims: Sequence[int] | None = setting("lengths that vectors can be cut to; null: the whole alone", LENGTHS, True)
 
+        def check(self) -> None:
+            super().check()
+            if self.batch_size < 2:
+                raise self.error(
+                    "batch_size", "pairs of one process and one accumulated batch; two at least, for a contrast"
+                )
+
     settings: Settings
     problem = "retrieval"
 

@@ -65,6 +65,11 @@ class FileTask(TextTask):
 
     settings: Settings
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The least and the greatest number that a row may have; None: any."""
+        return None
+
     def __init__(self, settings: Settings):
         self.problem = "multi_label" if settings.multi_label else settings.problem
         super().__init__(settings)
@@ -124,7 +129,7 @@ class FileTask(TextTask):
             for table in tables.values():
                 check_classes(table, labels or ())
             labels = labels or (found_labels(train) if train.lines else None)
-        return labels, {split: to_rows(table, labels) for split, table in tables.items()}
+        return labels, {split: to_rows(table, labels, self.limits) for split, table in tables.items()}
 
     def _label_sets(self, table: Table, listed: Sequence[str]) -> list[list[str]]:
         separator = self.settings.label_separator

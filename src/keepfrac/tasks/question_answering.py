@@ -71,6 +71,11 @@ class QuestionTask(TextTask):
 
         def check(self) -> None:
             room = self.max_length - self.longest_question - 4
+            if room < 1:
+                least = self.longest_question + 4 + self.stride
+                raise self.error(
+                    "max_length", f"allowed is more than {least}, which longest_question and stride take of it"
+                )
             if self.stride >= room:
                 raise self.error("stride", f"allowed is less than {room}, what max_length leaves for the context")
 

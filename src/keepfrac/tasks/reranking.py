@@ -17,7 +17,7 @@ from keepfrac.settings import text as text_field
 from keepfrac.tasks.base import Batch
 from keepfrac.tasks.data.files import OwnFiles, read_table, text_columns
 from keepfrac.tasks.data.labels import to_rows
-from keepfrac.tasks.metrics.retrieval import RerankingScores
+from keepfrac.tasks.metrics.retrieval import RELEVANT, RerankingScores
 from keepfrac.tasks.rows import Rows, Splits, completed, subset
 from keepfrac.tasks.text import TextTask
 from keepfrac.tasks.tokens import TokenRows
@@ -67,8 +67,10 @@ class RerankingTask(TextTask):
         train, validation, test, how = completed(rows, files.names)
         source = files.source
         for split, part in (("validation", validation), ("test", test)):
-            if len(part) and max(part["label"]) == 0:
-                raise UserError(f"{source}: no passage of the {split} split is relevant to its query")
+            if len(part) and max(part["label"]) <= RELEVANT:
+                raise UserError(
+                    f"{source}: no passage of the {split} split is relevant to its query (above {RELEVANT:g})"
+                )
         return Splits(subset(train, own.rows), validation, test, source, how, labels=None)
 
     def encode(self, rows: Rows) -> Judged:

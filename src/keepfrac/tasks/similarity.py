@@ -87,3 +87,7 @@ class FileSimilarity(Similarity, FileTask):
                 raise self.error("text_pair", "the column of the second text is needed")
 
     settings: Settings
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return self.settings.least, self.settings.most

@@ -43,8 +43,8 @@ from keepfrac.training.options import (
     FGM,
     add_gradients,
     by_depth,
+    check_r_drop,
     divergence,
-    divergence_of,
     refuse_without_dropout,
 )
 
@@ -149,7 +149,7 @@ class FineTune(pl.LightningModule):
         if stage == "fit":
             self.net.train()  # from_pretrained leaves eval mode, in which dropout is silently off
             if self.loop.r_drop is not None:
-                divergence_of(self.task.problem)  # an error comes before training
+                check_r_drop(self.task.head, self.task.problem)  # an error comes before training
             self.prepare(self.task.training_batches())
             self.attach_saver()
             if self.loop.r_drop is not None:

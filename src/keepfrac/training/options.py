@@ -76,6 +76,15 @@ def divergence_of(problem: str) -> Callable[[Tensor, Tensor], Tensor]:
     return DIVERGENCES[problem]
 
 
+def check_r_drop(head: str, problem: str) -> None:
+    """Refuses R-Drop on a task without logits for a whole text.
+
+    Raises:
+        UserError: names what it is for.
+    """
+    divergence_of(problem if head == "sequence_classification" else head)
+
+
 def refuse_without_dropout(net: Any) -> None:
     """Refuses R-Drop where two passes are one.
 

@@ -131,6 +131,8 @@ def test_bad_settings_are_named(augmentation, overrides, message):
 def test_what_cannot_be_augmented_says_so(augmentation):
     with pytest.raises(UserError, match="no sentences"):
         grown(augmentation(), Rows({"label": [1]}))
+    with pytest.raises(UserError, match="have words beside their texts"):
+        grown(augmentation(), Rows({"text": ["it was"], "words": [["it", "was"]], "label": [[0, 1]]}))
     with pytest.raises(UserError, match="no word"):
         grown(augmentation(), Rows({"text": ["12 7", "it was"], "label": [1, 0]}))
     with pytest.raises(DataMissing, match=r"augment.model=<folder"):

@@ -102,6 +102,8 @@ def test_similarity(make_task, scored, tokenizer):
         ("similarity", {"text_pair": None}, "task.text_pair"),
         ("embedding", {"temperature": 0}, "task.temperature=0"),
         ("embedding", {"dims": []}, "task.dims"),
+        ("embedding", {"batch_size": 1}, "task.batch_size=1"),
+        ("nli_pairs", {"batch_size": 1}, "task.batch_size=1"),
         ("embedding", {"pooling": "max"}, "task.pooling=max"),
         ("embedding", {"metrics": ["f1"], "best_metric": "f1"}, "f1 is no metric of a retrieval"),
     ],
@@ -110,6 +112,12 @@ def test_refuses(make_task, option, changes, says):
     with pytest.raises(UserError) as error:
         make_task(option, **changes)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(("least", "most", "score"), [(0, 1, "1.5"), (0.5, 2, "0.0")])
+def test_a_score_beyond_its_range_is_refused(make_task, scored, least, most, score):
+    with pytest.raises(UserError, match=rf"scored.jsonl, line \d: score '{score}'; allowed is a number from"):
+        make_task("similarity", train_file=scored, least=least, most=most).splits  # noqa: B018
 
 
 def test_ranking_scores():

@@ -32,6 +32,12 @@ def squad(folder, *asked, name="squad.json"):
     return str(path)
 
 
+def one_question(question="who", context="a map", answer="map", start=2):
+    """The json of one question whose values can be anything."""
+    asked = {"id": 0, "question": question, "answers": [{"text": answer, "answer_start": start}]}
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]})
+
+
 def task_of(make_task, path, **settings):
     sizes = {"max_length": 16, "stride": 3, "longest_question": 4, "longest_answer": 4}
     files = {"train_file": path}
@@ -134,6 +140,12 @@ def test_the_best_window_of_a_question_answers():
         ('{"data": 3}', "wanted is SQuAD's json"),
         ('{"data": []}', "holds no question"),
         ("[]", "wanted is SQuAD's json"),
+        ("[" * 100_000, "not JSON that can be read"),
+        (one_question(question=None), "question 0: question holds None"),
+        (one_question(context=5), "question 0: context holds 5"),
+        (one_question(answer=5), "question 0: answer holds 5"),
+        (one_question(answer=""), "question 0: an answer without text"),
+        (one_question(start="x"), "wanted is SQuAD's json"),
     ],
 )
 def test_refuses_another_file(tmp_path, content, says):
@@ -160,6 +172,8 @@ def test_refuses(make_task, tmp_path, monkeypatch):
         make_task("squad", max_length=384).splits  # noqa: B018
     with pytest.raises(UserError, match=r"task\.stride=128.*allowed is less than"):
         make_task("qa", max_length=150)
+    with pytest.raises(UserError, match=r"task\.max_length=3: allowed is more than 196"):
+        make_task("qa", max_length=3)
 
 
 @pytest.mark.skipif("XQUAD_DATA" not in os.environ, reason="XQUAD_DATA names no folder with xquad.en.json")

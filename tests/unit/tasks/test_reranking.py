@@ -49,6 +49,8 @@ def test_batches_and_loss(make_task, tmp_path, tokenizer):
 def test_refuses(make_task, tmp_path):
     with pytest.raises(UserError, match="no passage of the validation split is relevant"):
         task_of(make_task, tmp_path, [(q, p, 0) for q, p, _ in ROWS]).splits  # noqa: B018
+    with pytest.raises(UserError, match=r"relevant to its query \(above 0.5\)"):
+        task_of(make_task, tmp_path, [(q, p, 0.5 * r) for q, p, r in ROWS]).splits  # noqa: B018
     with pytest.raises(UserError, match="line 1"):
         task_of(make_task, tmp_path, [("song", "map", 3)]).splits  # noqa: B018
     with pytest.raises(UserError, match=r"task\.train_file="):

@@ -217,6 +217,7 @@ def test_words_that_are_cut_off_count_as_missed(make_task, tmp_path, tokenizer):
     assert [tags[i] for i in true[:-1]] == ["O", "B-thing", "I-thing"]
     assert [tags[i] for i in called[:-1]] == ["O", "B-thing", "O"]
     assert task.describe()["truncated"]["test"] == 2
+    assert "positive" not in task.describe()  # F1 is of entities, not of one tag
 
 
 def test_no_class_of_tags_is_called_positive(make_task, tmp_path, tokenizer):

@@ -12,6 +12,7 @@ from keepfrac.training.options import (
     FGM,
     add_gradients,
     by_depth,
+    check_r_drop,
     depths,
     divergence,
     fgm_direction,
@@ -30,6 +31,9 @@ def test_divergence_is_the_mean_of_both_kls(problem, kind):
 
 def test_divergence_of_a_regression_is_the_squared_difference_and_of_another_task_refused():
     assert divergence(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [2.0]]), "regression") == 2.0
+    check_r_drop("sequence_classification", "regression")
+    with pytest.raises(UserError, match="r_drop on a task of embedding"):
+        check_r_drop("embedding", "regression")  # of cosines: there are no logits
     with pytest.raises(UserError, match="r_drop=null"):
         divergence(torch.zeros(1, 2), torch.zeros(1, 2), "masked_lm")
 

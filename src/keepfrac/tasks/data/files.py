@@ -224,14 +224,37 @@ def _kept_ends(text: str) -> list[str]:
     return [line + "\n" for line in text.split("\n")] if text else []
 
 
+def read_json(text: str, path: Path, line: int = 1) -> Any:
+    """Returns what a text of JSON says.
+
+    Args:
+        text: of one value.
+        path: of the file it is from.
+        line: in which it begins there.
+
+    Raises:
+        UserError: it is none, or holds what is no text: half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line + error.lineno - 1}"
+        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise UserError(f"{path}, line {line}: {half} is half of a character, which is no text") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}, line {line}: not JSON that can be read ({error})") from None
+    return value
+
+
 def _json_records(path: Path) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})") from None
+        record = read_json(line, path, number)
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number}: allowed is one JSON object per line")
         yield number, record

@@ -4,13 +4,12 @@ json: {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers"
 "is_impossible"}]}]}]}. A question without answers has none in its text; what v2 calls plausible answers is not read.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from keepfrac.errors import UserError
-from keepfrac.tasks.data.files import read_text
+from keepfrac.tasks.data.files import read_json, read_text
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,10 @@ def read_squad(path: Path) -> list[Question]:
     Raises:
         UserError: the file is no such json, or an answer does not stand in its context where the file says.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    content = read_json(read_text(path), path)
     try:
         found = list(_questions(content))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: {error!r}; wanted is SQuAD's json: data, paragraphs, context, qas, question, answers"
         ) from None
@@ -65,11 +61,17 @@ def _questions(content: Mapping) -> Iterator[Question]:
 
 
 def check_answers(question: Question, where: str) -> None:
-    """Refuses an answer that is not the part of the context that begins where it says.
+    """Refuses what is no text, and an answer that is not the part of the context that begins where it says.
 
     Raises:
-        UserError: it is not; the message names the question.
+        UserError: names the question.
     """
+    texts = [("question", question.question), ("context", question.context)]
+    for name, text in [*texts, *(("answer", one) for one in question.answers)]:
+        if not isinstance(text, str):
+            raise UserError(f"{where}, question {question.id}: {name} holds {text!r}; allowed is text")
+    if "" in question.answers:
+        raise UserError(f"{where}, question {question.id}: an answer without text; a question without one has none")
     for text, start in zip(question.answers, question.starts, strict=True):
         there = question.context[start : start + len(text)]
         if there != text:

@@ -17,6 +17,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 NAMES = ("ndcg_at_10", "mrr_at_10", "recall_at_10")
 RANKS = 10
+RELEVANT = 0.5
+"""A passage with a relevance above it is relevant."""
 CHUNK = 1_024
 
 
@@ -63,7 +65,7 @@ class RerankingScores(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Returns the mean scores by name."""
         preds, target = dim_zero_cat(self.preds).cpu(), dim_zero_cat(self.target).cpu()
-        relevant, queries = target[:, 0] > 0.5, target[:, 1]
+        relevant, queries = target[:, 0] > RELEVANT, target[:, 1]
         groups = [queries == query for query in queries[relevant].unique()]
         found = [ranking_scores(preds[group][None], relevant[group][None]) for group in groups]
         means = torch.cat(found).mean(0).float() if found else torch.zeros(len(NAMES))
