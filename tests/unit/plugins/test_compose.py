@@ -79,12 +79,14 @@ def test_hydra_composes_once_for_a_choice_of_groups(pair, monkeypatch):
     assert len(composed) == 2
 
 
-def test_the_sweeper_composes_only_for_launchers_that_do_not():
+def test_the_sweeper_composes_only_for_launchers_that_do_not(tmp_path):
     from hydra_plugins.grid_sweeper import GridSweeper
     from hydra_plugins.proc_launcher import ProcLauncher
     from hydra_plugins.slurm_launcher import SlurmLauncher
 
     sweeper = GridSweeper(max_batch_size=None)
+    sweeper.config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    (tmp_path / "multirun.yaml").write_text("hydra: {}\n")
     for launcher in (ProcLauncher(1), SlurmLauncher(1, (), {})):
         sweeper.launcher = launcher
         sweeper.validate_batch_is_legal([["no_such_key=1"]])
