@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from keepfrac.adapters.files import write_peft
+from keepfrac.adapters.peft_folder import write_peft
 from keepfrac.adapters.surgery import attach
 from keepfrac.errors import UserError
 from keepfrac.measurement.costs import macs
