@@ -84,8 +84,12 @@ def test_a_length_above_the_models_is_refused(make_task, pairs, tokenizer):
         task.loss(outputs, batch)
 
 
-def test_similarity(make_task, scored, tokenizer):
-    task = make_task("similarity", **files(scored), least=0, most=2)
+def test_similarity(make_task, scored, tokenizer, tmp_path):
+    others = {split: tmp_path / f"{split}.jsonl" for split in ("validation", "test")}
+    for split, path in others.items():
+        path.write_text(json.dumps({"text": split, "text_pair": "a map", "score": 1}) + "\n")
+    named = {f"{split}_file": str(path) for split, path in others.items()}
+    task = make_task("similarity", train_file=scored, **named, least=0, most=2)
     batch, outputs = batch_of(task, tokenizer)
     left, right = task.embedded(outputs, batch)
     cosines = torch.nn.functional.cosine_similarity(left, right)

@@ -69,7 +69,7 @@ def check_answers(question: Question, where: str) -> None:
     texts = [("question", question.question), ("context", question.context)]
     for name, text in [*texts, *(("answer", one) for one in question.answers)]:
         if not isinstance(text, str):
-            raise UserError(f"{where}, question {question.id}: {name} holds {text!r}; allowed is text")
+            raise UserError(f"{where}, question {question.id}: {name} holds {text!r:.60}; allowed is text")
     if "" in question.answers:
         raise UserError(f"{where}, question {question.id}: an answer without text; a question without one has none")
     for text, start in zip(question.answers, question.starts, strict=True):
