@@ -96,7 +96,7 @@ def test_a_constructor_that_takes_other_arguments_names_its_class(own, more, sai
 
 
 def test_an_error_of_this_project_names_its_own_line():
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(AttributeError) as caught:
         command_line.arranged([1])
     within = caught.value.with_traceback(caught.value.__traceback__.tb_next)  # without this file
     said = command_line.foreign_error(within)
