@@ -15,6 +15,7 @@ from keepfrac.models.families import Family
 from keepfrac.models.pruned import LowRankLinear
 from keepfrac.sparse.act8bit.feed_forward import is_known
 from keepfrac.sparse.act8bit.rms_norms import rms_norm
+from keepfrac.sparse.layers.rms_norm import eps_of
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,8 @@ class AttentionParts:
     @property
     def dropout(self) -> float:
         """Of the probabilities."""
-        return (
-            getattr(self.owner, "attention_dropout", 0.0)
-            if self.probability_dropout is None
-            else (self.probability_dropout.p)
-        )
+        module = self.probability_dropout
+        return getattr(self.owner, "attention_dropout", 0.0) if module is None else module.p
 
     @property
     def rotate(self) -> Callable[..., Any] | None:
@@ -178,11 +176,6 @@ def _find(layer: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         found = getattr(found, name, None)
     return None if getattr(found, "is_removed", False) else found
-
-
-def eps_of(norm: Any) -> float:
-    """Returns the eps of a norm, whatever its class calls it."""
-    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
 
 
 def outputs_of(linear: Any) -> int:
