@@ -67,9 +67,9 @@ def read_peft(folder: Path) -> PeftFolder:
         UserError: it is none, or holds what is no plain LoRA (DoRA, embeddings, pickled weights); fields are named.
     """
     try:
-        config = json.loads((Path(folder) / PEFT_CONFIG).read_text())
+        config = dict(json.loads((Path(folder) / PEFT_CONFIG).read_text()))
         tensors = load_file(Path(folder) / PEFT_WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(
             f"method.adapter={folder}: not a PEFT folder with {PEFT_CONFIG} and {PEFT_WEIGHTS} ({error})"
         ) from error

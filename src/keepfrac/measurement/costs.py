@@ -222,13 +222,15 @@ def flops(net: nn.Module, length: int) -> FlopCounterMode:
     net.eval()
     ids = torch.ones(1, length, dtype=torch.long, device=next(net.parameters()).device)
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
-        for parameter in learning:  # one that is handed to a module, as DeBERTa does, would stop the counter
-            parameter.requires_grad_(False)
-        net(input_ids=ids, attention_mask=torch.ones_like(ids))
-    for parameter in learning:
-        parameter.requires_grad_(True)
-    net.train(was_training)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=FLOPS_OF_CPU_ATTENTION) as counter:
+            for parameter in learning:  # one that is handed to a module, as DeBERTa does, would stop the counter
+                parameter.requires_grad_(False)
+            net(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        net.train(was_training)
     return counter
 
 

@@ -41,6 +41,8 @@ HEADS = {
     "masked_lm": transformers.AutoModelForMaskedLM,
     "causal_lm": transformers.AutoModelForCausalLM,
 }
+CLASSIFIERS = ("sequence_classification", "token_classification")
+"""Heads whose outputs are the classes of a task."""
 PACKED = "model.packed.safetensors"  # the file of `models.packed`
 DROPOUTS = {
     "dropout": {key for family in FAMILIES.values() for key in family.dropouts},
@@ -125,7 +127,7 @@ def load_net(
 def _net(
     settings: dict, head: str, labels: tuple[str, ...] | None, num_labels: int, vocab_size: int, learns: bool
 ) -> PreTrainedModel:
-    if settings["head"] and (settings["config"] or head != "sequence_classification"):
+    if settings["head"] and (settings["config"] or head not in CLASSIFIERS):
         raise UserError(f"model.head={settings['head']}: without effect, for no classifier is loaded: leave it null")
     if not settings["config"]:
         return _loaded(settings, head, labels, num_labels, learns)

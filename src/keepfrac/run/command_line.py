@@ -162,7 +162,7 @@ def one_line(error: BaseException, typed: Sequence[str] = ()) -> str:
         return f"{match[2]}.{match[1]}: no such key"
     if (reason := error.__cause__ or error.__context__) and text.startswith("Error merging override "):
         return f"{text.removeprefix('Error merging override ')}: {str(reason).splitlines()[0]}"
-    if cause is None and (own := _own_cause(error)):
+    if own := _own_cause(error):
         return redact(told(own))
     return " ".join(text.split())
 

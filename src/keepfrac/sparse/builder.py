@@ -16,7 +16,7 @@ from keepfrac.sparse.layers.attention import NAME, AttentionSites, for_weights
 from keepfrac.sparse.layers.dropout import PackedDropout
 from keepfrac.sparse.layers.layer_norm import SparseLayerNorm
 from keepfrac.sparse.layers.linear import SparseLinear
-from keepfrac.sparse.layers.rms_norm import sparse_rms_norm
+from keepfrac.sparse.layers.rms_norm import eps_of, sparse_rms_norm
 from keepfrac.sparse.selection.selectors import Selector
 from keepfrac.sparse.selection.site import Site
 from keepfrac.tensors.change_class import change_class
@@ -157,8 +157,7 @@ class Builder:
                 continue
             stock: Any = type(norm)
             if offset is not None:
-                eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-                own = {"site": self._site(path, "layer_norm"), "offset": offset, "eps_of_norm": eps}
+                own = {"site": self._site(path, "layer_norm"), "offset": offset, "eps_of_norm": eps_of(norm)}
                 self._change(norm, sparse_rms_norm(stock), **own)
             elif isinstance(norm, nn.LayerNorm):
                 self._change(norm, SparseLayerNorm, site=self._site(path, "layer_norm"))

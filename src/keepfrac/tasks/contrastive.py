@@ -97,7 +97,7 @@ class Contrastive(PairEmbeddings):
 def _sharing(numbers: Tensor) -> Tensor:
     """Returns which pairs share a text with another one, (B, B) bool, False on the diagonal."""
     left, right = numbers[:, 0], numbers[:, 1]
-    same = (left[:, None] == left) | (right[:, None] == right) | (left[:, None] == right)
+    same = (left[:, None] == left) | (right[:, None] == right) | (left[:, None] == right) | (right[:, None] == left)
     return same & ~torch.eye(len(numbers), dtype=torch.bool, device=numbers.device)
 
 

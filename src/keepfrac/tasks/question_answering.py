@@ -81,6 +81,7 @@ class QuestionTask(TextTask):
 
     settings: Settings
     head = "question_answering"
+    needs_offsets = True
     problem = "question_answering"
 
     def __init__(self, settings: Settings):
@@ -135,14 +136,6 @@ class QuestionTask(TextTask):
 
     # tokens ---------------------------------------------------------------------------------------------------------
 
-    def use(self, tokenizer) -> None:
-        super().use(tokenizer)
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"task {self.name}: {type(tokenizer).__name__} does not say which characters a token stands for;"
-                " give a model with a fast tokenizer (tokenizer.json)"
-            )
-
     def batches_per_epoch(self, world: int) -> int:
         """Returns how many training batches of windows each of `world` processes takes in an epoch."""
         return max(1, len(self.encoded("train")) // (self.batch_size * world))
@@ -189,11 +182,12 @@ class QuestionTask(TextTask):
 
     def _shortened(self, question: str) -> str:
         """Returns a question of at most `longest_question` tokens."""
-        if len(question) <= self.settings.longest_question:  # a token stands for a character at least
+        most = self.settings.longest_question
+        if len(question.encode()) <= most:  # a token stands for a byte at least
             return question
         coded = self.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        kept = coded[: self.settings.longest_question]
-        return question if len(kept) == len(coded) else question[: kept[-1][1]]
+        # several tokens may stand for one character, which then goes whole
+        return question if len(coded) <= most else question[: min(coded[most - 1][1], coded[most][0])]
 
     def collate(self, items: list) -> Batch:
         """Pads windows to the longest of them."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from keepfrac.errors import UserError
 from keepfrac.tasks.base import Batch, Task
 from keepfrac.tasks.loading import Encoded
 from keepfrac.tasks.rows import Rows
@@ -38,10 +39,17 @@ class TextTask(Task):
     """
 
     head = "sequence_classification"
+    needs_offsets = False
+    """Whether it has to know which characters of a text a token stands for."""
     _digest = ""
 
     def use(self, tokenizer) -> None:
         super().use(tokenizer)
+        if self.needs_offsets and not tokenizer.is_fast:
+            raise UserError(
+                f"task {self.name}: {type(tokenizer).__name__} does not say which characters a token stands for;"
+                " give a model with a fast tokenizer (tokenizer.json)"
+            )
         self._digest = tokenizer_digest(tokenizer)
 
     def tokens(self, rows: Rows) -> Tokens:

@@ -88,6 +88,7 @@ class TokenTask(TextTask):
 
     settings: Settings
     head = "token_classification"
+    needs_offsets = True
     problem = "token_classification"
 
     # rows -----------------------------------------------------------------------------------------------------------
@@ -135,14 +136,6 @@ class TokenTask(TextTask):
         return {split: _of_hub(dataset, split, own.path) for split in FILES}, f"hub {own.path}", None
 
     # tokens ---------------------------------------------------------------------------------------------------------
-
-    def use(self, tokenizer) -> None:
-        super().use(tokenizer)
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"task {self.name}: {type(tokenizer).__name__} does not say which characters a token stands for;"
-                " give a model with a fast tokenizer (tokenizer.json)"
-            )
 
     def encode(self, rows: Rows) -> TaggedTokens:
         """Returns the tokens of `rows`, and tag and first token of each word."""

@@ -181,8 +181,10 @@ def test_a_folder_that_does_not_fit_is_said(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(UserError, match="only a plain LoRA can be read, not one with use_dora=true"):
         read_peft(folder)
-    with pytest.raises(UserError, match="not a PEFT folder"):
-        read_peft(tmp_path)
+    (folder / "adapter_config.json").write_text("[1]")
+    for other in (folder, tmp_path):
+        with pytest.raises(UserError, match="not a PEFT folder"):
+            read_peft(other)
     with pytest.raises(UserError, match="merge=keep"):
         write_peft(tiny(), tmp_path / "none", "base")
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from keepfrac.errors import UserError
 from keepfrac.models.load import load_for_task, load_net
@@ -84,6 +84,16 @@ def test_a_new_head_takes_the_place_of_one_with_other_classes(tmp_path):
         load_net(given, "sequence_classification", ("no", "yes"), 2, 60, learns=False)
     with pytest.raises(UserError, match=r"model\.head=new: without effect"):
         load_net(given, "masked_lm", None, 1, 60)
+
+
+def test_a_tagger_takes_the_way_out_that_is_named(tmp_path):
+    net = AutoModelForTokenClassification.from_config(named(("O", "B-film")).config)
+    given, tags = saved(tmp_path, net), ("O", "B-song")
+    with pytest.raises(UserError, match=r"has the classes O, B-film, the task O, B-song: .*model\.head=new$"):
+        load_net(given, "token_classification", tags, 2, 60)
+    new = load_net(given | {"head": "new"}, "token_classification", tags, 2, 60)
+    assert not torch.equal(new.classifier.weight, net.classifier.weight)
+    assert list(new.config.id2label.values()) == list(tags)
 
 
 def test_a_head_of_another_width_is_new_whatever_its_names(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from keepfrac.errors import UserError
+from keepfrac.tasks.contrastive import _sharing
 from keepfrac.tasks.metrics.retrieval import NAMES, RetrievalScores, ranking_scores
 
 PAIRS = [("red door", "the red door"), ("two apples", "apples"), ("song", "a good song"), ("red door", "it is red")]
@@ -75,6 +76,15 @@ def test_contrast_is_that_of_a_plain_loop(make_task, pairs, tokenizer):
         wanted.append(sum(losses) / 2)
     torch.testing.assert_close(task.row_losses(outputs, batch), torch.tensor(wanted), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(task.loss(outputs, batch), torch.tensor(wanted).mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_what_shares_a_text_is_no_negative():
+    # texts by number: pairs 0 and 1 share a text across, 1 and 2 a second one, 3 stands alone
+    shared = _sharing(torch.tensor([[0, 1], [1, 2], [3, 2], [4, 5]]))
+    wanted = torch.zeros(4, 4, dtype=torch.bool)
+    for one, other in ((0, 1), (1, 2)):
+        wanted[one, other] = wanted[other, one] = True
+    assert torch.equal(shared, wanted)
 
 
 def test_a_length_above_the_models_is_refused(make_task, pairs, tokenizer):

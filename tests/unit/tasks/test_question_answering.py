@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from keepfrac.errors import DataMissing, UserError
 from keepfrac.tasks.data.squad import read_squad
@@ -64,6 +66,20 @@ def test_windows_overlap_and_hold_the_answer(make_task, tmp_path, tokenizer):
             found[question] += 1
             assert CONTEXT[offsets[first][0] : offsets[last][1]] == ("good", "two apples")[question]
     assert all(found.values())
+
+
+def test_a_question_is_shortened_by_tokens_not_by_characters(make_task, tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[CLS]", "[SEP]", *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    bytewise = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special)
+    task = task_of(make_task, squad(tmp_path, ("\u4e2d\u6587", "good")))  # 2 characters, 6 tokens
+    task.use(bytewise)
+    ids = task.encoded("train")[0][0]
+    assert list(ids).index(2) == 1 + 3  # [CLS], one character (longest_question=4), [SEP]
 
 
 def test_loss_and_perfect_answers(make_task, tmp_path, tokenizer):

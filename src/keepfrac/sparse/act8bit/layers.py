@@ -28,10 +28,11 @@ from keepfrac.sparse.act8bit.feed_forward import FeedForwardBlock
 from keepfrac.sparse.act8bit.linears import LinearSpec, compute_dtype, gated_spec_of, spec_of
 from keepfrac.sparse.act8bit.masked_attention import NO_POSITIONS, Positions
 from keepfrac.sparse.act8bit.norms import NOTHING, NormBlock, PackedInput, attach_packed, packed_input
-from keepfrac.sparse.act8bit.parts import AttentionParts, Parts, eps_of, is_bare
+from keepfrac.sparse.act8bit.parts import AttentionParts, Parts, is_bare
 from keepfrac.sparse.act8bit.settings import Act8bitSettings, StorageFormat
 from keepfrac.sparse.act8bit.weight_gradients import wants_rows
 from keepfrac.sparse.kernels import kernels_for
+from keepfrac.sparse.layers.rms_norm import eps_of
 
 
 @dataclass

@@ -15,6 +15,7 @@ from keepfrac.models.families import Family
 from keepfrac.models.pruned import LowRankLinear
 from keepfrac.sparse.act8bit.feed_forward import is_known
 from keepfrac.sparse.act8bit.rms_norms import rms_norm
+from keepfrac.sparse.layers.rms_norm import eps_of
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,8 @@ class AttentionParts:
     @property
     def dropout(self) -> float:
         """Of the probabilities."""
-        return (
-            getattr(self.owner, "attention_dropout", 0.0)
-            if self.probability_dropout is None
-            else (self.probability_dropout.p)
-        )
+        module = self.probability_dropout
+        return getattr(self.owner, "attention_dropout", 0.0) if module is None else module.p
 
     @property
     def scale(self) -> float:
@@ -209,11 +207,6 @@ def _dropout(module: Any) -> Any:
 def is_bare(norm: Any) -> bool:
     """Returns whether nothing is normalised there."""
     return type(norm) is nn.Identity
-
-
-def eps_of(norm: Any) -> float:
-    """Returns the eps of a norm, whatever its class calls it."""
-    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
 
 
 def outputs_of(linear: Any) -> int:

@@ -20,6 +20,11 @@ from keepfrac.sparse.selection.packing import unpack_or_whole
 from keepfrac.sparse.selection.site import Site
 
 
+def eps_of(norm: Any) -> float:
+    """Returns the eps of a model's norm, whatever its class calls it."""
+    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+
+
 class SparseRmsNormFunction(torch.autograd.Function):
     """An RMSNorm whose backward pass uses what was kept of the normalised input."""
 
