@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from keepfrac.models.anatomy import Anatomy
 from keepfrac.prune import masks
 from keepfrac.tensors.clock import interleaved_seconds
+from keepfrac.tensors.saved import OwnTensors
 
 _ATEN = torch.ops.aten
 # The counter does not know the CPU's fused attention and would count none of its work.
@@ -26,34 +27,6 @@ FLOPS_OF_CPU_ATTENTION = {
         sdpa_backward_flop_count(grad, q, k, v)
     ),
 }
-# Through these, a tensor that autograd saves is still a parameter, cast or transposed.
-_VIEWS = ("TBackward0", "TransposeBackward0", "ToCopyBackward0", "ViewBackward0", "PermuteBackward0")
-
-
-def _is_of_parameter(tensor: Tensor) -> bool:
-    node = tensor.grad_fn
-    while node is not None and node.name() in _VIEWS:
-        node = node.next_functions[0][0]
-        if node is not None and node.name() == "torch::autograd::AccumulateGrad":
-            return True
-    return False
-
-
-def _frozen_weights(net: nn.Module) -> dict[torch.Size, list[Tensor]]:
-    """The frozen matrices of `net` by their shape, in both orientations."""
-    found: dict[torch.Size, list[Tensor]] = {}
-    for parameter in net.parameters():
-        if parameter.ndim == 2 and not parameter.requires_grad:
-            for matrix in (parameter.detach(), parameter.detach().t()):
-                found.setdefault(matrix.shape, []).append(matrix)
-    return found
-
-
-def _is_cast_of(tensor: Tensor, frozen: dict[torch.Size, list[Tensor]]) -> bool:
-    """Whether it is what autocast made of a frozen weight: that has no graph which would say so."""
-    if tensor.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return any(torch.equal(tensor, one.to(tensor.dtype)) for one in frozen.get(tensor.shape, ()))
 
 
 @contextmanager
@@ -63,12 +36,11 @@ def saved_storages(net: nn.Module) -> Iterator[dict[int, int]]:
     Each storage counts once, however many operations save it. Parameters and buffers of `net`, and the casts of
     parameters that autocast makes, are not activations and do not count.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*net.parameters(), *net.buffers()]}
-    frozen, storages = _frozen_weights(net), dict[int, int]()
+    own, storages = OwnTensors(net), dict[int, int]()
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own and not (_is_of_parameter(tensor) or _is_cast_of(tensor, frozen)):
+        if not own.has(tensor):
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 

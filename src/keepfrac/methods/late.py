@@ -6,6 +6,9 @@ when G has arrived, by its norm, the right criterion, unknown in the forward pas
 
 keep_frac is the share of the real tokens that form each weight gradient: it sets arithmetic alone.
 
+A network without the blocks of `late` (MPNet, DeBERTa, a model of one's own) runs its own code: its linears choose
+rows, and hooks store all else that autograd saves in 8 bits; `kept` says "how: any network". See `act8bit.any_network`.
+
 With another method the same is `backward=late`: see `sparse.act8bit.saver`.
 
 Sources: 8-bit storage after Mesa and GACT; winner-take-all rows after WTA-CRS (Liu et al., NeurIPS 2023), whose

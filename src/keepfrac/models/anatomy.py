@@ -140,7 +140,7 @@ def family_of(net: nn.Module) -> Family:
     if (family := FAMILIES.get(model_type.removeprefix(PRUNED))) is None:
         raise UserError(
             f"the parts of a {model_type!r} are not known, as models/families.py has no row for it: it can be"
-            " fine-tuned whole (method=nosp or checkpoint), have low-rank updates of linears that patterns name"
+            " fine-tuned whole (method=nosp, checkpoint or late), have low-rank updates of linears that patterns name"
             " (method=lora method.targets=['.*query']), learn from a teacher's logits (distill=logits) and lose tokens"
             f" (method=vocab); all else is for {', '.join(sorted(FAMILIES))}"
         )

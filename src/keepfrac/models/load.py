@@ -29,6 +29,7 @@ from keepfrac.models.vocabulary.tokenizers import built
 from keepfrac.prune.masks import Masks
 from keepfrac.storage import results
 from keepfrac.storage.files import replacing
+from keepfrac.storage.redact import first_line
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,10 @@ def _net(
     config = _configured(config, settings, labels, num_labels)
     check_attention(HEADS[head], config, settings["attention"], f"model {settings['name']}")
     how = {"attn_implementation": settings["attention"], "dtype": torch.float32}
-    return HEADS[head].from_config(config, trust_remote_code=False, **how)
+    try:
+        return HEADS[head].from_config(config, trust_remote_code=False, **how)
+    except (AssertionError, ValueError) as error:  # such as a padding token that the vocabulary has not
+        raise UserError(f"model.config: {first_line(error)}") from error
 
 
 def _loaded(

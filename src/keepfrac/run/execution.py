@@ -151,7 +151,8 @@ class Execution:
         saver.detach()
         if self.module.replaces_backward:
             return {}  # the method's own figures say it
-        return {f"backward_{key}": value for key, value in saver.kept().items() if key in ("asked", "achieved", "of")}
+        said = ("asked", "achieved", "of", "how")
+        return {f"backward_{key}": value for key, value in saver.kept().items() if key in said}
 
     def _cost(self) -> dict:
         times = self.settings.probe_steps

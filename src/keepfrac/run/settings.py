@@ -40,7 +40,7 @@ CONFIG = Kind(
     lambda value: value is None or (isinstance(value, Mapping) and isinstance(value.get("model_type"), str)),
     "a mapping with model_type, as model=bert_tiny has it, or null",
 )
-SIZES = re.compile(r"(num_|n_|.*_size$|max_position_embeddings$|rank$)")
+SIZES = re.compile(r"(?!num_memory_blocks|type_vocab_size)(num_|n_|.*_size$|max_position_embeddings$|rank$)")
 """Names of a model's sizes, in the configurations of Transformers."""
 EARLIER = (
     dict.fromkeys(("fgm", "ema", "r_drop", "layer_decay", "fidelity_every"))

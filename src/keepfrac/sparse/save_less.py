@@ -40,12 +40,13 @@ WAYS: dict[str, tuple[type[BackwardSaver], dict[str, Any]]] = {
 def save_less(model: nn.Module, keep_frac: float | None = None, by: str = "late", **options: Any) -> Handle:
     """Makes a model save less for its backward pass, in place; its parameters, their names and its outputs stay.
 
-    Freeze what is to be frozen before. In evaluation mode the model runs its stock code. Which way takes which family:
-    the table of models/README.md. late takes most of them; norm, rand, bkrz and wta all but GPT-2, whose linears are of
-    another kind; recompute_gelu those of them without a gate; checkpoint what Transformers can checkpoint.
+    Freeze what is to be frozen before. In evaluation mode the model runs its stock code. late takes any network with
+    linears, by blocks of its own where the table of models/README.md has the family's; norm, rand, bkrz and wta take all
+    of that table but GPT-2, whose linears are of another kind; recompute_gelu those of them without a gate; checkpoint
+    what Transformers can checkpoint.
 
     Args:
-        model: a Transformers model of such a family, with any head.
+        model: a Transformers model of such a family, with any head; for late any torch module.
         keep_frac: the share that is kept of what forms the weight gradients, in (0, 1]: of the real tokens' rows with
             `late` and `wta`, of the columns of each linear's input with `norm` and `rand`, of its elements with
             `bkrz`; None: what conf/backward says, 0.3 or 1.

@@ -16,6 +16,8 @@ stock layer, and the gradient to the input runs over all rows, exact up to the 8
     linears            linear layers with low-rank updates, gates and two factors
     weight_gradients   which rows form them, what wants a gradient, and their sums
     calls              the seed, the padding and the numbers of one call of a layer
+    any_network        networks without these blocks: linears that choose rows, and hooks for all else
+    any_linear, saved  such a linear; what autograd saves, stored by hooks
     allocation         the formats of each layer, chosen by measured errors for a budget of bytes
 """
 

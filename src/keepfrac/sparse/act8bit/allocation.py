@@ -19,6 +19,7 @@ from keepfrac.errors import UserError
 from keepfrac.sparse.act8bit.calls import RowStats
 from keepfrac.sparse.act8bit.saver import Converted
 from keepfrac.sparse.act8bit.settings import BITS, CONTEXTS, STORES, StorageFormat
+from keepfrac.sparse.protocol import Handle
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _measured(trial: _Trial, count: int) -> tuple[dict[Slot, list[StorageOption]
     return options, whole
 
 
-def allocate_formats(net: nn.Module, handle: Converted, step: Callable[[], Tensor], budget: float) -> None:
+def allocate_formats(net: nn.Module, handle: Handle, step: Callable[[], Tensor], budget: float) -> None:
     """Makes the layers store within a budget.
 
     Args:
@@ -141,8 +142,10 @@ def allocate_formats(net: nn.Module, handle: Converted, step: Callable[[], Tenso
         budget: share of the bytes that PyTorch stores for these layers, in (0, 1].
 
     Raises:
-        UserError: the layers cannot be stored in so little.
+        UserError: the layers cannot be stored in so little, or the network has no blocks with formats to choose.
     """
+    if not isinstance(handle, Converted):
+        raise UserError(f"method.budget={budget}: late has no blocks for this network, whose formats it could choose")
     count = len(handle.layers)
     with _whole_gradients(handle):
         trial = _Trial(net, handle, step)

@@ -1,5 +1,7 @@
 """`convert`: a network's layers, made to train through the blocks, in place; and back.
 
+A network whose layers are no such blocks is made to store what autograd saves in it: see `any_network`.
+
 `method=late` is this and nothing else. Under another method (`backward=late`) the layers are converted when that
 method has prepared its model, and restored before it finishes. What the method attaches to the layers stays:
 
@@ -24,6 +26,8 @@ from keepfrac.errors import UserError
 from keepfrac.models.anatomy import anatomy
 from keepfrac.models.families import Family
 from keepfrac.settings import settings
+from keepfrac.sparse.act8bit.any_linear import LateLinear
+from keepfrac.sparse.act8bit.any_network import ConvertedLinears, convert_any, has_blocks
 from keepfrac.sparse.act8bit.calls import PaddingReader, RowStats, SeedCounter
 from keepfrac.sparse.act8bit.layers import LateLayer, LayerState, late_class
 from keepfrac.sparse.act8bit.parts import Parts
@@ -140,8 +144,8 @@ class Converted(Handle):
         super().restore()
 
 
-def convert(net: nn.Module, own: Act8bitSettings | float = DEFAULTS["keep_frac"]) -> Converted:
-    """Makes every layer of `net` train through the blocks of `late`, in place.
+def convert(net: nn.Module, own: Act8bitSettings | float = DEFAULTS["keep_frac"]) -> Converted | ConvertedLinears:
+    """Makes every layer of `net` train through the blocks of `late`, in place; its linears, where it has no blocks.
 
     The modules stay the same objects with the same parameters, state-dict keys and hooks; only the class of each layer
     changes. In evaluation mode the stock code runs. Modules inside a layer are not called in training: gates
@@ -149,20 +153,22 @@ def convert(net: nn.Module, own: Act8bitSettings | float = DEFAULTS["keep_frac"]
     with low-rank updates, and layers with the LayerNorm in front will do.
 
     Args:
-        net: a network of a family whose attention is softmax(q k' scale + mask) v: see `models.families`.
+        net: a network. It goes through the blocks where `models.families` has a row for it whose attention is
+            softmax(q k' scale + mask) v; else see `any_network`.
         own: how its blocks store and choose; a number: keep_frac, and `DEFAULTS` for the rest.
 
     Raises:
-        UserError: a share that is not in (0, 1], a network that is converted already, of another family, or with a
-            layer that the blocks would not reproduce; kernels that cannot be built here.
+        UserError: a share that is not in (0, 1], a network that is converted already, with a layer that its family's
+            blocks would not reproduce, or without linears; kernels that cannot be built here.
     """
     if not isinstance(own, Act8bitSettings):
         own = Act8bit.Settings.of({**DEFAULTS, "keep_frac": own})
-    if any(isinstance(module, LateLayer) for module in net.modules()):
+    if any(isinstance(module, (LateLayer, LateLinear)) for module in net.modules()):
         raise UserError("this network is converted to method late already: restore it first")
+    if not has_blocks(net):
+        return convert_any(net, own, _without_cache(net))
     parts = anatomy(net)
     family = parts.family
-    _check_family(family, parts.model_type)
     layers: dict[str, Any] = {one.path: net.get_submodule(one.path) for one in parts.layers}
     for path, layer in layers.items():
         Parts.of(layer, family).check(path)
@@ -176,12 +182,6 @@ def convert(net: nn.Module, own: Act8bitSettings | float = DEFAULTS["keep_frac"]
         layer.late = LayerState(own, own.storage, seeds=seeds, padding=reader, family=family)
     log.info("method late: %d layers, kernels=%s", len(layers), own.kernels)
     return Converted(layers, own, [*_free_last_hidden_state(net, family), *_without_cache(net)])
-
-
-def _check_family(family: Family, name: str) -> None:
-    """Raises UserError for a family whose attention or feed-forward block is not what the blocks compute."""
-    if not family.attention_interface:
-        raise UserError(f"method late trains networks with plain attention and feed-forward blocks, not a {name}")
 
 
 class _Setting:
@@ -198,7 +198,8 @@ class _Setting:
 
 def _without_cache(net: Any) -> list[_Setting]:
     """Makes a decoder that trains collect no keys and values, which it would hold, and no block gives."""
-    return [_Setting(net.config, "use_cache", False)] if getattr(net.config, "use_cache", False) else []
+    config = getattr(net, "config", None)
+    return [_Setting(config, "use_cache", False)] if getattr(config, "use_cache", False) else []
 
 
 def _first_token(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -231,5 +232,5 @@ class Act8bit(BackwardSaver):
     draws_masks = True
     forms_attention_scores = False
 
-    def convert(self, net: nn.Module) -> Converted:
+    def convert(self, net: nn.Module) -> Converted | ConvertedLinears:
         return convert(net, self.settings)
