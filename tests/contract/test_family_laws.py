@@ -37,7 +37,8 @@ VARIANTS = {  # of a family: what its models are also like
 ENCODERS = [name for name, row in FAMILIES.items() if not row.causal]
 ROWS = {name: FAMILIES[VARIANTS.get(name, (name,))[0]] for name in (*ENCODERS, *VARIANTS)}
 CUTTABLE = [name for name, row in ROWS.items() if row.removed]
-LATE = [name for name, row in ROWS.items() if row.rms_norm is None]  # RMSNorms are in fp32 in any model
+# RMSNorms and rotations are in fp32 in any model: those have a law of their own, with its tolerance
+LATE = [name for name, row in ROWS.items() if row.rms_norm is None and not row.rotary]
 OWN_ATTENTION = [name for name, row in ROWS.items() if not row.attention_interface]
 ALL = LayerStructure((0, 1, 2, 3), tuple(range(48)))
 STRUCTURES = {

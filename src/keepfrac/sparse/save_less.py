@@ -41,9 +41,9 @@ def save_less(model: nn.Module, keep_frac: float | None = None, by: str = "late"
     """Makes a model save less for its backward pass, in place; its parameters, their names and its outputs stay.
 
     Freeze what is to be frozen before. In evaluation mode the model runs its stock code. late takes any network with
-    linears, by blocks of its own where the table of models/README.md has the family's; norm, rand, bkrz and wta take all
-    of that table but GPT-2, whose linears are of another kind; recompute_gelu those of them without a gate; checkpoint
-    what Transformers can checkpoint.
+    linears, by blocks of its own where the table of models/README.md has the family's; norm, rand, bkrz and wta take
+    all of that table but GPT-2, whose linears are of another kind; recompute_gelu those of them without a gate;
+    checkpoint what Transformers can checkpoint.
 
     Args:
         model: a Transformers model of such a family, with any head; for late any torch module.
