@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 
 from keepfrac.errors import UserError
@@ -88,13 +89,16 @@ def command(monkeypatch, capsys):
     def call(module: str, words: list[str]) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [module, *words])
         main = importlib.import_module(module).main
-        handlers = list(logging.getLogger().handlers)
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
         try:
             code = main() if module == "src.main" else main(words)
         except SystemExit as ended:
             code = ended.code
         finally:
-            logging.getLogger().handlers[:] = handlers
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            HydraConfig.instance().cfg = None  # a run in this process would read it
         return code, capsys.readouterr().err
 
     return call
