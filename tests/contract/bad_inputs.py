@@ -208,7 +208,7 @@ TYPED = [  # words of `python -m src.main`, beside those of a run that could beg
     ("model=from_run", "model.run: a value is needed"),
     ("model=from_run model.run=nowhere", "model.run=nowhere: not the folder of a finished run"),
     ("logger=wandb logger.project=3", "logger.project=3: is read as a number"),
-    ("logger=wandb logger.entity=[1]", "logger.entity=.*: must be a text, or null"),
+    ("logger=wandb logger.entity=[1]", "logger.entity=.*: must be a text that holds no secret, or null"),
     ("logger.name=foo", "logger.name=foo: must be one of none, csv, tensorboard, wandb"),
     ("export.name=foo", "export.name=foo: must be one of none, onnx"),
     ("export=peft", "export=peft: method=nosp delivers no updates"),
@@ -272,6 +272,14 @@ TYPED = [  # words of `python -m src.main`, beside those of a run that could beg
     ("name=records", "name=records: must be letters, .*not records"),
     ("name=a/b", None),
     ("name=", "name=: must be letters"),
+    (
+        "logger=wandb logger.project=hf_AbCdEfGh12345678",
+        r"^error: logger.project=\*\*\*: must be a text that holds no sec",
+    ),
+    (
+        "logger=wandb logger.entity=hf_AbCdEfGh12345678",
+        r"^error: logger.entity=\*\*\*: must be a text that holds no sec",
+    ),
     ("name=hf_AbCdEfGh12345678", r"^error: name=\*\*\*: must be letters, .*no secret"),
     ("name=2024", r"name=2024: is read as a number; as a text it is typed name='\"2024\"'"),
     # what cannot be read

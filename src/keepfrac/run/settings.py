@@ -32,6 +32,10 @@ NAME = Kind(
 )
 SEED = Kind(lambda value: whole(0).holds(value) and value < 2**32, "a whole number in [0, 2^32)")
 GROUP = Kind(lambda value: isinstance(value, Mapping) and "name" in value, "one of the group's options")
+SENT = Kind(
+    lambda value: isinstance(value, str) and bool(value) and redact(value, environ={}) == value,
+    "a text that holds no secret",
+)
 TOKENIZER = Kind(
     lambda value: value is None or (isinstance(value, str) and bool(value)) or isinstance(value, Mapping),
     "a hub name, a folder, or a mapping that says how to make one, as model=bert_small has it",
@@ -149,8 +153,8 @@ class Logger(Settings):
 class Wandb(Logger):
     """`logger=wandb`."""
 
-    project: str = text("the W&B project")
-    entity: str | None = text("the W&B user or team; null: the key's own", null=True)
+    project: str = setting("the W&B project", SENT)
+    entity: str | None = setting("the W&B user or team; null: the key's own", SENT, null=True)
 
 
 @settings
