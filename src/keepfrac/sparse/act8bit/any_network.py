@@ -64,21 +64,8 @@ class ConvertedLinears(Handle):
         first. Masks of one bit are not among them.
         """
         rest = RowStats(saved_bytes=self.saved.bytes_kept, dense_bytes=self.saved.bytes_dense)
-        return [self._row(path, stats) for path, stats in [*self._stats().items(), ("all else", rest)]]
-
-    def _row(self, site: str, stats: RowStats) -> dict[str, Any]:
-        return {
-            "site": site,
-            "kind": "late",
-            "kernels": self.runs_on,
-            "storing": self.settings.store,
-            "asked": self.settings.keep_frac,
-            "achieved": stats.share,
-            "fallback": None,
-            "bytes_dense": stats.dense_bytes,
-            "bytes_kept": stats.saved_bytes,
-            "bytes_predicted": stats.saved_bytes,
-        }
+        own, stats = self.settings, {**self._stats(), "all else": rest}
+        return [one.row(path, self.runs_on, own.store, own.keep_frac) for path, one in stats.items()]
 
     def kept(self) -> dict[str, Any]:
         """Returns asked and achieved share of the rows of weight gradients, over all linears and steps so far."""

@@ -187,6 +187,21 @@ class RowStats:
             self.real_rows += real
             self.used_rows += sum(used) / len(used)
 
+    def row(self, site: str, kernels: str, storing: Any, asked: float) -> dict[str, Any]:
+        """Returns the row of a report; what is kept depends on shapes alone, so it is what is predicted."""
+        return {
+            "site": site,
+            "kind": "late",
+            "kernels": kernels,
+            "storing": storing,
+            "asked": asked,
+            "achieved": self.share,
+            "fallback": None,
+            "bytes_dense": self.dense_bytes,
+            "bytes_kept": self.saved_bytes,
+            "bytes_predicted": self.saved_bytes,
+        }
+
     @property
     def share(self) -> float | None:
         """The share of the real tokens that formed weight gradients; None before the first backward pass."""

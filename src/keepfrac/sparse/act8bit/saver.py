@@ -66,18 +66,7 @@ class Converted(Handle):
         it is what is predicted.
         """
         return [
-            {
-                "site": f"{path}.{block}",
-                "kind": "late",
-                "kernels": self.runs_on,
-                "storing": asdict(layer.late.storage),
-                "asked": self.settings.keep_frac,
-                "achieved": stats.share,
-                "fallback": None,
-                "bytes_dense": stats.dense_bytes,
-                "bytes_kept": stats.saved_bytes,
-                "bytes_predicted": stats.saved_bytes,
-            }
+            stats.row(f"{path}.{block}", self.runs_on, asdict(layer.late.storage), self.settings.keep_frac)
             for path, layer in self.layers.items()
             for block, stats in (("attention", layer.late.attention), ("feed_forward", layer.late.feed_forward))
         ]
